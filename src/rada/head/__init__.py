@@ -1,0 +1,7 @@
+"""The RAda head: one attention layer over the rational matrix, after both encoders."""
+
+from __future__ import annotations
+
+from rada.head.head import HeadOutput, RAdaHead, rational_matrix
+
+__all__ = ["HeadOutput", "RAdaHead", "rational_matrix"]
