@@ -1,0 +1,221 @@
+"""A head on disk: `head.safetensors` beside `config.json`, loaded without trusting either."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from rada._version import __version__
+from rada.errors import CheckpointError, ConfigError
+from rada.head import RAdaHead
+from rada.storage import atomic_directory, read_json
+
+__all__ = ["HeadConfig", "load_head", "resolve_directory", "save_head"]
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "head.safetensors"
+_MAX_CONFIG_BYTES = 64 << 20
+_LAYERS = ("query_image", "query_text", "query_rational", "key", "value", "out")
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """What a saved head says of itself.
+
+    Attributes:
+        rada_version: Version of the library that wrote it.
+        dim: Width D of the features.
+        num_heads: Attention heads.
+        temperature: Temperature of the joint softmax.
+        scale: The exponentiated logit scale that the head was trained with.
+        strength: Mask strength at inference.
+        encoder: `{"name", "fingerprint"}` of the encoder, or None for foreign features.
+        classes: Names of the candidate classes.
+        templates: Prompt templates.
+        aliases: Display names by the folder or label names of the data.
+        training: Configuration, seed, history and data of the run.
+    """
+
+    dim: int
+    num_heads: int
+    temperature: float
+    scale: float
+    strength: float
+    encoder: dict[str, Any] | None
+    classes: list[str]
+    templates: list[str]
+    aliases: dict[str, str] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    rada_version: str = __version__
+
+    def __post_init__(self) -> None:
+        numbers = (self.temperature, self.scale, self.strength)
+        checks = {
+            "dim": _is_count(self.dim),
+            "num_heads": _is_count(self.num_heads) and self.dim % self.num_heads == 0,
+            "temperature": _is_number(self.temperature) and self.temperature > 0,
+            "scale": _is_number(self.scale) and self.scale > 0,
+            "strength": _is_number(self.strength) and 0 <= numbers[2] <= 1,
+            "encoder": self.encoder is None
+            or (
+                isinstance(self.encoder, dict)
+                and all(isinstance(self.encoder.get(key), str) for key in ("name", "fingerprint"))
+            ),
+            "classes": _is_names(self.classes),
+            "templates": _is_names(self.templates),
+            "aliases": isinstance(self.aliases, dict) and _is_names(list(self.aliases.values())),
+            "training": isinstance(self.training, dict),
+            "rada_version": isinstance(self.rada_version, str),
+        }
+        wrong = [name for name, good in checks.items() if not good]
+        if wrong:
+            values = ", ".join(f"{name}={str(getattr(self, name))[:80]!r}" for name in wrong)
+            raise ConfigError(f"a head cannot have {values}")
+
+    @classmethod
+    def from_dict(cls, values: object) -> HeadConfig:
+        """Build from parsed JSON.
+
+        Raises:
+            ConfigError: If a field is unknown, missing or ill-typed; the message names it.
+        """
+        if not isinstance(values, dict):
+            raise ConfigError(f"a JSON object is needed, not {type(values).__name__}")
+        fields = {entry.name: entry for entry in dataclasses.fields(cls)}
+        unknown = sorted(map(str, set(values) - set(fields)))
+        missing = [
+            name
+            for name, entry in fields.items()
+            if name not in values
+            and entry.default is dataclasses.MISSING
+            and entry.default_factory is dataclasses.MISSING
+        ]
+        if unknown or missing:
+            told = [f"unknown field {name!r}" for name in unknown]
+            told += [f"missing field {name!r}" for name in missing]
+            version = values.get("rada_version")
+            hint = f" (written by rada {version}, this is {__version__})" if version else ""
+            raise ConfigError(", ".join(told) + hint)
+        return cls(**values)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+
+
+def save_head(directory: str | Path, head: RAdaHead, config: HeadConfig) -> None:
+    """Write a head; a reader sees the old files or the new ones, never half of one.
+
+    Raises:
+        StorageError: If the place cannot be written.
+    """
+    import json
+
+    state = {name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}
+    text = json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False, allow_nan=False)
+    with atomic_directory(directory) as temporary:
+        save_file(state, temporary / WEIGHTS_FILE, metadata={"format": "pt", "rada": __version__})
+        (temporary / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def load_head(directory: str | Path) -> tuple[RAdaHead, HeadConfig]:
+    """Read a head that anybody may have written.
+
+    Only `config.json` and `head.safetensors` inside the folder are opened. The shapes in the
+    file's header are compared with the configuration before anything is allocated.
+
+    Args:
+        directory: A local folder.
+
+    Returns:
+        The head in evaluation mode, and its configuration.
+
+    Raises:
+        CheckpointError: If a file is missing, damaged, leads outside the folder or does not fit the
+            configuration.
+    """
+    folder = Path(directory)
+    config_path, weights_path = (_inside(folder, name) for name in (CONFIG_FILE, WEIGHTS_FILE))
+    raw = read_json(
+        config_path, error=CheckpointError, what="the configuration", limit=_MAX_CONFIG_BYTES
+    )
+    try:
+        config = HeadConfig.from_dict(raw)
+    except (ConfigError, TypeError) as error:
+        raise CheckpointError(f"{str(config_path)!r} is not a head's configuration: {error}") from error
+    wanted = {f"{layer}.weight": (config.dim, config.dim) for layer in _LAYERS}
+    wanted |= {f"{layer}.bias": (config.dim,) for layer in _LAYERS}
+    try:
+        with safe_open(weights_path, framework="pt") as stream:
+            names = set(stream.keys())
+            found = {name: tuple(stream.get_slice(name).get_shape()) for name in names}
+            if found != wanted:
+                raise CheckpointError(_difference(weights_path, found, wanted))
+            state = {name: stream.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, KeyError) as error:
+        raise CheckpointError(f"{str(weights_path)!r} is damaged: {error}") from error
+    for name, value in state.items():
+        if not value.is_floating_point() or not value.isfinite().all():
+            raise CheckpointError(f"{str(weights_path)!r} holds NaN, Inf or integers in {name!r}")
+    head = RAdaHead(config.dim, config.num_heads, config.temperature)
+    head.to(state["out.weight"].dtype).load_state_dict(state)
+    return head.eval(), config
+
+
+def _inside(folder: Path, name: str) -> Path:
+    if not folder.is_dir():
+        raise CheckpointError(f"{str(folder)!r} is not a folder with a saved head")
+    path = folder / name
+    if not path.is_file():
+        raise CheckpointError(
+            f"{str(folder)!r} has no {name}: it is not a head that save_pretrained or rada fit wrote"
+        )
+    # The hub's cache keeps snapshots as links into a folder of blobs two levels up.
+    allowed = (folder.resolve(), folder.resolve().parent.parent / "blobs")
+    if not any(path.resolve().is_relative_to(root) for root in allowed):
+        raise CheckpointError(f"{str(path)!r} is a link out of its folder, which is refused")
+    return path
+
+
+def _difference(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    for name in sorted(wanted.keys() | found.keys()):
+        if found.get(name) != wanted.get(name):
+            return (
+                f"{str(path)!r} does not fit its configuration: {name!r} has the shape "
+                f"{found.get(name)}, {wanted.get(name)} is needed"
+            )
+    return f"{str(path)!r} does not fit its configuration"
+
+
+def resolve_directory(name: str | Path) -> Path:
+    """Return the local folder of a saved head, downloading `owner/name` from the Hugging Face hub.
+
+    Raises:
+        CheckpointError: If there is no such folder and the hub has none or is out of reach.
+    """
+    path = Path(name)
+    if path.exists() or str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
+        return path.expanduser()
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+    except Exception as error:  # the hub's client raises a dozen unrelated types
+        raise CheckpointError(
+            f"{str(name)!r} is neither a local folder nor reachable on the Hugging Face hub "
+            f"({type(error).__name__})"
+        ) from error

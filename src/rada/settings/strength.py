@@ -1,0 +1,208 @@
+"""Choosing the mask strength on the training shots alone.
+
+The mask used at inference is `M_lambda = 1 + lambda (M - 1)`. A head that learned some classes may
+do worse than zero-shot on classes that it never saw; a smaller strength mends that. Here a part of
+the classes is held out as pseudo-new classes, a head learns the others, and the strength with
+the best harmonic mean of pseudo-base and pseudo-new accuracy is taken, among those that are not below
+zero-shot on the pseudo-new classes. (Mask strength is ours; the paper has none.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rada.errors import CheckpointError
+from rada.evaluation import harmonic_mean
+from rada.head import RAdaHead
+from rada.storage import read_json, write_json
+
+if TYPE_CHECKING:
+    from rada.settings.eft import HeadTrainer
+
+__all__ = ["STRENGTHS", "StrengthChoice", "choose_strength"]
+
+STRENGTHS = tuple(round(0.05 * step, 2) for step in range(21))
+"""The strengths that are compared."""
+
+
+@dataclass(frozen=True)
+class StrengthChoice:
+    """How a strength was chosen.
+
+    Attributes:
+        strength: The strength chosen.
+        method: "classes" (cross-validation over classes), "shots" (over shots, for fewer than four
+            classes) or "none" (one shot of fewer than four classes: nothing to validate on).
+        strengths: The strengths compared.
+        base_accuracy: Accuracy on held-out images of learned classes, one a strength.
+        new_accuracy: Accuracy on held-out classes, one a strength; empty for "shots" and "none".
+    """
+
+    strength: float
+    method: str
+    strengths: tuple[float, ...] = STRENGTHS
+    base_accuracy: tuple[float, ...] = ()
+    new_accuracy: tuple[float, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as plain JSON values."""
+        return asdict(self)
+
+
+@dataclass
+class _Counts:
+    """Right answers at every strength, and the images asked."""
+
+    correct: Tensor
+    images: int
+
+    @classmethod
+    def none(cls) -> _Counts:
+        return cls(torch.zeros(len(STRENGTHS), dtype=torch.long), 0)
+
+    def __add__(self, other: _Counts) -> _Counts:
+        return _Counts(self.correct + other.correct, self.images + other.images)
+
+    def accuracy(self) -> Tensor:
+        return self.correct.double() / max(1, self.images)
+
+
+def choose_strength(
+    trainer: HeadTrainer, folder: Path | None, *, progress: bool | None = None
+) -> StrengthChoice:
+    """Choose the strength of a run by cross-validation on its training images.
+
+    Args:
+        trainer: The run; its images, labels and configuration are used.
+        folder: Where the states of the folds are kept, so that a killed run goes on; None keeps
+            none.
+        progress: Show bars; None shows them on a terminal only.
+
+    Returns:
+        The choice with the curves that led to it.
+    """
+    classes = len(trainer.text)
+    shots = torch.bincount(trainer.labels.cpu(), minlength=classes)
+    if classes >= 4:
+        return _over_classes(trainer, folder, progress)
+    if int(shots.min()) >= 2:
+        return _over_shots(trainer, folder, progress)
+    return StrengthChoice(1.0, "none")
+
+
+def _over_classes(
+    trainer: HeadTrainer, folder: Path | None, progress: bool | None
+) -> StrengthChoice:
+    classes = len(trainer.text)
+    folds = min(trainer.config.strength_folds, classes // 2)
+    order = torch.randperm(classes, generator=_generator(trainer))
+    held_out = _last_part_of_each_class(trainer)
+    base, new = _Counts.none(), _Counts.none()
+    for fold, pseudo_new in enumerate(order.tensor_split(folds)):
+        pseudo_base = order[~torch.isin(order, pseudo_new)].sort().values
+        learner = trainer.on_classes(pseudo_base, keep=~held_out)
+        testers = (
+            trainer.on_classes(pseudo_base, keep=held_out if bool(held_out.any()) else None),
+            trainer.on_classes(pseudo_new.sort().values),
+        )
+        base_counts, new_counts = _fold(learner, testers, folder, f"classes-{fold}", progress)
+        base, new = base + base_counts, new + new_counts
+    return _best(base, new)
+
+
+def _over_shots(trainer: HeadTrainer, folder: Path | None, progress: bool | None) -> StrengthChoice:
+    part = _position_in_class(trainer) % 2
+    everything = torch.arange(len(trainer.text))
+    total = _Counts.none()
+    for fold in range(2):
+        learner = trainer.on_classes(everything, keep=part != fold)
+        tester = trainer.on_classes(everything, keep=part == fold)
+        total += _fold(learner, (tester,), folder, f"shots-{fold}", progress)[0]
+    accuracy = total.accuracy()
+    best = int((accuracy == accuracy.max()).nonzero().max())
+    return StrengthChoice(STRENGTHS[best], "shots", base_accuracy=tuple(accuracy.tolist()))
+
+
+def _best(base: _Counts, new: _Counts) -> StrengthChoice:
+    base_accuracy, new_accuracy = base.accuracy(), new.accuracy()
+    means = torch.tensor(
+        [harmonic_mean(b, n) for b, n in zip(base_accuracy, new_accuracy, strict=True)]
+    )
+    means[new_accuracy < new_accuracy[0]] = -1.0
+    best = int(means.argmax())
+    return StrengthChoice(
+        STRENGTHS[best],
+        "classes",
+        base_accuracy=tuple(base_accuracy.tolist()),
+        new_accuracy=tuple(new_accuracy.tolist()),
+    )
+
+
+def _fold(
+    learner: HeadTrainer,
+    testers: tuple[HeadTrainer, ...],
+    folder: Path | None,
+    name: str,
+    progress: bool | None,
+) -> list[_Counts]:
+    """Train on one part, count right answers on others; read the counts back if they are there."""
+    record = folder and folder / f"strength-{name}.json"
+    if record is not None and record.exists():
+        saved = read_json(record, error=CheckpointError, what="the training state")
+        if saved.get("key") == learner.key:
+            return [_Counts(torch.tensor(c), n) for c, n in saved["counts"]]
+    head, _ = learner.run(
+        folder and folder / f"strength-{name}.safetensors",
+        progress=progress,
+        description="Choosing the strength",
+    )
+    counts = [count_correct(head, tester) for tester in testers]
+    if record is not None:
+        rows = [[entry.correct.tolist(), entry.images] for entry in counts]
+        write_json(record, {"key": learner.key, "counts": rows})
+    return counts
+
+
+@torch.no_grad()
+def count_correct(head: RAdaHead, tester: HeadTrainer) -> _Counts:
+    """Count right answers at every strength; logits are linear in it, so two passes serve all."""
+    total = _Counts.none()
+    for start in range(0, len(tester.images), 256):
+        images = tester.images[start : start + 256, 0]
+        labels = tester.labels[start : start + 256]
+        zero_shot = tester.scale * images @ tester.text.T
+        change = head(images, tester.text, tester.scale).logits - zero_shot
+        right = [
+            int(((zero_shot + strength * change).argmax(1) == labels).sum())
+            for strength in STRENGTHS
+        ]
+        total += _Counts(torch.tensor(right), len(labels))
+    return total
+
+
+def _generator(trainer: HeadTrainer) -> torch.Generator:
+    return torch.Generator().manual_seed(trainer.seed + 7_919)
+
+
+def _position_in_class(trainer: HeadTrainer) -> Tensor:
+    """Number the images of each class from 0, in a random order."""
+    labels = trainer.labels.cpu()
+    position = torch.zeros(len(labels), dtype=torch.long)
+    order = torch.randperm(len(labels), generator=_generator(trainer))
+    for label in labels.unique():
+        members = order[labels[order] == label]
+        position[members] = torch.arange(len(members))
+    return position.to(trainer.labels.device)
+
+
+def _last_part_of_each_class(trainer: HeadTrainer) -> Tensor:
+    """Mark a quarter of the images of every class, at least one where there are two, `(N,)`."""
+    labels, position = trainer.labels, _position_in_class(trainer)
+    shots = torch.bincount(labels, minlength=len(trainer.text))[labels]
+    held_out = torch.where(shots >= 2, (shots // 4).clamp(min=1), torch.zeros_like(shots))
+    return position < held_out
