@@ -1,0 +1,277 @@
+"""The feature cache: shards of encoded pictures on disk, named by all that decides their content.
+
+A shard is one batch of pictures as the model saw it, in one small safetensors file. Its name is
+the hash of the encoder, the transform, the view and the pictures, so that nothing stale can be
+read; files are renamed into place whole, so that any number of processes may share one cache.
+Its content carries a checksum; a shard that fails it is computed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import re
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rada.errors import CacheError, StorageError
+from rada.storage import atomic_path
+
+__all__ = ["CacheEntry", "CacheWarning", "FeatureCache", "Shard", "ShardKey"]
+
+# Part of every key: raise it when the meaning or the layout of a shard changes.
+FORMAT = "rada-features-cache-1"
+_SHARD = re.compile(r"[0-9a-f]{40}-(\d+)\.safetensors")
+_TEMPORARY = re.compile(r"\.[0-9a-f]{40}-\d+\.safetensors\..*\.tmp")
+_FOLDER = re.compile(r"[0-9a-f]{32}")
+_DAMAGE = (ValueError, TypeError, KeyError, RuntimeError)
+
+
+class CacheWarning(UserWarning):
+    """A damaged cache file was found; its features are computed again."""
+
+
+@dataclass(frozen=True)
+class ShardKey:
+    """Name of a shard: the encoder's folder, the hash of all causes, the number of pictures."""
+
+    folder: str
+    digest: str
+    pictures: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A batch of features.
+
+    Attributes:
+        features: `(n, D)` float32 of the pictures that could be read.
+        bad: Positions in the batch of those that could not.
+    """
+
+    features: Tensor
+    bad: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """What the cache holds of one encoder, for `rada cache list`.
+
+    Attributes:
+        encoder: Name of the encoder.
+        fingerprint: Its hash, the name of its folder.
+        pictures: Encoded pictures, every view counted.
+        bytes: Size on disk.
+        last_used: Time of the last use, seconds since 1970.
+    """
+
+    encoder: str
+    fingerprint: str
+    pictures: int
+    bytes: int
+    last_used: float
+
+
+class FeatureCache:
+    """The cache in one folder; cheap to make, holds nothing open, may be pickled.
+
+    Args:
+        root: Its folder; default: `$RADA_CACHE`, or `rada` in the platform's cache directory. Only
+            the sub-folder `features` is used.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     cache = FeatureCache(folder)
+        ...     cache.list(), cache.clear()
+        ([], 0)
+    """
+
+    def __init__(self, root: str | Path | None = None) -> None:
+        if root is None:
+            root = os.environ.get("RADA_CACHE") or _platform_cache()
+        self.root = Path(root).expanduser().absolute() / "features"
+
+    def __repr__(self) -> str:
+        return f"FeatureCache({str(self.root.parent)!r})"
+
+    def path(self, key: ShardKey) -> Path:
+        """Return the file of a shard, whether it exists or not."""
+        return self.root / key.folder / f"{key.digest}-{key.pictures}.safetensors"
+
+    def has(self, key: ShardKey) -> bool:
+        """Return whether there is a file for this shard, without reading it."""
+        return self.path(key).is_file()
+
+    def read(self, key: ShardKey) -> Shard | None:
+        """Return a shard, or None where there is none or only a damaged one (with a warning)."""
+        path = self.path(key)
+        try:
+            shard = _read_shard(path, key)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise CacheError(f"cannot read the feature cache {str(path)!r}: {error}") from error
+        except _DAMAGE as error:
+            warnings.warn(
+                f"damaged cache file {str(path)!r} ({error}): its pictures are encoded again",
+                CacheWarning,
+                stacklevel=2,
+            )
+            return None
+        with contextlib.suppress(OSError):  # a cache that may only be read has no "last used"
+            os.utime(path)
+        return shard
+
+    def write(self, key: ShardKey, shard: Shard, encoder: str) -> None:
+        """Write a shard in one step; other processes may write the same one at the same time.
+
+        Args:
+            key: Its name.
+            shard: Its content.
+            encoder: Display name of the encoder, for `list`.
+
+        Raises:
+            CacheError: If the cache cannot be written; the message says what to do.
+        """
+        from safetensors.torch import save
+
+        features = shard.features.contiguous()
+        metadata = {
+            "format": FORMAT,
+            "encoder": encoder,
+            "bad": ",".join(map(str, shard.bad)),
+            "checksum": _checksum(key, features, shard.bad),
+        }
+        try:
+            with atomic_path(self.path(key)) as temporary:
+                temporary.write_bytes(save({"features": features}, metadata=metadata))
+        except StorageError as error:
+            raise CacheError(
+                f"the feature cache cannot be written: {error}; or set RADA_CACHE to another "
+                "folder, or go without it (--no-cache, cache=False)"
+            ) from error
+
+    def list(self) -> list[CacheEntry]:
+        """Return one entry an encoder, the last used first."""
+        entries = []
+        for folder in _folders(self.root):
+            files = [
+                (path, status, int(match[1])) for path, status, match in _files(folder, _SHARD)
+            ]
+            if files:
+                newest = max(files, key=lambda file: file[1].st_mtime)
+                entries.append(
+                    CacheEntry(
+                        encoder=_encoder_name(newest[0]),
+                        fingerprint=folder.name,
+                        pictures=sum(pictures for _, _, pictures in files),
+                        bytes=sum(status.st_size for _, status, _ in files),
+                        last_used=newest[1].st_mtime,
+                    )
+                )
+        return sorted(entries, key=lambda entry: entry.last_used, reverse=True)
+
+    def clear(self, older_than: float | None = None) -> int:
+        """Delete shards, and nothing that is not a file of this cache.
+
+        Args:
+            older_than: Keep what was used in the last so many seconds; default: keep nothing.
+
+        Returns:
+            Bytes freed.
+
+        Raises:
+            CacheError: If a file cannot be deleted.
+        """
+        freed = 0
+        before = time.time() - (older_than or 0)
+        try:
+            for folder in _folders(self.root):
+                for pattern in (_SHARD, _TEMPORARY):
+                    for path, status, _ in _files(folder, pattern):
+                        if older_than is None or status.st_mtime < before:
+                            path.unlink(missing_ok=True)
+                            freed += status.st_size
+                with contextlib.suppress(OSError):  # something else is in it
+                    folder.rmdir()
+        except OSError as error:
+            raise CacheError(
+                f"cannot clear the feature cache {str(self.root)!r}: {error}"
+            ) from error
+        return freed
+
+
+def _platform_cache() -> Path:
+    from platformdirs import user_cache_path
+
+    return user_cache_path("rada")
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    if root.is_dir():
+        yield from (p for p in sorted(root.iterdir()) if _FOLDER.fullmatch(p.name) and p.is_dir())
+
+
+def _files(
+    folder: Path, pattern: re.Pattern[str]
+) -> Iterator[tuple[Path, os.stat_result, re.Match[str]]]:
+    """Yield the files of a folder whose name matches; others may delete them meanwhile."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            match = pattern.fullmatch(entry.name)
+            if match:
+                with contextlib.suppress(FileNotFoundError):
+                    yield Path(entry.path), entry.stat(follow_symlinks=False), match
+
+
+def _encoder_name(path: Path) -> str:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return str((file.metadata() or {}).get("encoder", "?"))
+    except (OSError, *_DAMAGE):
+        return "?"
+
+
+def _read_shard(path: Path, key: ShardKey) -> Shard:
+    """Read and verify a shard; any damage is one of `_DAMAGE`."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    content = path.read_bytes()
+    try:
+        features = load(content)["features"]
+        metadata = _metadata(content)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    bad = tuple(int(position) for position in metadata["bad"].split(",") if position)
+    if metadata["checksum"] != _checksum(key, features, bad):
+        raise ValueError("its checksum differs")
+    return Shard(features, bad)
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    import json
+
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    return dict(header["__metadata__"])
+
+
+def _checksum(key: ShardKey, features: Tensor, bad: tuple[int, ...]) -> str:
+    if features.dtype is not torch.float32 or features.ndim != 2:
+        raise ValueError(f"features are {features.dtype} of shape {tuple(features.shape)}")
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(repr((FORMAT, dataclasses.astuple(key), tuple(features.shape), bad)).encode())
+    digest.update(features.numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,216 @@
+"""`Features`: the pictures of a data set as unit vectors, with their labels and classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rada.errors import FeatureError
+from rada.features.checks import check_features
+
+__all__ = ["Features"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Features:
+    """Image features of a data set, their labels and, where known, the class features.
+
+    Everything is checked on construction: shapes, finite values, no zero rows, labels in range.
+    Rows that are not of unit norm are normalised with a warning.
+
+    Attributes:
+        image_features: `(N, V, D)` float32: V views of N pictures, view 0 the plain picture.
+            `(N, D)` is accepted and becomes `(N, 1, D)`.
+        labels: `(N,)` int64, -1 where a picture has no label.
+        classes: The K class names, index = label.
+        ids: One stable key a picture; default: its index.
+        text_features: `(K, D)` class features, or None.
+        scale: The exponentiated logit scale, or None.
+        encoder: Name of the encoder, or None.
+        encoder_fingerprint: Hash of its weights and preprocessing, or None.
+        templates: Prompt templates behind `text_features`; empty where unknown.
+        skipped: `(id, reason)` of each picture that was left out as unreadable.
+
+    Raises:
+        FeatureError: If anything does not fit; the message names the value.
+
+    Example:
+        >>> features = Features(torch.eye(3), [0, 1, 1], ("cat", "dog"))
+        >>> features.image_features.shape, features.plain().shape
+        (torch.Size([3, 1, 3]), torch.Size([3, 3]))
+        >>> features.subset([2]).ids
+        ('2',)
+    """
+
+    image_features: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    ids: tuple[str, ...] = ()
+    text_features: Tensor | None = None
+    scale: float | None = None
+    encoder: str | None = None
+    encoder_fingerprint: str | None = None
+    templates: tuple[str, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        checked = check_features(
+            self.image_features,
+            self.text_features,
+            self.labels,
+            num_classes=len(self.classes),
+            allow_unlabelled=True,
+        )
+        images, texts, labels = checked
+        self._set(
+            image_features=(images if images.ndim == 3 else images[:, None]).float(),
+            text_features=None if texts is None else texts.float(),
+            labels=labels,
+            classes=tuple(self.classes),
+            ids=tuple(self.ids) or tuple(str(index) for index in range(len(images))),
+            templates=tuple(self.templates),
+            skipped=tuple((key, reason) for key, reason in self.skipped),
+        )
+        if len(self.ids) != len(images):
+            raise FeatureError(f"{len(self.ids)} ids for {len(images)} images: give one an image")
+        if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
+            raise FeatureError(f"scale should be a finite number above 0, not {self.scale!r}")
+
+    def _set(self, **values: object) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def __len__(self) -> int:
+        return len(self.image_features)
+
+    @property
+    def num_views(self) -> int:
+        """V, the number of views of each picture."""
+        return self.image_features.shape[1]
+
+    @property
+    def dim(self) -> int:
+        """D, the width of the features."""
+        return self.image_features.shape[2]
+
+    def plain(self) -> Tensor:
+        """Return view 0 of every picture, `(N, D)`."""
+        return self.image_features[:, 0]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of all that training can see: features, labels, classes, class features and scale.
+
+        Example:
+            >>> one = Features(torch.eye(2), [0, 1], ("cat", "dog"))
+            >>> one.fingerprint == Features(torch.eye(2), [1, 0], ("cat", "dog")).fingerprint
+            False
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        facts = [self.classes, self.ids, self.scale, self.templates, self.encoder_fingerprint]
+        digest.update(json.dumps([*facts, list(self.image_features.shape)]).encode())
+        for tensor in (self.image_features, self.labels, self.text_features):
+            if tensor is not None:
+                digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def subset(self, indices: Sequence[int] | np.ndarray | Tensor) -> Features:
+        """Return the pictures at `indices`, in that order, with the same classes.
+
+        Raises:
+            FeatureError: If there are none, or an index is out of range.
+        """
+        rows = torch.as_tensor(indices, dtype=torch.int64).flatten()
+        outside = rows[(rows < 0) | (rows >= len(self))]
+        if len(outside):
+            raise FeatureError(
+                f"index {int(outside[0])} is out of range: there are {len(self)} images"
+            )
+        return dataclasses.replace(
+            self,
+            image_features=self.image_features[rows],
+            labels=self.labels[rows],
+            ids=tuple(self.ids[row] for row in rows.tolist()),
+        )
+
+    def select_classes(self, classes: Sequence[int], *, relabel: bool = True) -> Features:
+        """Return the pictures of some classes.
+
+        Args:
+            classes: Labels to keep, in the order that they are to have.
+            relabel: Whether labels, class names and class features shrink to those classes
+                (default), or stay as they are.
+
+        Raises:
+            FeatureError: If a class is named twice or unknown, or no picture is left.
+
+        Example:
+            >>> features = Features(torch.eye(3), [0, 1, 2], ("cat", "dog", "eel"))
+            >>> features.select_classes([2, 0]).labels
+            tensor([1, 0])
+        """
+        chosen = [int(label) for label in classes]
+        if len(set(chosen)) != len(chosen) or not set(chosen) <= set(range(len(self.classes))):
+            raise FeatureError(
+                f"classes {chosen} should be different labels in 0 to {len(self.classes) - 1}"
+            )
+        kept = self.subset(torch.isin(self.labels, torch.tensor(chosen)).nonzero().flatten())
+        if not relabel:
+            return kept
+        new_label = torch.full((len(self.classes),), -1)
+        new_label[chosen] = torch.arange(len(chosen))
+        return dataclasses.replace(
+            kept,
+            labels=new_label[kept.labels],
+            classes=tuple(self.classes[label] for label in chosen),
+            text_features=None if self.text_features is None else self.text_features[chosen],
+        )
+
+    def few_shot(self, shots: int, seed: int, *, allow_fewer: bool = False) -> Features:
+        """Draw `shots` pictures of each class, whatever the order of the pictures.
+
+        Args:
+            shots: Pictures a class.
+            seed: Chooses the pictures.
+            allow_fewer: Whether a class may have fewer; it then gives all it has.
+
+        Raises:
+            DataError: If a class has too few pictures; the message names it.
+        """
+        from rada.data.sampling import few_shot_indices
+
+        labels = self.labels.numpy()
+        indices = few_shot_indices(
+            labels, self.ids, shots, seed, classes=self.classes, allow_fewer=allow_fewer
+        )
+        return self.subset(indices)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the features to a safetensors file, in one step.
+
+        Raises:
+            StorageError: If the place cannot be written.
+        """
+        from rada.features.files import save_features
+
+        return save_features(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Features:
+        """Read a features file, `.safetensors` or `.npz`, that may come from anybody.
+
+        Raises:
+            FeatureError: If it is missing, damaged, or holds what features cannot be.
+        """
+        from rada.features.files import load_features
+
+        return load_features(path)

@@ -1,0 +1,235 @@
+"""Reading and writing features files; what is read is not trusted.
+
+The layout is that of `docs/features.md`: a safetensors file with `image_features`, `labels`,
+`text_features` and `ids`, and names as JSON in the metadata. `.npz` files with plain arrays of
+the same names are read too.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rada.errors import FeatureError
+from rada.features.features import Features
+from rada.storage import atomic_path
+
+__all__ = ["load_features", "save_features"]
+
+FORMAT = "rada-features-1"
+_TENSORS = ("image_features", "labels", "text_features", "ids", "scale", "classes")
+# A deflated table of features hardly shrinks; sorted labels do. Above this a member is a bomb.
+_LARGEST_RATIO = 20
+_SMALL = 64 << 20
+
+
+def save_features(features: Features, path: str | Path) -> Path:
+    """Write `features` to the safetensors file `path` in one step and return the path.
+
+    Raises:
+        StorageError: If the place cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {
+        "image_features": features.image_features.contiguous(),
+        "labels": features.labels.contiguous(),
+        # A million ids would exceed what a safetensors header may hold, so they are a tensor.
+        "ids": torch.frombuffer(bytearray(json.dumps(features.ids).encode()), dtype=torch.uint8),
+    }
+    if features.text_features is not None:
+        tensors["text_features"] = features.text_features.contiguous()
+    facts = {
+        "classes": features.classes,
+        "scale": features.scale,
+        "encoder": features.encoder,
+        "encoder_fingerprint": features.encoder_fingerprint,
+        "templates": features.templates,
+        "skipped": features.skipped,
+    }
+    metadata = {key: json.dumps(value) for key, value in facts.items() if value not in (None, ())}
+    path = Path(path)
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": FORMAT, **metadata})
+    return path
+
+
+def load_features(path: str | Path) -> Features:
+    """Read a features file, `.npz` by its suffix and safetensors otherwise.
+
+    Raises:
+        FeatureError: If it is missing, damaged, or holds what features cannot be; the message
+            begins with the path.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise FeatureError(f"features file {str(path)!r} {what}: give a .safetensors or .npz file")
+    try:
+        read = _read_npz if path.suffix.lower() == ".npz" else _read_safetensors
+        return _build(*read(path))
+    except FeatureError as error:
+        raise FeatureError(f"features file {str(path)!r}: {error}") from error
+    except (OSError, MemoryError) as error:
+        raise FeatureError(f"features file {str(path)!r} cannot be read: {error}") from error
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the tensors and the facts of the metadata; sizes are checked by safetensors itself."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+            tensors = {name: file.get_tensor(name) for name in _TENSORS if name in names}
+            metadata = file.metadata() or {}
+    except (SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise FeatureError(f"not a whole safetensors file ({error}): write it again") from error
+    facts: dict[str, Any] = {}
+    for name in ("classes", "scale", "encoder", "encoder_fingerprint", "templates", "skipped"):
+        if name in metadata:
+            facts[name] = _parse(metadata[name], name)
+    if "ids" in tensors:
+        facts["ids"] = _parse(_text(tensors.pop("ids")), "ids")
+    return tensors, facts
+
+
+def _text(ids: Tensor) -> bytes:
+    if ids.dtype is not torch.uint8 or ids.ndim != 1:
+        raise FeatureError(
+            f"'ids' is {ids.dtype} of shape {tuple(ids.shape)}, not the bytes of a JSON list"
+        )
+    return bytes(ids.numpy())
+
+
+def _parse(text: str | bytes, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FeatureError(f"'{name}' should be JSON, but is {text[:80]!r}") from error
+
+
+def _read_npz(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the arrays of a NumPy archive; nothing in it is ever unpickled."""
+    arrays: dict[str, Any] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in _TENSORS:
+                if f"{name}.npy" in archive.namelist():
+                    arrays[name] = _read_member(archive, f"{name}.npy")
+    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise FeatureError(f"it is not a whole NumPy archive ({error}): write it again") from error
+    facts: dict[str, Any] = {}
+    for name in ("classes", "ids"):
+        if name in arrays:
+            facts[name] = arrays.pop(name).tolist()
+    return {
+        name: array if name == "scale" else torch.from_numpy(_native(array, name))
+        for name, array in arrays.items()
+    }, facts
+
+
+def _read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    info = archive.getinfo(name)
+    if info.file_size > max(_SMALL, _LARGEST_RATIO * info.compress_size):
+        raise FeatureError(
+            f"'{name}' claims {info.file_size} bytes in {info.compress_size} compressed ones, "
+            "which no features do: the file is damaged or hostile"
+        )
+    with archive.open(info) as stream:
+        version = np.lib.format.read_magic(stream)
+        header: Callable[..., Any] = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
+        shape, _, dtype = header(stream)
+        size = dtype.itemsize
+        for length in shape:
+            size *= length
+        if dtype.hasobject:
+            raise FeatureError(f"'{name}' holds Python objects, never read: save plain arrays")
+        if size + stream.tell() != info.file_size:
+            raise FeatureError(f"'{name}' has {info.file_size} bytes, but its header claims {size}")
+    with archive.open(info) as stream:
+        return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
+
+
+def _native(array: np.ndarray, name: str) -> np.ndarray:
+    if array.dtype.kind not in "fiu":
+        raise FeatureError(f"'{name}' is of type {array.dtype}: give numbers")
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+
+
+def _build(tensors: Mapping[str, Any], facts: Mapping[str, Any]) -> Features:
+    if "image_features" not in tensors:
+        raise FeatureError("it has no 'image_features'")
+    images, texts = tensors["image_features"], tensors.get("text_features")
+    labels = tensors.get("labels")
+    if labels is None:
+        labels = torch.full(images.shape[:1], -1)
+    scale = tensors["scale"] if "scale" in tensors else facts.get("scale")
+    return Features(
+        image_features=images,
+        labels=labels,
+        classes=_class_names(facts.get("classes"), texts, labels),
+        ids=_strings(facts.get("ids"), "ids"),
+        text_features=texts,
+        scale=None if scale is None else _number(scale),
+        encoder=_string(facts.get("encoder"), "encoder"),
+        encoder_fingerprint=_string(facts.get("encoder_fingerprint"), "encoder_fingerprint"),
+        templates=_strings(facts.get("templates"), "templates"),
+        skipped=_pairs(facts.get("skipped")),
+    )
+
+
+def _class_names(names: Any, texts: Any, labels: Tensor) -> tuple[str, ...]:
+    """Return the class names; where there are none, number the classes."""
+    if names is not None:
+        classes = _strings(names, "classes")
+        blank = [name for name in classes if not name.strip()]
+        if not classes or blank or len(set(classes)) != len(classes):
+            raise FeatureError("'classes' should be different names that are not blank")
+        return classes
+    if texts is not None:
+        return tuple(f"class {index}" for index in range(len(texts)))
+    largest = int(labels.max()) if labels.numel() and not labels.is_floating_point() else 0
+    if largest > max(labels.numel(), 1_000_000):
+        raise FeatureError(f"label {largest} is out of range: name the classes")
+    return tuple(f"class {index}" for index in range(largest + 1))
+
+
+def _strings(values: Any, name: str) -> tuple[str, ...]:
+    if values is None:
+        return ()
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise FeatureError(f"'{name}' should be a list of strings")
+    return tuple(values)
+
+
+def _string(value: Any, name: str) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise FeatureError(f"'{name}' should be a string, not {value!r}")
+    return value
+
+
+def _pairs(values: Any) -> tuple[tuple[str, str], ...]:
+    if values is None:
+        return ()
+    if not isinstance(values, list) or not all(isinstance(v, list) and len(v) == 2 for v in values):
+        raise FeatureError("'skipped' should be a list of [id, reason]")
+    return tuple((key, reason) for key, reason in (_strings(pair, "skipped") for pair in values))
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise FeatureError(f"'scale' should be one number, not {value!r}") from error
