@@ -1,0 +1,167 @@
+"""Comparing predictors on the same images: the result of `rada evaluate`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rada.errors import FeatureError
+from rada.evaluation.metrics import ArrayLike, checked_labels, checked_logits, evaluate_logits
+
+__all__ = ["PairedDifference", "compare", "paired_difference"]
+
+_Z95 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """How two predictors differ on the same images.
+
+    Attributes:
+        wrong_to_right: Images that only the second predictor has right.
+        right_to_wrong: Images that only the first predictor has right.
+        difference: Accuracy of the second minus accuracy of the first.
+        interval: 95 % interval of `difference`.
+        p_value: Exact McNemar test of "no difference", two-sided.
+    """
+
+    wrong_to_right: int
+    right_to_wrong: int
+    difference: float
+    interval: tuple[float, float]
+    p_value: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "wrong_to_right": self.wrong_to_right,
+            "right_to_wrong": self.right_to_wrong,
+            "difference": self.difference,
+            "interval": list(self.interval),
+            "p_value": self.p_value,
+        }
+
+
+def paired_difference(first_right: ArrayLike, second_right: ArrayLike) -> PairedDifference:
+    """Compare two predictors that were judged on the same images.
+
+    With b images that only the second has right, c that only the first has right and n in all, the
+    interval is the adjusted Wald interval of Agresti and Min (2005, Statistics in Medicine 24),
+    which adds half an image to each cell of the 2x2 table: with b' = b + 1/2, c' = c + 1/2,
+    n' = n + 2 it is `(b' - c')/n' +- 1.96 sqrt(b' + c' - (b' - c')^2/n') / n'`, cut at -1 and 1.
+    The p-value is the exact binomial form of McNemar's test on b of b + c.
+
+    Args:
+        first_right: `(N,)` booleans, whether the first predictor has each image right.
+        second_right: `(N,)` booleans, the same for the second.
+
+    Returns:
+        The difference, second minus first.
+
+    Raises:
+        FeatureError: If the lengths differ or there are no images.
+
+    Example:
+        >>> paired_difference([1, 0, 0, 0], [1, 1, 1, 0]).difference
+        0.5
+    """
+    first, second = np.asarray(first_right, dtype=bool), np.asarray(second_right, dtype=bool)
+    if first.shape != second.shape or first.ndim != 1 or not len(first):
+        raise FeatureError(
+            f"a paired comparison needs both predictions of the same images, "
+            f"not shapes {first.shape} and {second.shape}"
+        )
+    from scipy.stats import binomtest  # type: ignore[import-untyped,unused-ignore]
+
+    gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
+    discordant = gained + lost
+    return PairedDifference(
+        wrong_to_right=gained,
+        right_to_wrong=lost,
+        difference=(gained - lost) / len(first),
+        interval=_agresti_min(gained, lost, len(first)),
+        p_value=float(binomtest(gained, discordant).pvalue) if discordant else 1.0,
+    )
+
+
+def compare(
+    zero_shot_logits: ArrayLike,
+    adapted_logits: ArrayLike,
+    labels: ArrayLike,
+    classes: Sequence[str],
+    *,
+    extra: Mapping[str, ArrayLike] | None = None,
+) -> dict[str, Any]:
+    """Judge the zero-shot and the adapted model side by side, as plain JSON values.
+
+    Args:
+        zero_shot_logits: `(N, K)` logits before adaptation.
+        adapted_logits: `(N, K)` logits after adaptation.
+        labels: `(N,)` integers in [0, K).
+        classes: K class names.
+        extra: Further rows by name, such as {"linear_probe": logits}, each `(N, K)`.
+
+    Returns:
+        `{"images", "classes", "chance", "majority", "rows", "zero_shot", "adapted", "changed"}` and
+        the extra rows: for each name in "rows" an entry of `Metrics.to_dict` (without images,
+        classes, chance and majority, which all rows share), and in "changed" the
+        `PairedDifference` of adapted and zero-shot. Every row but zero_shot holds
+        its own comparison with zero-shot under "against_zero_shot".
+
+    Raises:
+        FeatureError: As `evaluate_logits`.
+        ValueError: If a name of `extra` is taken.
+
+    Example:
+        >>> result = compare([[1.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]], [0, 1], ["a", "b"])
+        >>> result["zero_shot"]["accuracy"], result["adapted"]["accuracy"]
+        (0.5, 1.0)
+        >>> result["changed"]["wrong_to_right"], result["changed"]["right_to_wrong"]
+        (1, 0)
+    """
+    rows = {"zero_shot": zero_shot_logits, "adapted": adapted_logits}
+    result: dict[str, Any] = {
+        "images": 0,
+        "classes": list(classes),
+        "chance": 0.0,
+        "majority": 0.0,
+        "rows": [*rows, *(extra or {})],
+        "changed": {},
+    }
+    taken = sorted((result.keys() | rows.keys()) & set(extra or {}))
+    if taken:
+        raise ValueError(f"the name {taken[0]!r} of an extra row is taken")
+    rows |= dict(extra or {})
+    before = None
+    for name, logits in rows.items():
+        metrics = evaluate_logits(logits, labels, classes).to_dict()
+        for shared in ("images", "chance", "majority"):
+            result[shared] = metrics.pop(shared)
+        del metrics["classes"]
+        right = _right(logits, labels, classes)
+        if before is None:
+            before = right
+        else:
+            metrics["against_zero_shot"] = paired_difference(before, right).to_dict()
+        result[name] = metrics
+    result["changed"] = dict(result["adapted"]["against_zero_shot"])
+    return result
+
+
+def _right(logits: ArrayLike, labels: ArrayLike, classes: Sequence[str]) -> Any:
+    return (
+        (checked_logits(logits, classes).argmax(dim=1) == checked_labels(labels, classes))
+        .numpy()
+        .astype(bool)
+    )
+
+
+def _agresti_min(gained: int, lost: int, images: int) -> tuple[float, float]:
+    b, c, n = gained + 0.5, lost + 0.5, images + 2
+    centre = (b - c) / n
+    half = _Z95 * math.sqrt(b + c - (b - c) ** 2 / n) / n
+    return max(-1.0, centre - half), min(1.0, centre + half)

@@ -1,0 +1,272 @@
+"""Metrics of one set of logits: accuracy, balanced accuracy, calibration, confusion.
+
+The confusion matrix and the calibration error come from torchmetrics; everything else follows from
+the confusion matrix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rada.errors import FeatureError
+
+__all__ = [
+    "ECE_BINS",
+    "ClassAccuracy",
+    "Metrics",
+    "evaluate_logits",
+    "harmonic_mean",
+    "wilson_interval",
+]
+
+ArrayLike: TypeAlias = Tensor | npt.NDArray[Any] | Sequence[Any]
+
+ECE_BINS = 15
+"""Equal-width confidence bins of the expected calibration error."""
+
+_Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
+
+
+@dataclass(frozen=True)
+class ClassAccuracy:
+    """Accuracy on the test images of one class.
+
+    Attributes:
+        name: The class.
+        images: Its test images.
+        accuracy: Fraction of them predicted right; None without test images.
+        interval: 95 % Wilson interval of `accuracy`; None without test images.
+    """
+
+    name: str
+    images: int
+    accuracy: float | None
+    interval: tuple[float, float] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; the name stands under "class"."""
+        interval = None if self.interval is None else list(self.interval)
+        return {
+            "class": self.name,
+            "images": self.images,
+            "accuracy": self.accuracy,
+            "interval": interval,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Metrics:
+    """What one set of logits is worth.
+
+    Attributes:
+        images: Number of test images, N.
+        classes: Names of the K candidate classes.
+        chance: Accuracy of guessing uniformly, 1/K.
+        majority: Accuracy of always naming the most frequent class of the test images.
+        accuracy: Fraction of the images whose highest logit is the true class's (the first
+            of equals counts).
+        interval: 95 % Wilson interval of `accuracy`.
+        balanced_accuracy: Mean of the per-class accuracies over the classes that have test images.
+        ece: Expected calibration error of the softmax, `ECE_BINS` equal bins, in [0, 1].
+        per_class: One entry a class, in order.
+        confusion: `(K, K)` int64 counts; rows are true classes, columns predicted ones.
+    """
+
+    images: int
+    classes: tuple[str, ...]
+    chance: float
+    majority: float
+    accuracy: float
+    interval: tuple[float, float]
+    balanced_accuracy: float
+    ece: float
+    per_class: tuple[ClassAccuracy, ...]
+    confusion: npt.NDArray[np.int64]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values.
+
+        Example:
+            >>> evaluate_logits([[2.0, 1.0]], [0], ["cat", "dog"]).to_dict()["confusion"]
+            [[1, 0], [0, 0]]
+        """
+        return {
+            "images": self.images,
+            "classes": list(self.classes),
+            "chance": self.chance,
+            "majority": self.majority,
+            "accuracy": self.accuracy,
+            "interval": list(self.interval),
+            "balanced_accuracy": self.balanced_accuracy,
+            "ece": self.ece,
+            "per_class": [entry.to_dict() for entry in self.per_class],
+            "confusion": self.confusion.tolist(),
+        }
+
+
+def evaluate_logits(logits: ArrayLike, labels: ArrayLike, classes: Sequence[str]) -> Metrics:
+    """Judge logits against the true labels.
+
+    Args:
+        logits: `(N, K)` finite numbers of any float type; log-probabilities do as well.
+        labels: `(N,)` integers in [0, K).
+        classes: K class names.
+
+    Returns:
+        The metrics.
+
+    Raises:
+        FeatureError: If there are no images, the shapes do not fit together, a logit is NaN or
+            infinite, or a label is out of range.
+
+    Example:
+        >>> logits = [[2.0, 1.0], [0.0, 3.0], [1.0, 0.5], [4.0, 0.0]]
+        >>> metrics = evaluate_logits(logits, [0, 1, 1, 0], ["cat", "dog"])
+        >>> metrics.accuracy, metrics.balanced_accuracy
+        (0.75, 0.75)
+        >>> metrics.confusion.tolist()
+        [[2, 0], [1, 1]]
+    """
+    scores, truth = checked_logits(logits, classes), checked_labels(labels, classes)
+    if len(scores) != len(truth):
+        raise FeatureError(
+            f"{len(scores)} rows of logits for {len(truth)} labels; every image needs both"
+        )
+    confusion = _confusion(scores.argmax(dim=1), truth, len(classes))
+    support = confusion.sum(axis=1)
+    right = np.diagonal(confusion)
+    images = int(support.sum())
+    per_class = tuple(
+        _class_accuracy(name, int(count), int(hits))
+        for name, count, hits in zip(classes, support, right, strict=True)
+    )
+    present = support > 0
+    return Metrics(
+        images=images,
+        classes=tuple(classes),
+        chance=1 / len(classes),
+        majority=float(support.max() / images),
+        accuracy=float(right.sum() / images),
+        interval=wilson_interval(int(right.sum()), images),
+        balanced_accuracy=float((right[present] / support[present]).mean()),
+        ece=_calibration_error(scores, truth),
+        per_class=per_class,
+        confusion=confusion,
+    )
+
+
+def wilson_interval(hits: int, total: int) -> tuple[float, float]:
+    """Return the 95 % Wilson score interval of a proportion.
+
+    Raises:
+        ValueError: Unless 0 <= hits <= total and total >= 1.
+
+    Example:
+        >>> [round(bound, 3) for bound in wilson_interval(8, 10)]
+        [0.49, 0.943]
+    """
+    if not 0 <= hits <= total or total < 1:
+        raise ValueError(f"no proportion: {hits} of {total}")
+    rate, z2 = hits / total, _Z95**2
+    centre = (rate + z2 / (2 * total)) / (1 + z2 / total)
+    half = _Z95 / (1 + z2 / total) * math.sqrt(rate * (1 - rate) / total + z2 / (4 * total**2))
+    # At 0 and 1 the formula is exact, rounding is not.
+    low = 0.0 if hits == 0 else max(0.0, centre - half)
+    high = 1.0 if hits == total else min(1.0, centre + half)
+    return low, high
+
+
+def harmonic_mean(a: float, b: float) -> float:
+    """Return the harmonic mean of two accuracies, 0 where either is 0.
+
+    Base-to-new generalisation is judged by it: it is high only if both are.
+
+    Raises:
+        ValueError: If either is negative or NaN.
+
+    Example:
+        >>> harmonic_mean(0.75, 0.5)
+        0.6
+    """
+    if not (a >= 0 and b >= 0):
+        raise ValueError(f"the harmonic mean is for numbers of 0 or more, not {a!r} and {b!r}")
+    return 0.0 if a == 0 or b == 0 else 2 * a * b / (a + b)
+
+
+def checked_logits(logits: ArrayLike, classes: Sequence[str]) -> Tensor:
+    """Return the logits as an `(N, K)` float64 CPU tensor, or raise a `FeatureError`."""
+    scores = torch.as_tensor(logits).detach().to("cpu", torch.float64)
+    if len(classes) == 0:
+        raise FeatureError("no classes: an evaluation needs the names of the candidate classes")
+    if scores.ndim != 2 or scores.shape[1] != len(classes):
+        raise FeatureError(
+            f"logits of shape {tuple(scores.shape)} do not fit {len(classes)} classes; "
+            f"they should be (images, {len(classes)})"
+        )
+    if len(scores) == 0:
+        raise FeatureError("no images: an evaluation needs at least one row of logits")
+    bad = (~torch.isfinite(scores)).any(dim=1).nonzero().flatten()
+    if len(bad):
+        row = int(bad[0])
+        value = scores[row][~torch.isfinite(scores[row])][0].item()
+        raise FeatureError(
+            f"{len(bad)} of {len(scores)} rows of logits hold NaN or infinite numbers, row {row} "
+            f"the value {value}; check the features that they were computed from"
+        )
+    return scores
+
+
+def checked_labels(labels: ArrayLike, classes: Sequence[str]) -> Tensor:
+    """Return the labels as an `(N,)` int64 CPU tensor, or raise a `FeatureError`."""
+    truth = torch.as_tensor(labels).detach().to("cpu")
+    if truth.numel() == 0:
+        truth = truth.to(torch.int64)
+    if truth.ndim != 1 or truth.is_floating_point() or truth.is_complex():
+        raise FeatureError(
+            f"labels should be a list of integers, not {truth.dtype} of shape {tuple(truth.shape)}"
+        )
+    truth = truth.to(torch.int64)
+    bad = ((truth < 0) | (truth >= len(classes))).nonzero().flatten()
+    if len(bad):
+        raise FeatureError(
+            f"label {int(truth[bad[0]])} of image {int(bad[0])} is out of range: there are "
+            f"{len(classes)} classes, labels run from 0 to {len(classes) - 1}"
+        )
+    return truth
+
+
+def _class_accuracy(name: str, images: int, hits: int) -> ClassAccuracy:
+    if images == 0:
+        return ClassAccuracy(name, 0, None, None)
+    return ClassAccuracy(name, images, hits / images, wilson_interval(hits, images))
+
+
+def _confusion(predicted: Tensor, truth: Tensor, count: int) -> npt.NDArray[np.int64]:
+    # torchmetrics takes seconds to import: not before it is needed.
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+    # torchmetrics wants two classes or more; the padding class is cut off again.
+    matrix = multiclass_confusion_matrix(predicted, truth, num_classes=max(count, 2))
+    return matrix.numpy().astype(np.int64)[:count, :count]
+
+
+def _calibration_error(scores: Tensor, truth: Tensor) -> float:
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    # torchmetrics gives a confidence of exactly 1 a bin of its own; it belongs to the last one.
+    below_one = float(np.nextafter(np.float32(1), np.float32(0)))
+    probabilities = scores.softmax(dim=1).clamp(max=below_one)
+    if probabilities.shape[1] == 1:
+        probabilities = torch.nn.functional.pad(probabilities, (0, 1))
+    error = multiclass_calibration_error(
+        probabilities, truth, num_classes=probabilities.shape[1], n_bins=ECE_BINS, norm="l1"
+    )
+    return float(error) if scores.shape[1] > 1 else 0.0
