@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
-import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 import torch
+from rada.data.prompts import DEFAULT_TEMPLATE, check_class_names, load_templates
 from torch import Tensor
 
 from rada.config import EFTConfig
 from rada.data import ImageDataset, ImageSplit, few_shot, open_dataset
-from rada.data.align import align_classes
-from rada.data.prompts import DEFAULT_TEMPLATES, check_class_names, check_templates
+from rada.data.align import align_classes, fold_name
 from rada.encoders import DualEncoder, load_encoder
 from rada.errors import CheckpointError, ConfigError, DataError, FeatureError
 from rada.evaluation import compare
-from rada.features import FeatureCache, Features, extract_features, iter_features
-from rada.head import RAdaHead
+from rada.features import FeatureCache, Features, extract_features
 from rada.pretrained import HeadConfig, load_head, resolve_directory, save_head
 from rada.settings.eft import TrainedHead, describe, train_head
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from PIL.Image import Image
 
 __all__ = ["Prediction", "RAdaClassifier"]
@@ -37,7 +34,556 @@ TEST_SPLITS = ("test", "val", "all", "train")
 
 
 class Prediction(NamedTuple):
-    """One candidate class of a picture."""
+    """One candidate class of a picture.
+
+    Attributes:
+        name: The class.
+        probability: Its softmax probability among the candidates.
+    """
 
     name: str
     probability: float
+
+
+class RAdaClassifier:
+    """A dual encoder with a RAda head, on your own classes.
+
+    Before `fit` it is the zero-shot model.
+
+    Args:
+        encoder: Name of a dual encoder (`rada models` lists them), a loaded one, or None to work on
+            features alone.
+        classes: Candidate class names, or a mapping from the folder names of the data to class
+            names. None takes the names from the data on `fit`.
+        templates: Prompt templates with `{}` for the class name; several are averaged. None takes the
+            data's own, or "a photo of a {}.".
+        config: Training configuration; the defaults of `EFTConfig` when None.
+        scale: Overrides the encoder's exponentiated logit scale.
+        device: Where the encoder runs; the CPU when None.
+        cache: A `FeatureCache`, None for the default one, or False for none.
+        workers: Processes that decode pictures; chosen by the machine when None.
+        skip_bad: Leave out pictures that cannot be read, with a warning, instead of stopping.
+        progress: Show bars; None shows them on a terminal only.
+
+    Attributes:
+        encoder: The loaded encoder, or None.
+        trained: What `fit` learned, a `TrainedHead`; None before.
+        train_split: The labelled pictures of the last `fit`, or None.
+
+    Raises:
+        EncoderError: If the encoder cannot be loaded.
+        DataError: If class names or templates cannot be used.
+
+    Example:
+        >>> import torch
+        >>> from rada import EFTConfig, Features
+        >>> features = Features(
+        ...     torch.eye(4).repeat(4, 1), [0, 1, 2, 3] * 4, ("ant", "bee", "cat", "dog"),
+        ...     text_features=torch.eye(4).roll(1, 0), scale=10.0,
+        ... )
+        >>> config = EFTConfig(epochs=2, num_heads=2, strength=1.0)
+        >>> classifier = RAdaClassifier(encoder=None, config=config, progress=False)
+        >>> classifier.zero_shot_score(features)
+        0.0
+        >>> classifier.fit(features, shots=2, seed=1).score(features) >= 0.0
+        True
+    """
+
+    def __init__(
+        self,
+        encoder: str | Path | DualEncoder | None = "embedded",
+        classes: Sequence[str] | Mapping[str, str] | None = None,
+        *,
+        templates: str | Sequence[str] | None = None,
+        config: EFTConfig | None = None,
+        scale: float | None = None,
+        device: str | torch.device | None = None,
+        cache: FeatureCache | bool | None = None,
+        workers: int | None = None,
+        skip_bad: bool = False,
+        progress: bool | None = None,
+    ) -> None:
+        self.config = config or EFTConfig()
+        self.encoder = encoder
+        if isinstance(encoder, str | Path):
+            self.encoder = load_encoder(encoder, device=device)
+        self.templates = None if templates is None else load_templates(templates)
+        self.cache, self.workers, self.skip_bad = cache, workers, skip_bad
+        self.progress = progress
+        self.trained: TrainedHead | None = None
+        self.train_split: ImageSplit | None = None
+        self.aliases: dict[str, str] = {}
+        self._scale = scale
+        self._classes: tuple[str, ...] | None = None
+        self._text: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = {}
+        self._record: dict[str, Any] = {}
+        if isinstance(classes, Mapping):
+            self.aliases = {str(key): value for key, value in classes.items()}
+            classes = tuple(dict.fromkeys(classes.values()))
+        if classes is not None:
+            self.classes = classes
+
+    # -- names -----------------------------------------------------------------------------------
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The candidate classes; assign others to classify among them with the same head.
+
+        Raises:
+            DataError: If they are not known yet, or, on assignment, blank or doubled.
+        """
+        if self._classes is None:
+            raise DataError("the classes are not known yet: name them, or fit the classifier first")
+        return self._classes
+
+    @classes.setter
+    def classes(self, names: Iterable[str]) -> None:
+        self._classes = check_class_names(names)
+
+    @property
+    def scale(self) -> float:
+        """The exponentiated logit scale in use.
+
+        Raises:
+            ConfigError: If neither the encoder nor the features say it.
+        """
+        if self._scale is None and self.encoder is not None:
+            return float(self.encoder.scale)
+        if self._scale is None:
+            raise ConfigError("the logit scale is not known: pass scale=, 100 for CLIP models")
+        return self._scale
+
+    @property
+    def strength(self) -> float:
+        """Mask strength at inference; 0 before `fit`, which is the zero-shot model."""
+        return 0.0 if self.trained is None else self.trained.strength
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        if not 0 <= value <= 1:
+            raise ConfigError(f"strength should be in [0, 1], not {value!r}")
+        self._require_trained().strength = float(value)
+
+    def text_features(self, classes: Sequence[str] | None = None) -> Tensor:
+        """Return the class features `(K, D)` of the classifier's classes, or of others.
+
+        Raises:
+            FeatureError: If there is no encoder to make them.
+        """
+        names = self.classes if classes is None else tuple(classes)
+        if self.encoder is None:
+            raise FeatureError(
+                "there is no encoder to embed class names: give features with text_features, "
+                "or a classifier with an encoder"
+            )
+        key = (names, self._templates())
+        if key not in self._text:
+            self._text[key] = self.encoder.encode_classes(names, self._templates())
+        return self._text[key]
+
+    def _templates(self) -> tuple[str, ...]:
+        return self.templates or (DEFAULT_TEMPLATE,)
+
+    # -- data ------------------------------------------------------------------------------------
+
+    def _open(self, data: Data, splits: Sequence[str]) -> ImageSplit | Features:
+        """Return pictures or features of the first of `splits` that the data has."""
+        if isinstance(data, str | Path) and str(data).lower().endswith(FEATURE_FILES):
+            data = Features.load(data)
+        if isinstance(data, str | Path):
+            data = open_dataset(data, skip_bad=self.skip_bad)
+        if isinstance(data, ImageDataset):
+            if self.templates is None:
+                self.templates = data.templates
+            return data.split(*splits)
+        return data
+
+    def _encode(self, found: ImageSplit | Features, views: int = 1, seed: int = 0) -> Features:
+        """Return features of pictures; features pass through, if they are this encoder's."""
+        if isinstance(found, Features):
+            self._check_origin(found)
+            return found
+        if self.encoder is None:
+            raise FeatureError(
+                "pictures need an encoder: give one, or features instead of pictures"
+            )
+        return extract_features(
+            self.encoder,
+            found,
+            views=views,
+            seed=seed,
+            cache=self.cache,
+            workers=self.workers,
+            progress=self.progress,
+            skip_bad=self.skip_bad,
+        )
+
+    def _check_origin(self, features: Features) -> None:
+        if self.trained is not None and features.dim != self.trained.head.dim:
+            raise FeatureError(
+                f"the features have the width {features.dim}, the head has {self.trained.head.dim}: "
+                "both must come from the same encoder"
+            )
+        origin = (
+            self.encoder.fingerprint if self.encoder is not None else self._record.get("origin")
+        )
+        if origin and features.encoder_fingerprint and features.encoder_fingerprint != origin:
+            raise FeatureError(
+                f"the features come from the encoder {features.encoder!r} "
+                f"({features.encoder_fingerprint}), but {origin} is needed: encode them again"
+            )
+
+    def _candidates(self, features: Features, classes: tuple[str, ...]) -> Tensor:
+        """Return `(K, D)` for the classes; the features' own where they are of the same names."""
+        if features.text_features is not None and features.classes == classes:
+            return features.text_features
+        return self.text_features(classes)
+
+    def _aligned(self, found: ImageSplit | Features) -> tuple[tuple[str, ...], list[int]]:
+        """Return the candidate classes and the place of each class of the data among them."""
+        if self._classes is None:
+            names = check_class_names([self._display(name) for name in found.classes])
+            return names, list(range(len(names)))
+        return self._classes, align_classes(found.classes, self._classes, self.aliases)
+
+    def _display(self, name: str) -> str:
+        folded = {fold_name(key): value for key, value in self.aliases.items()}
+        return folded.get(fold_name(name), name)
+
+    # -- training --------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        data: Data,
+        shots: int | None = None,
+        seed: int = 0,
+        *,
+        allow_fewer: bool = False,
+        checkpoint_dir: str | Path | None = None,
+    ) -> RAdaClassifier:
+        """Train the head on labelled pictures, the encoders frozen.
+
+        Args:
+            data: A folder with a sub-folder for each class (`train/` above them is used if it is there),
+                a table, the name of a data set, a features file, or any of these loaded.
+            shots: Pictures of each class to use; None for all.
+            seed: Chooses the shots and everything random in training.
+            allow_fewer: Go on where a class has fewer pictures than `shots`.
+            checkpoint_dir: Folder for the training state; the same call goes on from it.
+
+        Returns:
+            The classifier itself.
+
+        Raises:
+            DataError: If the data cannot be used; the message names the file or class.
+            FeatureError: If features cannot be used.
+            TrainingInterrupted: On Ctrl-C.
+        """
+        found = self._open(data, TRAIN_SPLITS)
+        classes, places = self._aligned(found)
+        chosen = found
+        if shots is not None:
+            if isinstance(found, Features):
+                chosen = found.few_shot(shots, seed, allow_fewer=allow_fewer)
+            else:
+                chosen = few_shot(found, shots, seed, allow_fewer=allow_fewer)
+        features = self._encode(chosen, views=self.config.views, seed=seed)
+        if (features.labels < 0).any():
+            raise DataError("training needs a label for every picture, but some have none")
+        if features.scale is not None and self._scale is None and self.encoder is None:
+            self._scale = features.scale
+        text = self._fit_text(features, found, classes, places)
+        self.trained = train_head(
+            features.image_features,
+            torch.tensor(places)[features.labels],
+            text,
+            self.scale,
+            self.config,
+            seed,
+            checkpoint_dir=checkpoint_dir,
+            progress=self.progress,
+        )
+        self._classes = classes
+        self.aliases |= {
+            name: classes[place] for name, place in zip(found.classes, places, strict=True)
+        }
+        self.train_split = chosen if isinstance(chosen, ImageSplit) else None
+        self._record = {
+            "setting": "eft",
+            "images": len(features),
+            "shots": shots,
+            "data": str(data) if isinstance(data, str | Path) else getattr(data, "name", None),
+            "data_fingerprint": features.fingerprint,
+            "skipped": [list(entry) for entry in features.skipped],
+            "origin": features.encoder_fingerprint,
+            "origin_name": features.encoder,
+            **describe(self.trained),
+        }
+        return self
+
+    def _fit_text(
+        self,
+        features: Features,
+        found: ImageSplit | Features,
+        classes: tuple[str, ...],
+        places: list[int],
+    ) -> Tensor:
+        """Return `(K, D)` for training; a features file's own rows if they cover the classes."""
+        if features.text_features is None or sorted(places) != list(range(len(classes))):
+            return self.text_features(classes)
+        text = torch.empty_like(features.text_features)
+        text[places] = features.text_features
+        return text
+
+    def _require_trained(self) -> TrainedHead:
+        if self.trained is None:
+            raise ConfigError("the classifier has no head yet: call fit first")
+        return self.trained
+
+    # -- prediction ------------------------------------------------------------------------------
+
+    def logits(
+        self, image_features: Tensor, text_features: Tensor, *, strength: float | None = None
+    ) -> Tensor:
+        """Return logits `(N, K)` of features `(N, D)`; strength None is the classifier's own."""
+        if self.trained is None or strength == 0:
+            return self.scale * image_features @ text_features.T
+        return self.trained(image_features, text_features, self.scale, strength).logits
+
+    def predict_proba(self, images: Any) -> NDArray[np.float32]:
+        """Return softmax probabilities `(N, K)` over `classes`.
+
+        Args:
+            images: A picture, a path, a folder, a list of pictures or paths, or `Features`.
+
+        Raises:
+            DataError: If a picture cannot be read; the message names it.
+        """
+        features = self._features_to_predict(images)
+        text = self._candidates(features, self.classes)
+        result: NDArray[np.float32] = self.logits(features.plain(), text).softmax(-1).numpy()
+        return result
+
+    @overload
+    def predict(self, images: Any, top_k: None = None) -> list[str]: ...
+    @overload
+    def predict(self, images: Any, top_k: int) -> list[list[Prediction]]: ...
+    def predict(self, images: Any, top_k: int | None = None) -> list[str] | list[list[Prediction]]:
+        """Name the class of each picture.
+
+        Args:
+            images: As for `predict_proba`.
+            top_k: None for the best name alone; a number for so many `Prediction(name, probability)` a
+                picture, best first.
+
+        Returns:
+            One entry for each picture.
+        """
+        if top_k is not None and top_k < 1:
+            raise ConfigError(f"top_k should be a positive integer, not {top_k!r}")
+        ranked = self.rank(torch.from_numpy(self.predict_proba(images)), top_k or 1)
+        return ranked if top_k is not None else [row[0].name for row in ranked]
+
+    def rank(self, probabilities: Tensor, top_k: int) -> list[list[Prediction]]:
+        """Turn probabilities `(N, K)` into the `top_k` best classes of each row, best first."""
+        values, indices = probabilities.topk(min(top_k, len(self.classes)), dim=-1)
+        return [
+            [Prediction(self.classes[i], p) for i, p in zip(row, chances, strict=True)]
+            for row, chances in zip(indices.tolist(), values.tolist(), strict=True)
+        ]
+
+    def _features_to_predict(self, images: Any) -> Features:
+        if isinstance(images, Features):
+            self._check_origin(images)
+            return images
+        if isinstance(images, ImageSplit):
+            return self._encode(images)
+        from rada.data import open_images
+
+        if isinstance(images, str | Path) or _is_picture(images):
+            images = [images]
+        entries: list[Path | Image] = list(images)
+        if entries and all(isinstance(entry, str | Path) for entry in entries):
+            return self._encode(open_images([str(entry) for entry in entries]))
+        if self.encoder is None:
+            raise FeatureError(
+                "pictures need an encoder: give one, or features instead of pictures"
+            )
+        encoded = self.encoder.encode_images(entries)
+        unlabelled = torch.full((len(encoded),), -1)
+        return Features(encoded, unlabelled, self.classes)
+
+    # -- evaluation ------------------------------------------------------------------------------
+
+    def score(self, data: Data) -> float:
+        """Return the accuracy on labelled data among the classifier's classes, in [0, 1]."""
+        return self._accuracy(data, None)
+
+    def zero_shot_score(self, data: Data) -> float:
+        """Return the accuracy of the model without the head, in [0, 1]."""
+        return self._accuracy(data, 0.0)
+
+    def _accuracy(self, data: Data, strength: float | None) -> float:
+        found = self._open(data, TEST_SPLITS)
+        classes, places = self._aligned(found)
+        features = self._encode(found)
+        if self.encoder is None and self._scale is None:
+            self._scale = features.scale
+        text = self._fit_text(features, found, classes, places)
+        labels = torch.tensor(places)[features.labels]
+        predicted = self.logits(features.plain(), text, strength=strength).argmax(-1)
+        return float((predicted == labels).double().mean())
+
+    def evaluate(self, data: Data, *, split: str | None = None) -> tuple[dict[str, Any], Evaluated]:
+        """Judge the zero-shot and the adapted model side by side, among the classes of the data.
+
+        The classes may be ones that the head never saw.
+
+        Args:
+            data: As for `fit`; the split `test` is used if it is there, else `val`, else all.
+            split: Name of the split to use instead.
+
+        Returns:
+            The result as plain JSON values, and the logits behind it.
+        """
+        found = self._open(data, TEST_SPLITS if split is None else (split,))
+        classes = check_class_names([self._display(name) for name in found.classes])
+        features = self._encode(found)
+        if self.encoder is None and self._scale is None:
+            self._scale = features.scale
+        text = features.text_features
+        if text is None:
+            text = self.text_features(classes)
+        zero_shot = self.logits(features.plain(), text, strength=0.0)
+        adapted = self.logits(features.plain(), text)
+        result = compare(zero_shot, adapted, features.labels, classes)
+        result |= {
+            "skipped": [list(entry) for entry in features.skipped],
+            "strength": self.strength,
+            "scale": self.scale,
+            "templates": list(self._templates()),
+            "encoder": None
+            if self.encoder is None
+            else {"name": self.encoder.name, "fingerprint": self.encoder.fingerprint},
+            "data": str(data) if isinstance(data, str | Path) else getattr(data, "name", None),
+            "data_fingerprint": features.fingerprint,
+            "training": {key: value for key, value in self._record.items() if key != "history"},
+        }
+        pictures = found if isinstance(found, ImageSplit) else None
+        return result, Evaluated(features, classes, zero_shot, adapted, pictures)
+
+    # -- on disk ---------------------------------------------------------------------------------
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write the head (`head.safetensors`) and all that is known of it (`config.json`).
+
+        Raises:
+            ConfigError: If there is no head yet.
+            StorageError: If the place cannot be written.
+        """
+        trained = self._require_trained()
+        encoder = None
+        if self.encoder is not None:
+            encoder = {"name": self.encoder.name, "fingerprint": self.encoder.fingerprint}
+        config = HeadConfig(
+            dim=trained.head.dim,
+            num_heads=trained.head.num_heads,
+            temperature=trained.head.temperature,
+            scale=self.scale,
+            strength=trained.strength,
+            encoder=encoder,
+            classes=list(self.classes),
+            templates=list(self._templates()),
+            aliases=self.aliases,
+            training=self._record,
+        )
+        save_head(directory, trained.head, config)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: str | Path,
+        *,
+        encoder: str | Path | DualEncoder | None = None,
+        device: str | torch.device | None = None,
+        **options: Any,
+    ) -> RAdaClassifier:
+        """Load a saved classifier; nothing in the folder is trusted or executed.
+
+        Args:
+            directory: A local folder, or `owner/name` on the Hugging Face hub.
+            encoder: The encoder, if not by the name that the head was saved with.
+            device: Where the encoder runs.
+            options: `cache`, `workers`, `skip_bad`, `progress` as for the class.
+
+        Raises:
+            CheckpointError: If the folder is damaged, or the encoder is not the one that the head was
+                trained with; the message names the difference.
+            EncoderError: If the encoder cannot be loaded.
+        """
+        head, saved = load_head(resolve_directory(directory))
+        chosen = encoder
+        if chosen is None and saved.encoder is not None:
+            chosen = saved.encoder["name"]
+        classifier = cls(
+            chosen,
+            saved.classes,
+            templates=saved.templates,
+            scale=saved.scale,
+            device=device,
+            **options,
+        )
+        if classifier.encoder is not None and saved.encoder is not None:
+            _check_encoder(classifier.encoder, saved)
+        training = saved.training
+        classifier.aliases = dict(saved.aliases)
+        classifier.config = EFTConfig.from_dict(training.get("config", {}))
+        classifier._record = training
+        classifier.trained = TrainedHead(
+            head,
+            saved.strength,
+            classifier.config,
+            int(training.get("seed", 0)),
+            list(training.get("history", [])),
+            fingerprint=str(training.get("fingerprint", "")),
+        )
+        return classifier
+
+
+class Evaluated(NamedTuple):
+    """What `RAdaClassifier.evaluate` computed its result from.
+
+    Attributes:
+        features: The encoded test images.
+        classes: Candidate class names.
+        zero_shot: Logits `(N, K)` without the head.
+        adapted: Logits `(N, K)` with it.
+        pictures: The pictures, where the data has them.
+    """
+
+    features: Features
+    classes: tuple[str, ...]
+    zero_shot: Tensor
+    adapted: Tensor
+    pictures: ImageSplit | None
+
+
+def _check_encoder(encoder: DualEncoder, saved: HeadConfig) -> None:
+    wanted = saved.encoder or {}
+    if encoder.dim != saved.dim:
+        raise CheckpointError(
+            f"the head has the width {saved.dim}, the encoder {encoder.name!r} has {encoder.dim}: "
+            f"load it with the encoder {wanted.get('name')!r}"
+        )
+    if encoder.fingerprint != wanted.get("fingerprint"):
+        raise CheckpointError(
+            f"the head was trained with the encoder {wanted.get('name')!r}, fingerprint "
+            f"{wanted.get('fingerprint')}; {encoder.name!r} has {encoder.fingerprint}: its weights, "
+            "preprocessing or tokenizer differ. Load it with the same encoder, or fit again"
+        )
+
+
+def _is_picture(value: object) -> bool:
+    from PIL.Image import Image
+
+    return isinstance(value, Image)

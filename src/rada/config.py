@@ -150,11 +150,15 @@ class EFTConfig(Config):
         self.require(self.alpha >= 0, "alpha", "0 or more")
         self.require(self.temperature > 0, "temperature", "above 0")
         self.require(
-            self.classes_per_step is None or self.classes_per_step == 0 or self.classes_per_step > 1,
+            self.classes_per_step is None
+            or self.classes_per_step == 0
+            or self.classes_per_step > 1,
             "classes_per_step",
             "None, 0 or at least 2",
         )
         self.require(
-            self.strength == "auto" or 0 <= float(self.strength) <= 1, "strength", "'auto' or in [0, 1]"
+            self.strength == "auto" or 0 <= float(self.strength) <= 1,
+            "strength",
+            "'auto' or in [0, 1]",
         )
         self.require(self.strength_folds >= 2, "strength_folds", "at least 2")

@@ -156,7 +156,9 @@ def load_head(directory: str | Path) -> tuple[RAdaHead, HeadConfig]:
     try:
         config = HeadConfig.from_dict(raw)
     except (ConfigError, TypeError) as error:
-        raise CheckpointError(f"{str(config_path)!r} is not a head's configuration: {error}") from error
+        raise CheckpointError(
+            f"{str(config_path)!r} is not a head's configuration: {error}"
+        ) from error
     wanted = {f"{layer}.weight": (config.dim, config.dim) for layer in _LAYERS}
     wanted |= {f"{layer}.bias": (config.dim,) for layer in _LAYERS}
     try:

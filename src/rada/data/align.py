@@ -58,9 +58,7 @@ def align_classes(
     if by_words is not None:
         return by_words
     words = [set(fold_name(name).split()) for name in (*found, *wanted)]
-    strangers = not any(
-        one & other for one in words[: len(found)] for other in words[len(found) :]
-    )
+    strangers = not any(one & other for one in words[: len(found)] for other in words[len(found) :])
     if strangers and len(found) == len(wanted):
         pairs = ", ".join(f"{a!r} = {b!r}" for a, b in zip(found, wanted, strict=True))
         warnings.warn(f"classes matched by their order: {pairs}", UserWarning, stacklevel=3)

@@ -159,7 +159,13 @@ class HeadTrainer:
     """
 
     def __init__(
-        self, images: Tensor, labels: Tensor, text: Tensor, scale: float, config: EFTConfig, seed: int
+        self,
+        images: Tensor,
+        labels: Tensor,
+        text: Tensor,
+        scale: float,
+        config: EFTConfig,
+        seed: int,
     ) -> None:
         self.images, self.labels, self.text = images, labels, text
         self.scale, self.config, self.seed = scale, config, seed
@@ -182,7 +188,12 @@ class HeadTrainer:
         labels = position[self.labels]
         chosen = labels >= 0 if keep is None else (labels >= 0) & keep
         return HeadTrainer(
-            self.images[chosen], labels[chosen], self.text[classes], self.scale, self.config, self.seed
+            self.images[chosen],
+            labels[chosen],
+            self.text[classes],
+            self.scale,
+            self.config,
+            self.seed,
         )
 
     def run(
@@ -273,7 +284,7 @@ class HeadTrainer:
             loss.backward()
             optimizer.step()
             for name, value in zip(totals, (loss, cross_entropy, deviation), strict=True):
-                totals[name] += float(value) * len(images)
+                totals[name] += float(value.detach()) * len(images)
             correct += int((output.logits.argmax(1) == labels).sum())
             seen += len(images)
             advance(1)
