@@ -1,0 +1,204 @@
+"""The tables of the report, and the choice between table and figure by the number of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rada.evaluation.spread import aggregate_runs
+from rada.report.blocks import Block, Cell, Details, Row, SideBySide, Table, Text
+from rada.report.figures import class_bars, class_scatter, confusion_heat_map, shots_figure
+from rada.report.text import DASH, count, interval, percent, points, row_name, spread
+
+__all__ = ["class_blocks", "confusion_blocks", "result_table", "rows_of", "shots_blocks"]
+
+MOST_BARS = 25
+"""Up to so many classes have a bar each; more are points."""
+MOST_NUMBERS = 12
+"""Up to so many classes have a confusion matrix with numbers."""
+MOST_HEAT = 200
+"""Up to so many classes have a heat map; beyond it a class is less than two pixels."""
+MOST_CONFUSIONS = 15
+"""Length of the list of the most frequent errors."""
+
+
+def rows_of(result: Mapping[str, Any]) -> list[str]:
+    """Return the keys of the rows of a result, zero-shot first."""
+    return list(result.get("rows") or ("zero_shot", "adapted"))
+
+
+def result_table(result: Mapping[str, Any]) -> Table:
+    """Put all rows beside chance: accuracy, balance, calibration, difference to zero-shot."""
+    rows = []
+    for key in rows_of(result):
+        metrics = result[key]
+        against = metrics.get("against_zero_shot")
+        cells: list[Cell | str] = [
+            percent(metrics["accuracy"], sign=False),
+            interval(metrics["interval"]),
+            percent(metrics["balanced_accuracy"], sign=False),
+            percent(metrics["ece"], sign=False),
+            _difference(against),
+        ]
+        rows.append(Row(row_name(key), cells, "accent" if key == "adapted" else ""))
+    chance = percent(result["chance"], sign=False)
+    majority = percent(result["majority"], sign=False)
+    rows.append(Row("Chance", [chance, "", chance, "", ""], "muted"))
+    rows.append(Row("Always the largest class", [majority, "", chance, "", ""], "muted"))
+    columns = ("", "Accuracy, %", "95 % interval", "Balanced, %", "ECE, %", "Difference, points")
+    return Table("All rows on the same test pictures", columns, rows, show_caption=False)
+
+
+def class_blocks(result: Mapping[str, Any]) -> list[Block]:
+    """Show accuracy per class: bars, or for many classes points and the classes that moved most."""
+    rows, classes = rows_of(result), result["classes"]
+    table = _class_table(result, rows, range(len(classes)), "Accuracy per class, %")
+    if len(classes) <= MOST_BARS:
+        return [class_bars(result, rows), Details("The numbers", [table])]
+    moved = _moved(result)
+    gained = [k for k, change in moved if change > 0][:10]
+    lost = [k for k, change in reversed(moved) if change < 0][:10]
+    both = ["zero_shot", "adapted"]
+    parts: list[Block] = [class_scatter(result)]
+    parts.append(
+        SideBySide(
+            [
+                _class_table(result, both, gained, "Classes that gained most, %"),
+                _class_table(result, both, lost, "Classes that lost most, %"),
+            ]
+        )
+    )
+    return [*parts, Details(f"All {len(classes)} classes", [table])]
+
+
+def confusion_blocks(result: Mapping[str, Any]) -> list[Block]:
+    """Show the confusion matrices: with numbers, as heat maps, or only their largest errors."""
+    classes = result["classes"]
+    keys = ("zero_shot", "adapted")
+    if len(classes) <= MOST_NUMBERS:
+        matrices = [_matrix(row_name(key), result[key]["confusion"], classes) for key in keys]
+        note = "Rows are true classes, columns predicted ones; errors are shaded red."
+        return [SideBySide(matrices), Text(note, note=True)]
+    blocks: list[Block] = []
+    if len(classes) <= MOST_HEAT:
+        blocks.append(confusion_heat_map({key: result[key]["confusion"] for key in keys}, classes))
+    else:
+        many = count(len(classes), "class", "classes")
+        blocks.append(Text(f"With {many} only the most frequent errors are listed."))
+    return [*blocks, _confusions(result)]
+
+
+def shots_blocks(runs: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> list[Block]:
+    """Show accuracy against shots over seeds, as a figure and as a table."""
+    trained = [run for run in runs if run.get("shots")]
+    table = aggregate_runs(trained)
+    zero_shot = result["zero_shot"]
+    chance = result["chance"]
+    levels = {
+        "zero_shot": {
+            "accuracy": zero_shot["accuracy"],
+            "balanced_accuracy": zero_shot["balanced_accuracy"],
+        },
+        "chance": {"accuracy": chance, "balanced_accuracy": chance},
+    }
+    rows = [
+        Row(
+            row_name(str(row["method"])),
+            [
+                str(row["shots"]),
+                spread(row.get("accuracy")),
+                spread(row.get("balanced_accuracy")),
+                str(row["accuracy"]["runs"]) if "accuracy" in row else DASH,
+            ],
+            "accent" if row["method"] in ("rada", "adapted") else "",
+        )
+        for row in table
+    ]
+    for name, level in levels.items():
+        cells = [percent(level[key], sign=False) for key in ("accuracy", "balanced_accuracy")]
+        rows.append(Row(row_name(name), [DASH, *cells, DASH], "muted"))
+    columns = ("", "Pictures a class", "Accuracy, %", "Balanced, %", "Seeds")
+    caption = "Mean and standard deviation over the seeds"
+    return [shots_figure(table, levels), Details("The numbers", [Table(caption, columns, rows)])]
+
+
+def _difference(against: Mapping[str, Any] | None) -> Cell:
+    if against is None:
+        return Cell(DASH, "muted")
+    low, high = against["interval"]
+    text = f"{points(against['difference'])} ({points(low)} to {points(high)})"
+    return Cell(text, title=f"McNemar p = {against['p_value']:.2g}")
+
+
+def _class_table(
+    result: Mapping[str, Any], rows: Sequence[str], chosen: Sequence[int], caption: str
+) -> Table:
+    columns = ["Class", "Pictures", *(row_name(row) for row in rows)]
+    body = []
+    for k in chosen:
+        cells: list[Cell | str] = [f"{result['zero_shot']['per_class'][k]['images']:,}"]
+        for row in rows:
+            entry = result[row]["per_class"][k]
+            title = (
+                "" if entry["interval"] is None else f"95 % interval {interval(entry['interval'])}"
+            )
+            cells.append(Cell(percent(entry["accuracy"], sign=False), title=title))
+        body.append(Row(result["classes"][k], cells))
+    return Table(caption, columns, body)
+
+
+def _moved(result: Mapping[str, Any]) -> list[tuple[int, float]]:
+    """Return classes with test pictures and their change of accuracy, largest gain first."""
+    pairs = zip(result["zero_shot"]["per_class"], result["adapted"]["per_class"], strict=True)
+    changes = [
+        (k, after["accuracy"] - before["accuracy"])
+        for k, (before, after) in enumerate(pairs)
+        if before["accuracy"] is not None
+    ]
+    return sorted(changes, key=lambda pair: -pair[1])
+
+
+def _matrix(title: str, table: Sequence[Sequence[int]], classes: Sequence[str]) -> Table:
+    named = len(classes) <= 4
+    heads = list(classes) if named else [str(k + 1) for k in range(len(classes))]
+    rows = []
+    for k, counts in enumerate(table):
+        total = max(1, sum(counts))
+        cells = [
+            Cell(
+                f"{n:,}",
+                shade=n / total,
+                wrong=j != k,
+                title=f"{classes[k]} taken for {classes[j]}",
+            )
+            for j, n in enumerate(counts)
+        ]
+        rows.append(Row(classes[k] if named else f"{k + 1} {classes[k]}", cells))
+    return Table(title, ["true \\ predicted", *heads], rows, matrix=True)
+
+
+def _confusions(result: Mapping[str, Any]) -> Table:
+    """List the largest entries off the diagonal of the adapted model, beside zero-shot's."""
+    before = np.array(result["zero_shot"]["confusion"])
+    after = np.array(result["adapted"]["confusion"])
+    errors = after.copy()
+    np.fill_diagonal(errors, 0)
+    order = np.argsort(-errors, axis=None, kind="stable")[:MOST_CONFUSIONS]
+    rows = []
+    for place in order:
+        true, predicted = divmod(int(place), len(errors))
+        if not errors[true, predicted]:
+            break
+        part = percent(errors[true, predicted] / after[true].sum(), sign=False)
+        counts = (f"{errors[true, predicted]:,}", part, f"{before[true, predicted]:,}")
+        rows.append(Row(result["classes"][true], [result["classes"][predicted], *counts]))
+    columns = (
+        "True class",
+        "taken for",
+        "RAda, pictures",
+        "of the class, %",
+        "zero-shot, pictures",
+    )
+    return Table("The most frequent errors of RAda", columns, rows, words=(1,))

@@ -1,0 +1,125 @@
+"""Words and numbers of a page: untrusted text made harmless, accuracies in one spelling."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = [
+    "DASH",
+    "MINUS",
+    "clean",
+    "count",
+    "interval",
+    "percent",
+    "points",
+    "row_name",
+    "shorten",
+    "spread",
+]
+
+DASH, MINUS = "\u2013", "\u2212"
+
+ROW_NAMES = {
+    "adapted": "RAda",
+    "linear_probe": "Linear probe",
+    "rada": "RAda",
+    "test_time": "RAda at test time",
+    "zero_shot": "Zero-shot",
+}
+
+# What XML and UTF-8 cannot hold (class names come from file names, which may be any bytes), and the
+# marks that turn the direction of the text around them.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff\u202a-\u202e\u2066-\u2069]"
+)
+
+
+def clean(text: str) -> str:
+    r"""Replace characters that neither HTML nor SVG can show by the replacement character.
+
+    Example:
+        >>> clean("a\x00b")
+        'a\ufffdb'
+    """
+    return _UNPRINTABLE.sub("\ufffd", text)
+
+
+def shorten(text: str, length: int = 28) -> str:
+    """Return one clean line of at most `length` characters, for the labels of figures.
+
+    Example:
+        >>> shorten("an extraordinarily long class name", 12)
+        'an extraord…'
+    """
+    line = " ".join(clean(text).split())
+    return line if len(line) <= length else line[: length - 1].rstrip() + "…"
+
+
+def row_name(key: str) -> str:
+    """Return the name under which a row or method is shown.
+
+    Example:
+        >>> row_name("adapted"), row_name("tip_adapter")
+        ('RAda', 'Tip adapter')
+    """
+    return ROW_NAMES.get(key) or key.replace("_", " ").strip().capitalize() or DASH
+
+
+def percent(value: float | None, *, sign: bool = True) -> str:
+    """Spell a fraction as a percentage with one decimal, with its sign if `sign`.
+
+    Example:
+        >>> percent(0.6543, sign=False), percent(None)
+        ('65.4', '–')
+    """
+    if value is None:
+        return DASH
+    return f"{100 * value:.1f}" + ("\u00a0%" if sign else "")
+
+
+def points(value: float) -> str:
+    """Spell a difference of two accuracies in percentage points, with a true minus.
+
+    Example:
+        >>> points(-0.0312), points(0.5)
+        ('−3.1', '+50.0')
+    """
+    text = f"{100 * value:+.1f}".replace("-", MINUS)
+    return "0.0" if text in ("+0.0", f"{MINUS}0.0") else text
+
+
+def interval(bounds: Sequence[float] | None) -> str:
+    """Spell a confidence interval of an accuracy in percent.
+
+    Example:
+        >>> interval([0.612, 0.694])
+        '61.2–69.4'
+    """
+    if bounds is None:
+        return DASH
+    return f"{100 * bounds[0]:.1f}{DASH}{100 * bounds[1]:.1f}"
+
+
+def spread(value: dict[str, Any] | None) -> str:
+    """Spell mean and standard deviation over seeds in percent.
+
+    Example:
+        >>> spread({"mean": 0.634, "std": 0.021, "runs": 3})
+        '63.4 ± 2.1'
+    """
+    if value is None:
+        return DASH
+    mean = percent(value["mean"], sign=False)
+    return mean if value.get("std") is None else f"{mean} ± {100 * value['std']:.1f}"
+
+
+def count(number: int, one: str, many: str | None = None) -> str:
+    """Spell a count with its noun.
+
+    Example:
+        >>> count(1, "picture"), count(1200, "class", "classes")
+        ('1 picture', '1,200 classes')
+    """
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
