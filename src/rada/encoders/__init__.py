@@ -1,0 +1,36 @@
+"""Vision-language models behind one protocol: load one with `load_encoder`."""
+
+from rada.encoders.base import CAPABILITIES, DualEncoder, TruncationWarning
+from rada.encoders.registry import (
+    EncoderFamily,
+    FamilyInfo,
+    LoadOptions,
+    ModelInfo,
+    describe_model,
+    list_families,
+    list_models,
+    load_encoder,
+    register_family,
+)
+from rada.encoders.spec import ModelSpec
+from rada.encoders.tokens import Tokens
+from rada.encoders.transforms import EvalTransform, TrainTransform
+
+__all__ = [
+    "CAPABILITIES",
+    "DualEncoder",
+    "EncoderFamily",
+    "EvalTransform",
+    "FamilyInfo",
+    "LoadOptions",
+    "ModelInfo",
+    "ModelSpec",
+    "Tokens",
+    "TrainTransform",
+    "TruncationWarning",
+    "describe_model",
+    "list_families",
+    "list_models",
+    "load_encoder",
+    "register_family",
+]

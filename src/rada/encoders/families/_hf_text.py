@@ -1,0 +1,51 @@
+"""Tokenizers of transformers, with truncation made visible."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rada.encoders.tokens import Tokens
+
+__all__ = ["tokenize", "tokenizer_key"]
+
+
+def tokenize(
+    tokenizer: Any, prompts: list[str], max_tokens: int, *, padding: str = "longest"
+) -> tuple[Tokens, list[int]]:
+    """Tokenize prompts and say which of them were cut.
+
+    Args:
+        tokenizer: Of transformers.
+        prompts: None of them empty.
+        max_tokens: Longest row.
+        padding: "longest", or "max_length" for towers that were trained on full rows.
+
+    Returns:
+        `input_ids` and `attention_mask`, both `(K, L)`, and the indices of the cut prompts.
+    """
+    whole = tokenizer(prompts, truncation=False, padding=False, verbose=False)["input_ids"]
+    cut = [index for index, row in enumerate(whole) if len(row) > max_tokens]
+    batch = tokenizer(
+        prompts,
+        truncation=True,
+        max_length=max_tokens,
+        padding=padding,
+        return_attention_mask=True,
+        return_tensors="pt",
+    )
+    names = ("input_ids", "attention_mask")
+    return {name: batch[name] for name in names}, cut
+
+
+def tokenizer_key(tokenizer: Any, max_tokens: int) -> str:
+    """Return a text that changes with anything that changes the tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        state: Any = sorted(tokenizer.get_vocab().items())
+    else:
+        state = json.loads(backend.to_str())
+        for volatile in ("truncation", "padding"):  # set by the last call
+            state.pop(volatile, None)
+    side = (tokenizer.padding_side, tokenizer.truncation_side, tokenizer.pad_token_id)
+    return json.dumps([state, side, max_tokens], sort_keys=True)

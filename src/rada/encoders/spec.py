@@ -1,0 +1,100 @@
+"""What a user may call a model, taken apart."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from rada.errors import EncoderError
+
+__all__ = ["ModelSpec", "parse_spec"]
+
+_SPELLINGS = (
+    "'embedded', 'open_clip:MODEL/PRETRAINED', 'hf-hub:ORG/NAME' (open_clip), 'hf:ORG/NAME' "
+    "(transformers) or a local directory"
+)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model's name, taken apart.
+
+    Attributes:
+        text: The name as it was given.
+        scheme: "embedded", "open_clip", "hf-hub" (open_clip from a hub), "hf" (transformers),
+            or another word that a family claims.
+        target: What follows the colon, or the path of a directory.
+        directory: Where the files are, if they are on this machine.
+    """
+
+    text: str
+    scheme: str
+    target: str
+    directory: Path | None = None
+
+
+def parse_spec(text: str) -> ModelSpec:
+    """Take a model's name apart.
+
+    Raises:
+        EncoderError: If it is none of the known spellings.
+
+    Example:
+        >>> parse_spec("open_clip:ViT-B-32/laion2b_s34b_b79k").target
+        'ViT-B-32/laion2b_s34b_b79k'
+    """
+    if not text.strip() or "\0" in text:
+        raise EncoderError(f"model name {text!r} is empty or holds a NUL; give {_SPELLINGS}")
+    scheme, colon, target = text.partition(":")
+    if scheme == "embedded" and not colon:
+        return ModelSpec(text, "embedded", "")
+    if colon and scheme in ("open_clip", "hf-hub", "hf"):
+        if not target:
+            raise EncoderError(f"model {text!r} names nothing after the colon; give {_SPELLINGS}")
+        path = Path(target).expanduser()
+        if scheme == "open_clip" or not path.is_dir():
+            return ModelSpec(text, scheme, target)
+        return _directory(text, path)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return _directory(text, path)
+    raise EncoderError(_unknown(text))
+
+
+def _unknown(text: str) -> str:
+    if text.startswith((".", "/", "~")):
+        return f"model {text!r}: there is no such directory"
+    hint = ""
+    if text.count("/") == 1 and ":" not in text:
+        hint = f"; did you mean 'hf:{text}' or 'open_clip:{text}'?"
+    return f"unknown model {text!r}{hint or ';'} a model is {_SPELLINGS}; `rada models` lists names"
+
+
+def _directory(text: str, path: Path) -> ModelSpec:
+    """Tell the libraries' directories apart by the file that each of them writes."""
+    if (path / "open_clip_config.json").is_file():
+        return ModelSpec(text, "hf-hub", str(path), path)
+    if (path / "config.json").is_file():
+        return ModelSpec(text, "hf", str(path), path)
+    raise EncoderError(
+        f"model directory {str(path)!r} has neither config.json (transformers) nor "
+        "open_clip_config.json (open_clip); a saved model has one of them"
+    )
+
+
+def model_type(directory: Path) -> str:
+    """Return the `model_type` of a transformers directory.
+
+    Raises:
+        EncoderError: If `config.json` is missing or damaged, or names no type.
+    """
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise EncoderError(f"{str(path)!r} cannot be read: {error}") from error
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if not isinstance(kind, str):
+        raise EncoderError(f"{str(path)!r} names no model_type; it is not a transformers model")
+    return kind

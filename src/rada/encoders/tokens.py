@@ -1,0 +1,67 @@
+"""Prompts as tokens: a dict of tensors whose first axis counts the prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rada.errors import DataError, EncoderError
+
+__all__ = ["Tokens", "check_prompts", "stack_pixels", "token_count", "token_slice"]
+
+Tokens = dict[str, Tensor]
+
+
+def check_prompts(prompts: Sequence[str]) -> list[str]:
+    """Return the prompts as a list.
+
+    Raises:
+        DataError: If there is none, or one is not a text or is blank.
+
+    Example:
+        >>> check_prompts(["a photo of a dog."])
+        ['a photo of a dog.']
+    """
+    if isinstance(prompts, str):
+        raise DataError(f"prompts should be a list of texts; give [{prompts!r}] for one prompt")
+    texts = list(prompts)
+    if not texts:
+        raise DataError("there is no prompt to encode; give at least one")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(f"prompt {index} is {text!r}, a {type(text).__name__}, not a text")
+        if not text.strip():
+            raise DataError(f"prompt {index} is empty: {text!r}; name a class or drop it")
+    return texts
+
+
+def token_count(tokens: Tokens) -> int:
+    """Return the number of prompts in `tokens`."""
+    return len(next(iter(tokens.values())))
+
+
+def token_slice(tokens: Tokens, rows: slice) -> Tokens:
+    """Return some of the prompts.
+
+    Example:
+        >>> token_slice({"input_ids": torch.arange(6).view(3, 2)}, slice(2, 3))
+        {'input_ids': tensor([[4, 5]])}
+    """
+    return {name: tensor[rows] for name, tensor in tokens.items()}
+
+
+def stack_pixels(pixels: list[Tensor]) -> Tensor:
+    """Stack pictures of one size to `(B, 3, H, W)`.
+
+    Raises:
+        EncoderError: If the sizes differ: the model's preprocessing does not crop.
+    """
+    sizes = sorted({tuple(image.shape) for image in pixels})
+    if len(sizes) > 1:
+        raise EncoderError(
+            f"the model's preprocessing gave pictures of different sizes, {sizes[0]} and {sizes[1]}; "
+            "its processor must resize or crop to one size"
+        )
+    return torch.stack(pixels)

@@ -1,0 +1,120 @@
+"""Picture to pixels: evaluation and training transforms that can be pickled and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from rada.errors import EncoderError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torchvision.transforms import Compose
+
+__all__ = ["EvalTransform", "TrainTransform", "height_width"]
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """Resize the shorter side, crop the centre, normalise.
+
+    The fields are everything that decides the pixels, so `repr` identifies the transform.
+
+    Attributes:
+        size: Height and width of the result.
+        resize: Length of the shorter side before the crop.
+        mean: Mean per channel.
+        std: Standard deviation per channel.
+        interpolation: Name of a `torchvision.transforms.InterpolationMode`.
+
+    Example:
+        >>> from PIL import Image
+        >>> transform = EvalTransform((8, 8), 10, (0.5,) * 3, (0.5,) * 3)
+        >>> transform(Image.new("RGB", (20, 30))).shape
+        torch.Size([3, 8, 8])
+    """
+
+    size: tuple[int, int]
+    resize: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+
+    @cached_property
+    def _steps(self) -> Compose:
+        from torchvision import transforms
+
+        return transforms.Compose(
+            [
+                transforms.Resize(self.resize, transforms.InterpolationMode(self.interpolation)),
+                transforms.CenterCrop(self.size),
+                transforms.ToTensor(),
+                transforms.Normalize(self.mean, self.std),
+            ]
+        )
+
+    def __call__(self, image: Image) -> Tensor:
+        """Turn a PIL image into float32 pixels `(3, H, W)`."""
+        pixels: Tensor = self._steps(image.convert("RGB"))
+        return pixels
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """A random crop, resized, and a random mirror image, drawn from torch's global generator.
+
+    Attributes:
+        size: Height and width of the result.
+        mean: Mean per channel.
+        std: Standard deviation per channel.
+        scale: Smallest and largest part of the picture's area in a crop.
+        interpolation: Name of a `torchvision.transforms.InterpolationMode`.
+        flip: Probability of the mirror image.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    scale: tuple[float, float] = (0.5, 1.0)
+    interpolation: str = "bicubic"
+    flip: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise EncoderError(f"crop scale should be 0 < low <= high, not {self.scale!r}")
+
+    @cached_property
+    def _steps(self) -> Compose:
+        from torchvision import transforms
+
+        mode = transforms.InterpolationMode(self.interpolation)
+        return transforms.Compose(
+            [
+                transforms.RandomResizedCrop(self.size, scale=self.scale, interpolation=mode),
+                transforms.RandomHorizontalFlip(self.flip),
+                transforms.ToTensor(),
+                transforms.Normalize(self.mean, self.std),
+            ]
+        )
+
+    def __call__(self, image: Image) -> Tensor:
+        """Turn a PIL image into float32 pixels `(3, H, W)`."""
+        pixels: Tensor = self._steps(image.convert("RGB"))
+        return pixels
+
+
+def height_width(size: int | Sequence[int]) -> tuple[int, int]:
+    """Return height and width of a size that may be one number.
+
+    Example:
+        >>> height_width(224)
+        (224, 224)
+    """
+    if isinstance(size, int):
+        return (size, size)
+    height, width = size
+    return (int(height), int(width))
