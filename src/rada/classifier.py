@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 import torch
-from rada.data.prompts import DEFAULT_TEMPLATE, check_class_names, load_templates
 from torch import Tensor
 
 from rada.config import EFTConfig
 from rada.data import ImageDataset, ImageSplit, few_shot, open_dataset
 from rada.data.align import align_classes, fold_name
+from rada.data.prompts import DEFAULT_TEMPLATE, check_class_names, load_templates
 from rada.encoders import DualEncoder, load_encoder
 from rada.errors import CheckpointError, ConfigError, DataError, FeatureError
 from rada.evaluation import compare
 from rada.features import FeatureCache, Features, extract_features
-from rada.pretrained import HeadConfig, load_head, resolve_directory, save_head
-from rada.settings.eft import TrainedHead, describe, train_head
+from rada.head import RAdaHead
+from rada.pretrained import CONFIG_FILE, HeadConfig, load_head, resolve_directory, save_head
+from rada.settings.eft import HeadTrainer, TrainedHead, describe
+from rada.settings.strength import StrengthChoice
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,6 +33,7 @@ __all__ = ["Prediction", "RAdaClassifier"]
 Data = str | Path | ImageDataset | ImageSplit | Features
 FEATURE_FILES = (".safetensors", ".npz")
 TRAIN_SPLITS = ("train", "all")
+STATE_FOLDER = "training"
 TEST_SPLITS = ("test", "val", "all", "train")
 
 
@@ -259,7 +263,8 @@ class RAdaClassifier:
         seed: int = 0,
         *,
         allow_fewer: bool = False,
-        checkpoint_dir: str | Path | None = None,
+        output_dir: str | Path | None = None,
+        overwrite: bool = False,
     ) -> RAdaClassifier:
         """Train the head on labelled pictures, the encoders frozen.
 
@@ -269,7 +274,10 @@ class RAdaClassifier:
             shots: Pictures of each class to use; None for all.
             seed: Chooses the shots and everything random in training.
             allow_fewer: Go on where a class has fewer pictures than `shots`.
-            checkpoint_dir: Folder for the training state; the same call goes on from it.
+            output_dir: Folder for the finished head. Until then it holds the training state: the same
+                call after an interruption goes on from there, bit for bit, and after the end loads
+                the head.
+            overwrite: Replace another head in `output_dir`.
 
         Returns:
             The classifier itself.
@@ -277,37 +285,33 @@ class RAdaClassifier:
         Raises:
             DataError: If the data cannot be used; the message names the file or class.
             FeatureError: If features cannot be used.
+            CheckpointError: If `output_dir` holds another head and `overwrite` is off.
             TrainingInterrupted: On Ctrl-C.
         """
         found = self._open(data, TRAIN_SPLITS)
         classes, places = self._aligned(found)
-        chosen = found
-        if shots is not None:
-            if isinstance(found, Features):
-                chosen = found.few_shot(shots, seed, allow_fewer=allow_fewer)
-            else:
-                chosen = few_shot(found, shots, seed, allow_fewer=allow_fewer)
+        chosen = _draw(found, shots, seed, allow_fewer)
         features = self._encode(chosen, views=self.config.views, seed=seed)
         if (features.labels < 0).any():
             raise DataError("training needs a label for every picture, but some have none")
-        if features.scale is not None and self._scale is None and self.encoder is None:
-            self._scale = features.scale
-        text = self._fit_text(features, found, classes, places)
-        self.trained = train_head(
+        self._adopt_scale(features)
+        trainer = HeadTrainer(
             features.image_features,
             torch.tensor(places)[features.labels],
-            text,
+            self._fit_text(features, found, classes, places),
             self.scale,
             self.config,
             seed,
-            checkpoint_dir=checkpoint_dir,
-            progress=self.progress,
         )
+        folder = None if output_dir is None else Path(output_dir)
         self._classes = classes
         self.aliases |= {
             name: classes[place] for name, place in zip(found.classes, places, strict=True)
         }
         self.train_split = chosen if isinstance(chosen, ImageSplit) else None
+        if folder is not None and self._finished(folder, trainer.key, overwrite):
+            return self
+        self.trained = trainer.train(folder and folder / STATE_FOLDER, progress=self.progress)
         self._record = {
             "setting": "eft",
             "images": len(features),
@@ -319,7 +323,34 @@ class RAdaClassifier:
             "origin_name": features.encoder,
             **describe(self.trained),
         }
+        if folder is not None:
+            self.save_pretrained(folder)
+            shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)
         return self
+
+    def _finished(self, folder: Path, key: str, overwrite: bool) -> bool:
+        """Take over the head in `folder` if it is of this very run; refuse to replace another."""
+        if not (folder / CONFIG_FILE).exists():
+            return False
+        head, saved = load_head(folder)
+        if (saved.training.get("fingerprint"), saved.training.get("config")) == (
+            key,
+            self.config.to_dict(),
+        ):
+            self._take(head, saved)
+            shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)
+            return True
+        if not overwrite:
+            raise CheckpointError(
+                f"{str(folder)!r} holds the head of another run: choose another folder, "
+                "or replace it with --overwrite (overwrite=True)"
+            )
+        return False
+
+    def _adopt_scale(self, features: Features) -> None:
+        """Take the scale of a features file where nothing else says it."""
+        if self.encoder is None and self._scale is None:
+            self._scale = features.scale
 
     def _fit_text(
         self,
@@ -427,8 +458,7 @@ class RAdaClassifier:
         found = self._open(data, TEST_SPLITS)
         classes, places = self._aligned(found)
         features = self._encode(found)
-        if self.encoder is None and self._scale is None:
-            self._scale = features.scale
+        self._adopt_scale(features)
         text = self._fit_text(features, found, classes, places)
         labels = torch.tensor(places)[features.labels]
         predicted = self.logits(features.plain(), text, strength=strength).argmax(-1)
@@ -449,8 +479,7 @@ class RAdaClassifier:
         found = self._open(data, TEST_SPLITS if split is None else (split,))
         classes = check_class_names([self._display(name) for name in found.classes])
         features = self._encode(found)
-        if self.encoder is None and self._scale is None:
-            self._scale = features.scale
+        self._adopt_scale(features)
         text = features.text_features
         if text is None:
             text = self.text_features(classes)
@@ -535,19 +564,25 @@ class RAdaClassifier:
         )
         if classifier.encoder is not None and saved.encoder is not None:
             _check_encoder(classifier.encoder, saved)
-        training = saved.training
         classifier.aliases = dict(saved.aliases)
-        classifier.config = EFTConfig.from_dict(training.get("config", {}))
-        classifier._record = training
-        classifier.trained = TrainedHead(
+        classifier.config = _training_config(saved)
+        classifier._take(head, saved)
+        return classifier
+
+    def _take(self, head: RAdaHead, saved: HeadConfig) -> None:
+        """Take over a loaded head."""
+        training = saved.training
+        choice = training.get("strength_choice")
+        self._record = training
+        self.trained = TrainedHead(
             head,
             saved.strength,
-            classifier.config,
+            self.config,
             int(training.get("seed", 0)),
             list(training.get("history", [])),
-            fingerprint=str(training.get("fingerprint", "")),
+            None if choice is None else StrengthChoice(**choice),
+            str(training.get("fingerprint", "")),
         )
-        return classifier
 
 
 class Evaluated(NamedTuple):
@@ -581,6 +616,24 @@ def _check_encoder(encoder: DualEncoder, saved: HeadConfig) -> None:
             f"{wanted.get('fingerprint')}; {encoder.name!r} has {encoder.fingerprint}: its weights, "
             "preprocessing or tokenizer differ. Load it with the same encoder, or fit again"
         )
+
+
+def _training_config(saved: HeadConfig) -> EFTConfig:
+    try:
+        return EFTConfig.from_dict(saved.training.get("config", {}))
+    except ConfigError as error:
+        raise CheckpointError(f"the head's training configuration is damaged: {error}") from error
+
+
+def _draw(
+    found: ImageSplit | Features, shots: int | None, seed: int, allow_fewer: bool
+) -> ImageSplit | Features:
+    """Return `shots` pictures of each class, or all."""
+    if shots is None:
+        return found
+    if isinstance(found, Features):
+        return found.few_shot(shots, seed, allow_fewer=allow_fewer)
+    return few_shot(found, shots, seed, allow_fewer=allow_fewer)
 
 
 def _is_picture(value: object) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from rada.errors import CheckpointError, ConfigError
 from rada.head import RAdaHead
 from rada.storage import atomic_directory, read_json
 
-__all__ = ["HeadConfig", "load_head", "resolve_directory", "save_head"]
+__all__ = ["CONFIG_FILE", "HeadConfig", "load_head", "resolve_directory", "save_head"]
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "head.safetensors"
@@ -55,13 +56,12 @@ class HeadConfig:
     rada_version: str = __version__
 
     def __post_init__(self) -> None:
-        numbers = (self.temperature, self.scale, self.strength)
         checks = {
             "dim": _is_count(self.dim),
             "num_heads": _is_count(self.num_heads) and self.dim % self.num_heads == 0,
             "temperature": _is_number(self.temperature) and self.temperature > 0,
             "scale": _is_number(self.scale) and self.scale > 0,
-            "strength": _is_number(self.strength) and 0 <= numbers[2] <= 1,
+            "strength": _is_number(self.strength) and 0 <= self.strength <= 1,
             "encoder": self.encoder is None
             or (
                 isinstance(self.encoder, dict)
@@ -123,8 +123,6 @@ def save_head(directory: str | Path, head: RAdaHead, config: HeadConfig) -> None
     Raises:
         StorageError: If the place cannot be written.
     """
-    import json
-
     state = {name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}
     text = json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_directory(directory) as temporary:

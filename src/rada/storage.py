@@ -84,9 +84,8 @@ def _umask() -> int:
 def atomic_directory(path: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; its files move into `path` when the block ends well.
 
-    Files that stood in `path` under other names stay. Each file is renamed in one step, in the order
-    of their names reversed, so that `config.json`, which makes a folder loadable, comes after
-    `head.safetensors`... names decide nothing else.
+    Files that stood in `path` under other names stay. Each file is renamed in one step, in reverse
+    order of the names.
 
     Raises:
         StorageError: If the place cannot be written.

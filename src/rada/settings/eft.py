@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy
 
 from rada.config import EFTConfig
 from rada.errors import FeatureError
@@ -127,30 +127,20 @@ def train_head(
     """
     config = config or EFTConfig()
     checked = check_features(image_features, text_features, labels)
-    images, text, targets = checked.image_features, checked.text_features, checked.labels
-    if images.ndim == 2:
-        images = images[:, None]
-    if len(text) < 2:
-        raise FeatureError(
-            f"training needs at least 2 classes, but text_features has shape {tuple(text.shape)}"
-        )
+    if checked.text_features is None or checked.labels is None:
+        raise FeatureError("training needs text_features and labels")
+    trainer = HeadTrainer(
+        checked.image_features, checked.labels, checked.text_features, float(scale), config, seed
+    )
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-    trainer = HeadTrainer(images, targets, text, float(scale), config, seed)
-    head, history = trainer.run(folder and folder / "head.safetensors", progress=progress)
-    trained = TrainedHead(head, 1.0, config, seed, history, fingerprint=trainer.key)
-    if isinstance(config.strength, int | float):
-        trained.strength = float(config.strength)
-        return trained
-    trained.strength_choice = choose_strength(trainer, folder, progress=progress)
-    trained.strength = trained.strength_choice.strength
-    return trained
+    return trainer.train(folder, progress=progress)
 
 
 class HeadTrainer:
     """One training run of a head on checked features; `run` does it, from a saved state if any.
 
     Args:
-        images: `(N, V, D)`.
+        images: Unit-norm `(N, D)` or `(N, V, D)`.
         labels: `(N,)`.
         text: `(K, D)`.
         scale: The exponentiated logit scale.
@@ -167,13 +157,17 @@ class HeadTrainer:
         config: EFTConfig,
         seed: int,
     ) -> None:
-        self.images, self.labels, self.text = images, labels, text
+        if len(text) < 2 or len(labels.unique()) < 2:
+            raise FeatureError(
+                f"training needs images of at least 2 classes, but there are {len(text)} classes and "
+                f"{len(labels.unique())} with images"
+            )
+        self.images = images if images.ndim == 3 else images[:, None]
+        self.labels, self.text = labels, text
         self.scale, self.config, self.seed = scale, config, seed
         # The strength is chosen after training, so it does not make another run of it.
         settings = replace(config, strength=1.0, strength_folds=2).to_dict()
-        self.key = fingerprint_tensors(
-            images, labels, text, extra=[scale, settings, seed, torch.get_num_threads()]
-        )
+        self.key = fingerprint_tensors(images, labels, text, extra=[scale, settings, seed])
         self.steps_per_epoch = math.ceil(len(images) / config.batch_size)
 
     def on_classes(self, classes: Tensor, keep: Tensor | None = None) -> HeadTrainer:
@@ -195,6 +189,17 @@ class HeadTrainer:
             self.config,
             self.seed,
         )
+
+    def train(self, folder: Path | None = None, *, progress: bool | None = None) -> TrainedHead:
+        """Train the head and choose its strength; `folder` keeps the state of both."""
+        head, history = self.run(folder and folder / "head.safetensors", progress=progress)
+        trained = TrainedHead(head, 1.0, self.config, self.seed, history, fingerprint=self.key)
+        if isinstance(self.config.strength, int | float):
+            trained.strength = float(self.config.strength)
+        else:
+            trained.strength_choice = choose_strength(self, folder, progress=progress)
+            trained.strength = trained.strength_choice.strength
+        return trained
 
     def run(
         self,
@@ -277,13 +282,13 @@ class HeadTrainer:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             output = head(images, text, self.scale)
-            cross_entropy = F.cross_entropy(output.logits, labels)
+            entropy = cross_entropy(output.logits, labels)
             deviation = output.max_deviation.mean()
-            loss = cross_entropy + self.config.alpha * deviation
+            loss = entropy + self.config.alpha * deviation
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            for name, value in zip(totals, (loss, cross_entropy, deviation), strict=True):
+            for name, value in zip(totals, (loss, entropy, deviation), strict=True):
                 totals[name] += float(value.detach()) * len(images)
             correct += int((output.logits.argmax(1) == labels).sum())
             seen += len(images)

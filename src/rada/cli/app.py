@@ -1,0 +1,73 @@
+"""The `rada` program: its commands, and how errors and warnings are shown."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Annotated, NoReturn
+
+import typer
+
+from rada._version import __version__
+from rada.cli import cache, demo, encode, evaluate, fit, models, predict
+from rada.errors import RadaError
+
+__all__ = ["app", "main"]
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="rada",
+    help="Adapt a vision-language model to your own classes with one small attention layer.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(demo.demo)
+app.command("fit")(fit.fit)
+app.command("evaluate")(evaluate.evaluate)
+app.command("predict")(predict.predict)
+app.command("encode")(encode.encode)
+app.command("models")(models.models)
+app.command("datasets")(models.datasets)
+app.add_typer(cache.app, name="cache")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rada {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Adapt a vision-language model to your own classes with one small attention layer."""
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+    # Libraries warn about themselves; only what concerns the user's input is worth a line.
+    if category is UserWarning or category.__module__.startswith("rada"):
+        print(f"warning: {message}", file=sys.stderr)
+
+
+def main() -> NoReturn:
+    """Run the command line and exit: 0 well, 2 for bad input, 130 when interrupted."""
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
+    try:
+        app()
+    except RadaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output went away, as `head` does; there is nobody left to tell.
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(0)

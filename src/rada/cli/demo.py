@@ -1,0 +1,231 @@
+"""`rada demo`: the main job on the embedded model and data, measured."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rada.cli.options import JsonFlag, print_json
+
+if TYPE_CHECKING:
+    from rada.classifier import RAdaClassifier
+    from rada.data import ImageDataset
+    from rada.features import Features
+
+DATASET = "textiles"
+SHOTS = (1, 2, 4, 8, 16)
+METHODS = ("rada", "linear_probe")
+
+
+def demo(
+    out: Annotated[
+        Path, typer.Option(help="Folder for the head, the results and the report.")
+    ] = Path("rada-demo"),
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds 1, 2, ... to average over.")] = 3,
+    json: JsonFlag = False,
+) -> None:
+    """Adapt the embedded model to the embedded pictures and show that it became better.
+
+    After Ctrl-C or a crash the same command goes on where it stopped.
+    """
+    from rada.classifier import RAdaClassifier
+    from rada.data import open_dataset
+    from rada.evaluation import Timer, environment
+    from rada.evaluation.provenance import command_line
+    from rada.features import extract_features
+
+    with Timer() as timer:
+        dataset = open_dataset(DATASET)
+        classifier = RAdaClassifier("embedded", templates=dataset.templates)
+        encoder = classifier.encoder
+        assert encoder is not None and not isinstance(encoder, str | Path)
+        _say(f"Encoding the {DATASET} pictures with {encoder.name} ...", json)
+        train, test = (extract_features(encoder, dataset.split(name)) for name in ("train", "test"))
+        text = encoder.encode_classes(dataset.classes, dataset.templates)
+        train, test = (
+            dataclasses.replace(part, text_features=text, scale=float(encoder.scale))
+            for part in (train, test)
+        )
+        runs = _runs(train, test, seeds, out, json)
+        result = _finish(classifier, dataset, out, test, train)
+    result |= {
+        "runs": runs,
+        "seeds": list(range(1, seeds + 1)),
+        "environment": environment(),
+        "timing": timer.to_dict(),
+        "command": command_line(),
+    }
+    page = _report(result, classifier, dataset, test, out)
+    if json:
+        print_json(result)
+    else:
+        _print(result, dataset, out, page)
+
+
+def _say(text: str, quiet: bool) -> None:
+    typer.echo(text, err=quiet)
+
+
+def _runs(
+    train: Features, test: Features, seeds: int, out: Path, quiet: bool
+) -> list[dict[str, Any]]:
+    """Train and judge every method, number of shots and seed; finished runs are read back."""
+    from rada.progress import track
+
+    cells = [
+        (method, shots, seed)
+        for shots in SHOTS
+        for seed in range(1, seeds + 1)
+        for method in METHODS
+    ]
+    _say(f"Training {len(cells)} heads and probes on 1 to {max(SHOTS)} pictures a class ...", quiet)
+    return [_run(train, test, *cell, out / "runs") for cell in track(cells, "Training", unit="run")]
+
+
+def _run(
+    train: Features, test: Features, method: str, shots: int, seed: int, folder: Path
+) -> dict[str, Any]:
+    from rada.config import EFTConfig
+    from rada.errors import CheckpointError
+    from rada.evaluation import evaluate_logits
+    from rada.methods import linear_probe
+    from rada.settings import train_head
+    from rada.storage import read_json, write_json
+
+    config = EFTConfig()
+    facts = {
+        "method": method,
+        "shots": shots,
+        "seed": seed,
+        "data": [train.fingerprint, test.fingerprint],
+        "config": config.to_dict() if method == "rada" else None,
+    }
+    path = folder / f"{method}-{shots}-shots-seed-{seed}.json"
+    if path.exists():
+        saved: dict[str, Any] = read_json(path, error=CheckpointError, what="the result")
+        if all(saved.get(key) == value for key, value in facts.items()):
+            return saved
+    chosen = train.few_shot(shots, seed)
+    text, scale = train.text_features, train.scale
+    assert text is not None and scale is not None
+    if method == "linear_probe":
+        probed = linear_probe(chosen.plain(), chosen.labels, test.plain(), len(text), seed)
+        strength, logits = None, probed
+    else:
+        trained = train_head(
+            chosen.image_features, chosen.labels, text, scale, config, seed, progress=False
+        )
+        strength, logits = trained.strength, trained(test.plain(), text, scale).logits
+    metrics = evaluate_logits(logits, test.labels, test.classes)
+    run = facts | {
+        "accuracy": metrics.accuracy,
+        "balanced_accuracy": metrics.balanced_accuracy,
+        "strength": strength,
+    }
+    write_json(path, run)
+    return run
+
+
+def _finish(
+    classifier: RAdaClassifier, dataset: ImageDataset, out: Path, test: Features, train: Features
+) -> dict[str, Any]:
+    """Fit and save the head that the demo leaves behind, and judge it."""
+    from rada.evaluation import compare
+    from rada.methods import linear_probe
+
+    shots = max(SHOTS)
+    classifier.fit(dataset.split("train"), shots, seed=1, output_dir=out / "head", overwrite=True)
+    result, evaluated = classifier.evaluate(dataset, split="test")
+    chosen = train.few_shot(shots, 1)
+    probe = linear_probe(chosen.plain(), chosen.labels, test.plain(), len(dataset.classes), 1)
+    compared = compare(
+        evaluated.zero_shot,
+        evaluated.adapted,
+        evaluated.features.labels,
+        evaluated.classes,
+        extra={"linear_probe": probe},
+    )
+    return result | compared | {"data": DATASET, "head": str(out / "head"), "shots": shots}
+
+
+def _report(
+    result: dict[str, Any],
+    classifier: RAdaClassifier,
+    dataset: ImageDataset,
+    test: Features,
+    out: Path,
+) -> Path:
+    from rada.report import changed_examples, write_report
+    from rada.storage import write_json
+
+    assert test.text_features is not None and classifier.trained is not None
+    logits = [
+        classifier.logits(test.plain(), test.text_features, strength=strength)
+        for strength in (0.0, None)
+    ]
+    facts = {
+        "dataset": DATASET,
+        "encoder": result["encoder"]["name"],
+        "config": result["training"]["config"],
+    }
+    write_json(out / "result.json", result)
+    return write_report(
+        out / "report",
+        result | facts,
+        examples=changed_examples(dataset.split("test"), *logits),
+        curve=classifier.trained.history,
+        runs=result["runs"],
+    )
+
+
+def _print(result: dict[str, Any], dataset: ImageDataset, out: Path, page: Path) -> None:
+    from rada.classifier import RAdaClassifier
+    from rada.cli.tables import comparison_table, console
+
+    screen = console()
+    screen.print(_shots_table(result))
+    screen.print(comparison_table(result))
+    loaded = RAdaClassifier.from_pretrained(out / "head", progress=False)
+    test = dataset.split("test")
+    samples = [int((test.labels == label).nonzero()[0][0]) for label in range(len(test.classes))]
+    paths = [str(test.path(index)) for index in samples]
+    screen.print("\nSingle pictures, with the head that was saved:", highlight=False)
+    for index, path, ranked in zip(samples, paths, loaded.predict(paths, top_k=2), strict=True):
+        answer = ", ".join(f"{entry.name} {entry.probability:.2f}" for entry in ranked)
+        true = test.classes[test.labels[index]]
+        screen.print(f"  {Path(path).name} (in truth {true}): {answer}", highlight=False)
+    screen.print(
+        f"\nReport: [bold]{page}[/bold]   ({result['timing']['seconds']:.0f} s in all)\n\n"
+        "The same with your own pictures, one folder for each class:\n"
+        "  rada fit MY_PICTURES --shots 16 --out my-head\n"
+        "  rada evaluate my-head MY_TEST_PICTURES --report my-report\n"
+        "  rada predict my-head PICTURE...",
+        highlight=False,
+    )
+
+
+def _shots_table(result: dict[str, Any]) -> Any:
+    from rada.cli.tables import plain_table
+    from rada.evaluation import aggregate_runs
+    from rada.report.text import count, percent, row_name, spread
+
+    zero_shot = result["zero_shot"]
+    table = plain_table(
+        f"{count(result['images'], 'test picture')}; mean and deviation over "
+        f"{count(len(result['seeds']), 'seed')}; in per cent",
+        "",
+        "pictures a class",
+        "accuracy",
+        "balanced accuracy",
+    )
+    chance = percent(result["chance"], sign=False)
+    table.add_row("Chance", "", chance, chance)
+    values = [percent(zero_shot[key], sign=False) for key in ("accuracy", "balanced_accuracy")]
+    table.add_row("Zero-shot", "0", *values)
+    for row in aggregate_runs(result["runs"]):
+        cells = [spread(row[key]) for key in ("accuracy", "balanced_accuracy")]
+        table.add_row(row_name(row["method"]), str(row["shots"]), *cells)
+    return table

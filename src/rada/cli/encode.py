@@ -1,0 +1,100 @@
+"""`rada encode`: pictures to features in a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rada.cli.options import (
+    ClassNames,
+    Device,
+    JsonFlag,
+    Model,
+    NoCache,
+    SkipBad,
+    Templates,
+    Workers,
+    cache_option,
+    print_json,
+)
+
+
+def encode(
+    data: Annotated[str, typer.Argument(help="Labelled pictures, as for fit.")],
+    out: Annotated[Path, typer.Option(help="The features file, .safetensors.")],
+    model: Model = "embedded",
+    split: Annotated[
+        str | None, typer.Option(help="Split to encode; needed where there are several.")
+    ] = None,
+    views: Annotated[
+        int, typer.Option(min=1, help="Views: the plain picture and random ones.")
+    ] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the random views.")] = 0,
+    class_names: ClassNames = None,
+    template: Templates = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+    skip_bad: SkipBad = False,
+    no_cache: NoCache = False,
+    workers: Workers = None,
+    device: Device = None,
+    json: JsonFlag = False,
+) -> None:
+    """Write the features of pictures and of their classes to a safetensors file.
+
+    `rada fit` and `rada evaluate` accept the file instead of pictures.
+    """
+    import dataclasses
+
+    from rada.data import load_class_names, open_dataset
+    from rada.encoders import load_encoder
+    from rada.errors import StorageError
+    from rada.features import extract_features
+
+    if out.suffix != ".safetensors":
+        raise StorageError(f"a features file ends in .safetensors, not {out.name!r}")
+    if out.exists() and not overwrite:
+        raise StorageError(
+            f"{str(out)!r} exists: choose another name, or replace it with --overwrite"
+        )
+    dataset = open_dataset(
+        data,
+        class_names=None if class_names is None else load_class_names(class_names),
+        templates=template,
+        skip_bad=skip_bad,
+    )
+    pictures = dataset.split(*(dataset.splits if split is None else (split,)))
+    encoder = load_encoder(model, device=device)
+    features = extract_features(
+        encoder,
+        pictures,
+        views=views,
+        seed=seed,
+        cache=cache_option(no_cache),
+        workers=workers,
+        skip_bad=skip_bad,
+    )
+    features = dataclasses.replace(
+        features,
+        text_features=encoder.encode_classes(dataset.classes, dataset.templates),
+        scale=float(encoder.scale),
+        templates=dataset.templates,
+    )
+    features.save(out)
+    result = {
+        "file": str(out),
+        "images": len(features),
+        "views": features.num_views,
+        "dim": features.dim,
+        "classes": list(features.classes),
+        "encoder": {"name": encoder.name, "fingerprint": encoder.fingerprint},
+        "fingerprint": features.fingerprint,
+        "skipped": [list(entry) for entry in features.skipped],
+    }
+    if json:
+        print_json(result)
+    else:
+        typer.echo(
+            f"Wrote {len(features)} x {features.num_views} x {features.dim} features to {out}"
+        )

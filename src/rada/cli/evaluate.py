@@ -1,0 +1,111 @@
+"""`rada evaluate`: zero-shot and adapted model side by side on labelled pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rada.cli.options import (
+    Device,
+    JsonFlag,
+    NoCache,
+    SkipBad,
+    Workers,
+    cache_option,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from rada.classifier import Evaluated, RAdaClassifier
+
+
+def evaluate(
+    head: Annotated[str, typer.Argument(help="Folder of a saved head.")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="Labelled pictures, as for fit; their classes may be ones the head never saw."
+        ),
+    ],
+    split: Annotated[
+        str | None, typer.Option(help="Split to use: test, else val, else all, if not given.")
+    ] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="Mask strength in [0, 1] instead of the head's.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Folder for a report in HTML.")] = None,
+    skip_bad: SkipBad = False,
+    no_cache: NoCache = False,
+    workers: Workers = None,
+    device: Device = None,
+    json: JsonFlag = False,
+) -> None:
+    """Judge a head: accuracy, per class, confusion and calibration, beside zero-shot."""
+    from rada.classifier import RAdaClassifier
+    from rada.evaluation import Timer, environment
+    from rada.evaluation.provenance import command_line
+
+    with Timer() as timer:
+        classifier = RAdaClassifier.from_pretrained(
+            head, device=device, cache=cache_option(no_cache), workers=workers, skip_bad=skip_bad
+        )
+        if strength is not None:
+            classifier.strength = strength
+        result, evaluated = classifier.evaluate(data, split=split)
+    result |= {
+        "head": head,
+        "environment": environment(),
+        "timing": timer.to_dict(),
+        "command": command_line(),
+    }
+    page = None if report is None else write(report, result, classifier, evaluated)
+    if json:
+        print_json(result)
+        return
+    _print(result, page)
+
+
+def write(
+    directory: Path, result: dict[str, Any], classifier: RAdaClassifier, evaluated: Evaluated
+) -> Path:
+    """Write the report page and, beside it, the result as JSON."""
+    from rada.report import changed_examples, write_report
+    from rada.storage import write_json
+
+    examples: list[dict[str, Any]] = []
+    if evaluated.pictures is not None and not evaluated.features.skipped:
+        pictures = evaluated.pictures.rename(evaluated.classes)
+        examples = changed_examples(pictures, evaluated.zero_shot, evaluated.adapted)
+    history = [] if classifier.trained is None else classifier.trained.history
+    training = result.get("training", {})
+    facts = {
+        "dataset": result["data"],
+        "encoder": (result["encoder"] or {}).get("name"),
+        "shots": training.get("shots"),
+        "seed": training.get("seed"),
+        "config": training.get("config", {}),
+    }
+    page = write_report(directory, result | facts, examples=examples, curve=history)
+    write_json(directory / "result.json", result)
+    return page
+
+
+def _print(result: dict[str, Any], page: Path | None) -> None:
+    from rada.cli.tables import class_table, comparison_table, console
+
+    screen = console()
+    screen.print(comparison_table(result))
+    if len(result["classes"]) <= 30:
+        screen.print(class_table(result))
+    changed = result["changed"]
+    screen.print(
+        f"{changed['wrong_to_right']} pictures went from wrong to right, "
+        f"{changed['right_to_wrong']} from right to wrong (mask strength {result['strength']:g}).",
+        highlight=False,
+    )
+    if result["skipped"]:
+        screen.print(f"{len(result['skipped'])} unreadable pictures were left out.")
+    if page is not None:
+        screen.print(f"Report: [bold]{page}[/bold]")

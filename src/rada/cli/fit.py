@@ -1,0 +1,175 @@
+"""`rada fit`: train a head on labelled pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rada.cli.options import (
+    ClassNames,
+    Device,
+    JsonFlag,
+    Model,
+    NoCache,
+    SkipBad,
+    Templates,
+    Workers,
+    cache_option,
+    parse_strength,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from rada.classifier import RAdaClassifier
+    from rada.config import EFTConfig
+
+IMAGES_FILE = "training_images.json"
+RESULT_FILE = "result.json"
+
+
+def fit(
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="A folder with one sub-folder per class, a table (.csv, .jsonl), the name of a data set, "
+            "or a features file."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the head.")],
+    model: Model = "embedded",
+    shots: Annotated[int | None, typer.Option(min=1, help="Pictures of each class.")] = None,
+    seed: Annotated[int, typer.Option(help="Chooses the shots and everything random.")] = 0,
+    class_names: ClassNames = None,
+    template: Templates = None,
+    scale: Annotated[float | None, typer.Option(help="Overrides the model's logit scale.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="JSON file with fields of the training configuration.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the pictures.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pictures a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Weight of the smoothness term.")] = None,
+    views: Annotated[int | None, typer.Option(help="Random views of each picture.")] = None,
+    strength: Annotated[
+        str | None, typer.Option(help="Mask strength in [0, 1], or auto to choose it on the shots.")
+    ] = None,
+    allow_fewer: Annotated[
+        bool, typer.Option("--allow-fewer", help="Go on where a class has too few pictures.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace another head in the folder.")
+    ] = False,
+    skip_bad: SkipBad = False,
+    no_cache: NoCache = False,
+    workers: Workers = None,
+    device: Device = None,
+    json: JsonFlag = False,
+) -> None:
+    """Train a head on labelled pictures, the model frozen.
+
+    After Ctrl-C or a crash the same command goes on where it stopped.
+    """
+    from rada.classifier import FEATURE_FILES, RAdaClassifier
+    from rada.data import load_class_names
+    from rada.settings import TrainingInterrupted
+
+    given = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "alpha": alpha,
+        "views": views,
+        "strength": None if strength is None else parse_strength(strength),
+    }
+    settings = _config(config, {key: value for key, value in given.items() if value is not None})
+    classifier = RAdaClassifier(
+        None if data.lower().endswith(FEATURE_FILES) else model,
+        None if class_names is None else load_class_names(class_names),
+        templates=template,
+        config=settings,
+        scale=scale,
+        device=device,
+        cache=cache_option(no_cache),
+        workers=workers,
+        skip_bad=skip_bad,
+    )
+    try:
+        classifier.fit(
+            data, shots, seed, allow_fewer=allow_fewer, output_dir=out, overwrite=overwrite
+        )
+    except TrainingInterrupted as stopped:
+        done = len(stopped.trained.history)
+        typer.echo(
+            f"interrupted after {done} of {settings.epochs} epochs; the same command goes on from there",
+            err=True,
+        )
+        raise typer.Exit(130) from None
+    result = _result(classifier, out)
+    if json:
+        print_json(result)
+    else:
+        _print_summary(result, data, out)
+
+
+def _config(path: Path | None, given: dict[str, Any]) -> EFTConfig:
+    """Build the configuration: the file's fields, then the options' over them."""
+    from rada.config import EFTConfig
+    from rada.errors import ConfigError
+    from rada.storage import read_json
+
+    if path is None:
+        return EFTConfig(**given)
+    values = read_json(path, error=ConfigError, what="the configuration")
+    return dataclasses.replace(EFTConfig.from_dict(values), **given)
+
+
+def _result(classifier: RAdaClassifier, out: Path) -> dict[str, Any]:
+    """Write what the run used beside the head, and return its result."""
+    from rada.evaluation import environment
+    from rada.evaluation.provenance import command_line, peak_memory
+    from rada.storage import write_json
+
+    encoder = classifier.encoder
+    result = {
+        "head": str(out),
+        "classes": list(classifier.classes),
+        "strength": classifier.strength,
+        "scale": classifier.scale,
+        "encoder": encoder and {"name": encoder.name, "fingerprint": encoder.fingerprint},
+        "training": classifier.record,
+        "environment": environment(),
+        "command": command_line(),
+        "peak_memory_bytes": peak_memory(),
+    }
+    if classifier.train_split is not None:
+        write_json(out / IMAGES_FILE, classifier.train_split.manifest())
+    write_json(out / RESULT_FILE, result)
+    return result
+
+
+def _print_summary(result: dict[str, Any], data: str, out: Path) -> None:
+    from rada.cli.tables import console
+    from rada.report.text import count, percent
+
+    training = result["training"]
+    last = training["history"][-1]
+    choice = training["strength_choice"]
+    how = {
+        "classes": "chosen by cross-validation over classes",
+        "shots": "chosen by cross-validation over shots",
+        "none": "nothing to choose it on",
+    }
+    reason = "given" if choice is None else how[choice["method"]]
+    console().print(
+        f"Learned {count(len(result['classes']), 'class', 'classes')} from "
+        f"{count(training['images'], 'picture')} "
+        f"({percent(last['accuracy'])} of them right in the last epoch).\n"
+        f"Mask strength {result['strength']:g} ({reason}).\n"
+        f"The head is in [bold]{out}[/bold]. Next:\n"
+        f"  rada evaluate {out} {data}\n"
+        f"  rada predict {out} PICTURE...",
+        highlight=False,
+    )

@@ -1,0 +1,57 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from rada.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rada.features import FeatureCache
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
+Model = Annotated[str, typer.Option(help="The dual encoder; `rada models` lists them.")]
+Device = Annotated[str | None, typer.Option(help="Where the encoder runs, such as cuda or mps.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")]
+Workers = Annotated[int | None, typer.Option(min=0, help="Processes that decode pictures.")]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Go on without pictures that cannot be read.")
+]
+ClassNames = Annotated[
+    Path | None,
+    typer.Option(help="JSON file: a list of class names, or {folder name: class name}."),
+]
+Templates = Annotated[
+    list[str] | None,
+    typer.Option("--template", help="Prompt with {} for the class; repeat to average several."),
+]
+
+
+def cache_option(no_cache: bool) -> FeatureCache | Literal[False] | None:
+    """Return the `cache` argument of the library for the `--no-cache` flag."""
+    return False if no_cache else None
+
+
+def parse_strength(text: str) -> float | str:
+    """Read `--strength`: a number or "auto".
+
+    Raises:
+        ConfigError: If it is neither.
+    """
+    if text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"--strength should be a number in [0, 1] or auto, not {text!r}"
+        ) from error
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON object on standard output."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
