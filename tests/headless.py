@@ -7,6 +7,7 @@ protocol can, and it also tells about every request and every console message.
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 import tempfile
@@ -26,6 +27,7 @@ FLAGS = (
     "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
+PATIENCE = 60  # seconds
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 MEASURE = """(async () => {
@@ -166,6 +168,8 @@ class Chromium:
 
     def _read(self):
         while b"\0" not in self._buffer:
+            if not select.select([self._in], [], [], PATIENCE)[0]:
+                raise RuntimeError(f"chromium said nothing for {PATIENCE} s")
             chunk = os.read(self._in, 1 << 20)
             if not chunk:
                 raise RuntimeError("chromium ended")

@@ -83,7 +83,9 @@ class Photos:
 
     def __init__(self, classes, labels):
         self.classes, self.labels = tuple(classes), np.asarray(labels)
-        self.ids = tuple(f"test/class {label}/picture-{n:04d}.jpg" for n, label in enumerate(labels))
+        self.ids = tuple(
+            f"test/class {label}/picture-{n:04d}.jpg" for n, label in enumerate(labels)
+        )
 
     def load(self, index):
         generator = torch.Generator().manual_seed(index)

@@ -147,11 +147,11 @@ class FigureBlock(Block):
 
 @dataclass(frozen=True)
 class Card:
-    """A picture with lines of text below it; a line is (label, text, tone)."""
+    """A picture with lines of text below it; a line is (label, name, remark, tone)."""
 
     image: str
     alt: str
-    lines: Sequence[tuple[str, str, Tone]]
+    lines: Sequence[tuple[str, str, str, Tone]]
     footer: str = ""
 
 

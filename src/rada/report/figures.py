@@ -66,7 +66,7 @@ def class_bars(result: Mapping[str, Any], rows: Sequence[str]) -> FigureBlock:
                 "capsize": 0,
             }
             axes.errorbar(values, place, xerr=np.abs(ends - values), **whisker)
-        labels = [shorten(name, 16 if narrow else 30) for name in classes]
+        labels = [shorten(name, 18 if narrow else 32) for name in classes]
         axes.set_yticks(np.arange(len(classes)), labels)
         axes.tick_params(axis="y", labelcolor=COLOURS["ink"])
         axes.set(xlim=(0, 100), ylim=(len(classes) - 0.45, -0.55), xlabel="Accuracy, %")
@@ -107,7 +107,7 @@ def class_scatter(result: Mapping[str, Any]) -> FigureBlock:
             if chosen.any():
                 axes.scatter(*pairs[chosen].T, color=COLOURS[colour], label=label, **style)
         axes.set(xlim=(-3, 103), ylim=(-3, 103), aspect="equal")
-        axes.set(xlabel="Zero-shot accuracy, %", ylabel="RAda accuracy, %")
+        axes.set(xlabel="Zero-shot accuracy, %", ylabel="RAda accuracy, %", anchor="W")
         tidy(axes, grid="both")
         _legend(figure, axes, columns=1 if narrow else 3)
 
@@ -132,7 +132,7 @@ def confusion_heat_map(
 
     def paint(figure: Figure, narrow: bool) -> None:
         shape = (len(tables), 1) if narrow else (1, len(tables))
-        grid = figure.subplots(*shape, squeeze=False, sharey=True).flatten()
+        grid = figure.subplots(*shape, squeeze=False).flatten()
         for number, (axes, (name, table)) in enumerate(zip(grid, tables.items(), strict=True)):
             axes.imshow(_heat(np.asarray(table)), interpolation="none", aspect="equal")
             axes.set_title(row_name(name))
@@ -140,7 +140,7 @@ def confusion_heat_map(
             axes.set_xticks([])
             axes.set_yticks([])
             if labelled and (narrow or number == 0):
-                axes.set_yticks(np.arange(count), [shorten(name, 14) for name in classes])
+                axes.set_yticks(np.arange(count), [shorten(name, 18) for name in classes])
                 axes.tick_params(length=0, labelsize=7, labelcolor=COLOURS["ink"])
             elif number == 0:
                 axes.set_ylabel("True class")
@@ -153,8 +153,8 @@ def confusion_heat_map(
         "Each row is a true class, each column a predicted one, in the same order; the darker, the "
         "larger the part of the class. A perfect model has the diagonal alone."
     )
-    narrow_height = 360 * len(tables)
-    return responsive_figure(paint, wide=470, narrow=narrow_height, alt=alt, caption=caption)
+    narrow_height = (290 if labelled else 365) * len(tables)
+    return responsive_figure(paint, wide=480, narrow=narrow_height, alt=alt, caption=caption)
 
 
 def training_curve(history: Sequence[Mapping[str, Any]]) -> FigureBlock | None:
@@ -166,7 +166,11 @@ def training_curve(history: Sequence[Mapping[str, Any]]) -> FigureBlock | None:
     Returns:
         The figure, or None if there is nothing to draw.
     """
-    known = [(key, title) for key, title in _CURVES if any(key in epoch for epoch in history)]
+    known = [
+        (key, title)
+        for key, title in _CURVES
+        if any(epoch.get(key) is not None for epoch in history)
+    ]
     if not known:
         return None
     epochs = [epoch.get("epoch", number + 1) for number, epoch in enumerate(history)]
@@ -177,7 +181,7 @@ def training_curve(history: Sequence[Mapping[str, Any]]) -> FigureBlock | None:
             figure.subplots(*shape, squeeze=False).flatten(), known, strict=True
         ):
             factor = 100 if key == "accuracy" else 1
-            values = [float(epoch.get(key, np.nan)) * factor for epoch in history]
+            values = [factor * value for value in _values(history, key)]
             marker = "o" if len(epochs) == 1 else None
             axes.plot(epochs, values, color=COLOURS["accent"], marker=marker)
             axes.set_title(title)
@@ -287,5 +291,9 @@ def _spoken(result: Mapping[str, Any], rows: Sequence[str], index: int) -> str:
 
 
 def _first_last(history: Sequence[Mapping[str, Any]], key: str) -> str:
-    values = [epoch[key] for epoch in history if key in epoch]
+    values = _values(history, key)
     return f"{values[0]:.3g} to {values[-1]:.3g}"
+
+
+def _values(history: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    return [float("nan") if epoch.get(key) is None else float(epoch[key]) for epoch in history]

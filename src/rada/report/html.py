@@ -98,10 +98,10 @@ def build_report(
     sections = [
         Section("Results", [result_table(result), Text(_READING, note=True)]),
         Section("Accuracy per class", class_blocks(result)),
-        Section("What is taken for what", confusion_blocks(result)),
+        Section("Confusion", confusion_blocks(result)),
     ]
     if runs:
-        sections.insert(1, Section("More pictures, better head", shots_blocks(runs, result)))
+        sections.insert(1, Section("Accuracy by number of shots", shots_blocks(runs, result)))
     figure = training_curve(curve)
     if figure is not None:
         sections.append(Section("Training", [figure]))
@@ -185,16 +185,16 @@ def _galleries(examples: Sequence[Mapping[str, Any]]) -> list[Block]:
 
 
 def _card(example: Mapping[str, Any], tone: Tone) -> Card:
-    def spelled(prediction: Mapping[str, Any]) -> str:
-        return f"{prediction['class']}, {percent(prediction['probability'])}"
+    def spelled(prediction: Mapping[str, Any]) -> tuple[str, str]:
+        return str(prediction["class"]), percent(prediction["probability"])
 
     return Card(
         image=thumbnail(example["image"]),
         alt=f"Picture {example['id']}, a {example['true']}",
         lines=[
-            ("True class", str(example["true"]), ""),
-            ("Zero-shot", spelled(example["zero_shot"]), ""),
-            ("RAda", spelled(example["adapted"]), tone),
+            ("True class", str(example["true"]), "", ""),
+            ("Zero-shot", *spelled(example["zero_shot"]), ""),
+            ("RAda", *spelled(example["adapted"]), tone),
         ],
         footer=str(example["id"]),
     )

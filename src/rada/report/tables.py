@@ -10,7 +10,7 @@ import numpy as np
 from rada.evaluation.spread import aggregate_runs
 from rada.report.blocks import Block, Cell, Details, Row, SideBySide, Table, Text
 from rada.report.figures import class_bars, class_scatter, confusion_heat_map, shots_figure
-from rada.report.text import DASH, count, interval, percent, points, row_name, spread
+from rada.report.text import DASH, count, interval, percent, points, row_name, shorten, spread
 
 __all__ = ["class_blocks", "confusion_blocks", "result_table", "rows_of", "shots_blocks"]
 
@@ -20,6 +20,8 @@ MOST_NUMBERS = 12
 """Up to so many classes have a confusion matrix with numbers."""
 MOST_HEAT = 200
 """Up to so many classes have a heat map; beyond it a class is less than two pixels."""
+LONGEST_NAME = 48
+"""Longer class names are cut in matrices; the numbers per class have them in full."""
 MOST_CONFUSIONS = 15
 """Length of the list of the most frequent errors."""
 
@@ -161,44 +163,38 @@ def _moved(result: Mapping[str, Any]) -> list[tuple[int, float]]:
 
 
 def _matrix(title: str, table: Sequence[Sequence[int]], classes: Sequence[str]) -> Table:
-    named = len(classes) <= 4
-    heads = list(classes) if named else [str(k + 1) for k in range(len(classes))]
+    names = [shorten(name, LONGEST_NAME) for name in classes]
+    numbered = len(names) > 4  # columns as wide as names would not fit
     rows = []
     for k, counts in enumerate(table):
         total = max(1, sum(counts))
         cells = [
-            Cell(
-                f"{n:,}",
-                shade=n / total,
-                wrong=j != k,
-                title=f"{classes[k]} taken for {classes[j]}",
-            )
+            Cell(f"{n:,}", "", n / total, j != k, f"{names[k]} taken for {names[j]}")
             for j, n in enumerate(counts)
         ]
-        rows.append(Row(classes[k] if named else f"{k + 1} {classes[k]}", cells))
+        rows.append(Row(f"{k + 1} {names[k]}" if numbered else names[k], cells))
+    heads = [str(k + 1) for k in range(len(names))] if numbered else names
     return Table(title, ["true \\ predicted", *heads], rows, matrix=True)
 
 
-def _confusions(result: Mapping[str, Any]) -> Table:
+def _confusions(result: Mapping[str, Any]) -> Block:
     """List the largest entries off the diagonal of the adapted model, beside zero-shot's."""
     before = np.array(result["zero_shot"]["confusion"])
     after = np.array(result["adapted"]["confusion"])
     errors = after.copy()
     np.fill_diagonal(errors, 0)
-    order = np.argsort(-errors, axis=None, kind="stable")[:MOST_CONFUSIONS]
+    if not errors.any():
+        return Text("RAda makes no error on these pictures.")
+    parts = errors / np.maximum(after.sum(axis=1, keepdims=True), 1)
+    # The most pictures first; of equals the larger part of its class.
+    order = np.lexsort((-parts.flatten(), -errors.flatten()))[:MOST_CONFUSIONS]
+    names = [shorten(name, LONGEST_NAME) for name in result["classes"]]
     rows = []
-    for place in order:
-        true, predicted = divmod(int(place), len(errors))
-        if not errors[true, predicted]:
-            break
-        part = percent(errors[true, predicted] / after[true].sum(), sign=False)
-        counts = (f"{errors[true, predicted]:,}", part, f"{before[true, predicted]:,}")
-        rows.append(Row(result["classes"][true], [result["classes"][predicted], *counts]))
-    columns = (
-        "True class",
-        "taken for",
-        "RAda, pictures",
-        "of the class, %",
-        "zero-shot, pictures",
-    )
+    for true, predicted in (divmod(int(place), len(names)) for place in order):
+        number = int(errors[true, predicted])
+        if number:
+            part = percent(parts[true, predicted], sign=False)
+            cells = [names[predicted], f"{number:,}", part, f"{before[true, predicted]:,}"]
+            rows.append(Row(names[true], cells))
+    columns = ("True class", "Taken for", "Pictures", "Of the class, %", "Zero-shot, pictures")
     return Table("The most frequent errors of RAda", columns, rows, words=(1,))

@@ -47,14 +47,19 @@ def clean(text: str) -> str:
 
 
 def shorten(text: str, length: int = 28) -> str:
-    """Return one clean line of at most `length` characters, for the labels of figures.
+    """Return one clean line of at most `length` characters; the middle of a longer one is left out.
+
+    Class names often differ at their end alone.
 
     Example:
-        >>> shorten("an extraordinarily long class name", 12)
-        'an extraord…'
+        >>> shorten("great spotted woodpecker 12", 14)
+        'great spo…r 12'
     """
     line = " ".join(clean(text).split())
-    return line if len(line) <= length else line[: length - 1].rstrip() + "…"
+    if len(line) <= length:
+        return line
+    tail = length // 3
+    return f"{line[: length - tail - 1]}…{line[-tail:]}"
 
 
 def row_name(key: str) -> str:
