@@ -2,6 +2,8 @@
 
 import base64
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
@@ -213,3 +215,8 @@ def test_blocks_make_other_pages():
     reader = read(html)
     assert "Bench <1>" in "".join(reader.text)
     assert ("td", {"class": "gain"}) in reader.tags
+
+
+def test_words_do_not_import_matplotlib():
+    code = "import sys, rada.report.text; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

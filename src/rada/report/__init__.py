@@ -1,28 +1,34 @@
 """Self-contained HTML pages: `write_report` for one run, blocks and figures for other results."""
 
-from rada.report.blocks import (
-    Block,
-    Card,
-    Cell,
-    Command,
-    Details,
-    FigureBlock,
-    Gallery,
-    Headline,
-    HeadlineNumber,
-    Page,
-    Pairs,
-    Row,
-    Section,
-    SideBySide,
-    Table,
-    Text,
-    render_page,
-    write_page,
-)
-from rada.report.examples import changed_examples
-from rada.report.html import write_report
-from rada.report.svg import responsive_figure
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rada.report.blocks import (
+        Block,
+        Card,
+        Cell,
+        Command,
+        Details,
+        FigureBlock,
+        Gallery,
+        Headline,
+        HeadlineNumber,
+        Page,
+        Pairs,
+        Row,
+        Section,
+        SideBySide,
+        Table,
+        Text,
+        render_page,
+        write_page,
+    )
+    from rada.report.examples import changed_examples
+    from rada.report.html import write_report
+    from rada.report.svg import responsive_figure
 
 __all__ = [
     "Block",
@@ -47,3 +53,16 @@ __all__ = [
     "write_page",
     "write_report",
 ]
+
+_ELSEWHERE = {
+    "changed_examples": "rada.report.examples",
+    "responsive_figure": "rada.report.svg",
+    "write_report": "rada.report.html",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # matplotlib takes a second to import; spelling a percentage for a terminal does not need it.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_ELSEWHERE.get(name, "rada.report.blocks")), name)
