@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
@@ -18,7 +19,7 @@ from rada.data.prompts import DEFAULT_TEMPLATE, check_class_names, load_template
 from rada.encoders import DualEncoder, load_encoder
 from rada.errors import CheckpointError, ConfigError, DataError, FeatureError
 from rada.evaluation import compare
-from rada.features import FeatureCache, Features, extract_features
+from rada.features import FeatureCache, Features, extract_features, iter_features
 from rada.head import RAdaHead
 from rada.pretrained import CONFIG_FILE, HeadConfig, load_head, resolve_directory, save_head
 from rada.settings.eft import HeadTrainer, TrainedHead, describe
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-__all__ = ["Prediction", "RAdaClassifier"]
+__all__ = ["Evaluated", "Prediction", "RAdaClassifier", "StreamAnswer"]
 
 Data = str | Path | ImageDataset | ImageSplit | Features
 FEATURE_FILES = (".safetensors", ".npz")
@@ -47,6 +48,20 @@ class Prediction(NamedTuple):
 
     name: str
     probability: float
+
+
+class StreamAnswer(NamedTuple):
+    """What `RAdaClassifier.predict_stream` says of one picture.
+
+    Attributes:
+        name: Path of the picture, or its number.
+        predictions: The best classes, best first; None if the picture could not be read.
+        reason: Why it could not.
+    """
+
+    name: str
+    predictions: list[Prediction] | None
+    reason: str
 
 
 class RAdaClassifier:
@@ -143,6 +158,11 @@ class RAdaClassifier:
     @classes.setter
     def classes(self, names: Iterable[str]) -> None:
         self._classes = check_class_names(names)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the last `fit` was: data, seed, configuration, strength and training curve."""
+        return dict(self._record)
 
     @property
     def scale(self) -> float:
@@ -422,6 +442,47 @@ class RAdaClassifier:
             [Prediction(self.classes[i], p) for i, p in zip(row, chances, strict=True)]
             for row, chances in zip(indices.tolist(), values.tolist(), strict=True)
         ]
+
+    def predict_stream(
+        self, pictures: Iterable[str | Path | Image], top_k: int = 1
+    ) -> Iterator[StreamAnswer]:
+        """Name the class of each picture of a stream, in order, in bounded memory.
+
+        Args:
+            pictures: Paths and pictures, consumed as answers are taken.
+            top_k: Classes to name for each, best first.
+
+        Yields:
+            `StreamAnswer(name, predictions, reason)`.
+
+        Raises:
+            DataError: If a picture cannot be read and the classifier does not skip bad ones.
+        """
+        if self.encoder is None:
+            raise FeatureError("pictures need an encoder, but this head was trained on features alone")
+        names: deque[str] = deque()
+
+        def named() -> Iterator[Path | Image]:
+            for index, picture in enumerate(pictures):
+                plain = isinstance(picture, str | Path)
+                names.append(str(picture) if plain else f"picture {index}")
+                yield Path(picture) if isinstance(picture, str) else picture
+
+        text = self.text_features()
+        batches = iter_features(
+            self.encoder, named(), workers=self.workers, cache=self.cache, skip_bad=self.skip_bad
+        )
+        for batch in batches:
+            bad = {picture.index: picture.reason for picture in batch.bad}
+            ranked = iter(())
+            if len(batch.features):
+                logits = self.logits(batch.features[:, 0], text)
+                ranked = iter(self.rank(logits.softmax(-1), top_k))
+            for index in range(batch.start, batch.stop):
+                if index in bad:
+                    yield StreamAnswer(names.popleft(), None, bad[index])
+                else:
+                    yield StreamAnswer(names.popleft(), next(ranked), "")
 
     def _features_to_predict(self, images: Any) -> Features:
         if isinstance(images, Features):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rada.encoders.fingerprint import digest, module_digest, weights_version
-from rada.encoders.prompts import deep_prompts, insert_context
+from rada.encoders.prompts import deep_prompts, insert_context, output_replaced
 from rada.encoders.tokens import Tokens, check_prompts, stack_pixels, token_count, token_slice
 from rada.errors import DataError, EncoderError
 from rada.progress import progress_bar
@@ -321,7 +322,8 @@ class DualEncoder(ABC):
             EncoderError: If the family does not offer `token_embeddings`.
         """
         self.require("token_embeddings")
-        return self.token_embeddings(self._tokens(tokens))
+        found: Tensor = self.token_embedding_module()(self._tokens(tokens)["input_ids"])
+        return found
 
     def encode_texts_from_embeddings(self, embeddings: Tensor, tokens: Tokens) -> Tensor:
         """Run the text tower on token embeddings that a method has changed.
@@ -344,7 +346,10 @@ class DualEncoder(ABC):
                 f"{tuple(tokens['input_ids'].shape)}; expected (K, L, E)"
             )
         embeddings = embeddings.to(self.device, self.dtype)
-        return functional.normalize(self.embeddings_to_text(embeddings, tokens).float(), dim=-1)
+        # The tower runs as it is, masks and positions included; only its first layer answers
+        # with the given vectors.
+        with output_replaced(self.token_embedding_module(), embeddings):
+            return self.forward_texts(tokens)
 
     def tokenize_with_context(self, prompts: Sequence[str], length: int) -> Tokens:
         """Tokenize prompts with `length` free places after the start mark, for learned vectors.
@@ -363,6 +368,8 @@ class DualEncoder(ABC):
 
         Before layer j the rows `1 .. n` of its input become `prompts[j]` of shape `(n, E)` or
         `(K, n, E)`; None leaves a layer alone. Meant with `tokenize_with_context(..., length=n)`.
+        Where layers are checkpointed (`forward_texts_chunked`), the backward pass belongs into the
+        block too, since it runs them again.
 
         Raises:
             EncoderError: If the family does not offer `deep_text_prompts`.
@@ -385,12 +392,8 @@ class DualEncoder(ABC):
         with deep_prompts(self.image_layers(), prompts, replace_after_start=False):
             yield
 
-    def token_embeddings(self, tokens: Tokens) -> Tensor:
-        """Family's part of `embed_tokens`."""
-        raise NotImplementedError
-
-    def embeddings_to_text(self, embeddings: Tensor, tokens: Tokens) -> Tensor:
-        """Family's part of `encode_texts_from_embeddings`, not normalised."""
+    def token_embedding_module(self) -> nn.Module:
+        """The layer that turns token numbers into vectors, which `token_embeddings` needs."""
         raise NotImplementedError
 
     def text_layers(self) -> list[nn.Module]:
@@ -485,7 +488,8 @@ class DualEncoder(ABC):
 
     def transform_key(self, kind: Literal["preprocess", "train_transform"]) -> str:
         """Return a stable text that identifies a transform, for the keys of caches."""
-        return digest(repr(getattr(self, kind)))
+        # Functions print their address, which differs between processes.
+        return digest(re.sub(r" at 0x[0-9a-fA-F]+", "", repr(getattr(self, kind))))
 
     @property
     def parameter_count(self) -> int:

@@ -25,9 +25,9 @@ def digest(*parts: str) -> str:
     return state.hexdigest()
 
 
-def _bytes(tensor: Tensor) -> memoryview:
+def _bytes(tensor: Tensor) -> bytes:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().tobytes()
 
 
 def module_digest(module: nn.Module) -> str:

@@ -11,6 +11,7 @@ import copy
 import ctypes
 import platform
 from functools import cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ def fold_batch_norms(module: nn.Module) -> nn.Module:
     folded = copy.deepcopy(module).eval().requires_grad_(False)
     for parent in list(folded.modules()):
         children = list(parent.named_children())
-        for (_, conv), (name, norm) in zip(children, children[1:], strict=False):
+        for (_, conv), (name, norm) in pairwise(children):
             if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
                 continue
             if norm.running_mean is None or norm.running_var is None:
@@ -94,7 +95,7 @@ class FoldedModule:
             self._version = version
         keep_freed_memory()
         with torch.inference_mode():
-            chunks = pixels.split(_CHUNK) if pixels.device.type == "cpu" else (pixels,)
+            chunks = torch.split(pixels, _CHUNK) if pixels.device.type == "cpu" else (pixels,)
             layout = torch.channels_last
             result = torch.cat([self._copy(x.contiguous(memory_format=layout)) for x in chunks])
         return result.clone()  # outside inference mode: a head may be trained on it

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rada.encoders.tokens import Tokens
 from rada.errors import EncoderError
 
-__all__ = ["deep_prompts", "insert_context"]
+__all__ = ["deep_prompts", "insert_context", "output_replaced"]
 
 
 def insert_context(tokens: Tokens, length: int, limit: int) -> Tokens:
@@ -65,6 +65,23 @@ def _place(hidden: Tensor, prompt: Tensor, *, after_start: bool, append: bool) -
     if after_start:
         return torch.cat([hidden[:, :1], prompt, hidden[:, 1 + length :]], 1)
     return torch.cat([hidden if append else hidden[:, :-length], prompt], 1)
+
+
+@contextlib.contextmanager
+def output_replaced(module: nn.Module, output: Tensor) -> Iterator[None]:
+    """Let a module return `output` while the block runs, whatever it is called with.
+
+    Example:
+        >>> layer = nn.Embedding(5, 2)
+        >>> with output_replaced(layer, torch.ones(1, 2)):
+        ...     layer(torch.tensor([3]))
+        tensor([[1., 1.]])
+    """
+    handle = module.register_forward_hook(lambda *_: output)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextlib.contextmanager

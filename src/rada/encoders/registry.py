@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 
 from rada.encoders.base import CAPABILITIES, DualEncoder
-from rada.encoders.spec import ModelSpec, parse_spec
+from rada.encoders.spec import ModelSpec, model_type, parse_spec
 from rada.errors import EncoderError
 
 __all__ = [
@@ -205,10 +205,21 @@ def _find(spec: ModelSpec) -> type[EncoderFamily]:
     for family in _families():
         if family.claims(spec):
             return family
+    kind = f" (model_type {model_type(spec.directory)!r})" if spec.scheme == "hf" else ""
     raise EncoderError(
-        f"no family of encoders knows model {spec.text!r}; the families are "
+        f"no family of encoders knows model {spec.text!r}{kind}; the families are "
         f"{', '.join(family.family for family in _families())}"
     )
+
+
+def _resolve(spec: ModelSpec, *, download: bool = True) -> ModelSpec:
+    """Find the files of a transformers model: its configuration names the family."""
+    from rada.encoders.hub import cached_snapshot, snapshot
+
+    if spec.scheme != "hf" or spec.directory is not None:
+        return spec
+    directory = snapshot(spec.target) if download else cached_snapshot(spec.target)
+    return replace(spec, directory=directory)
 
 
 def describe_model(name: str) -> ModelInfo:
@@ -217,7 +228,11 @@ def describe_model(name: str) -> ModelInfo:
     Raises:
         EncoderError: If the name is none of the known spellings.
     """
-    spec = parse_spec(name)
+    spec = _resolve(parse_spec(name), download=False)
+    if spec.scheme == "hf" and spec.directory is None:
+        known = {info.name: info for info in list_models()}
+        unknown = ModelInfo(name, "hf", summary="a model of transformers, not on this machine")
+        return known.get(name, unknown)
     return _find(spec).describe(spec)
 
 
@@ -257,7 +272,7 @@ def load_encoder(
         return model
     options = LoadOptions(_device(device), _dtype(dtype), scale, processor, tokenizer, name)
     if isinstance(model, str | Path):
-        spec = parse_spec(str(model))
+        spec = _resolve(parse_spec(str(model)))
         return _placed(_find(spec).load(spec, options), options)
     for family in _families():
         if family.claims_object(model):
@@ -294,4 +309,4 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
         raise EncoderError(
             f"dtype should be 'float32', 'bfloat16' or 'float16', but the value passed is {dtype!r}"
         )
-    return found  # type: ignore[no-any-return]
+    return found

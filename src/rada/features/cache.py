@@ -32,6 +32,7 @@ FORMAT = "rada-features-cache-1"
 _SHARD = re.compile(r"[0-9a-f]{40}-(\d+)\.safetensors")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{40}-\d+\.safetensors\..*\.tmp")
 _FOLDER = re.compile(r"[0-9a-f]{32}")
+_WAY_OUT = "or set RADA_CACHE to another folder, or go without a cache (--no-cache, cache=False)"
 _DAMAGE = (ValueError, TypeError, KeyError, RuntimeError)
 
 
@@ -109,7 +110,10 @@ class FeatureCache:
 
     def has(self, key: ShardKey) -> bool:
         """Return whether there is a file for this shard, without reading it."""
-        return self.path(key).is_file()
+        try:
+            return self.path(key).is_file()
+        except OSError:
+            return True  # no permission to look: reading it will say so
 
     def read(self, key: ShardKey) -> Shard | None:
         """Return a shard, or None where there is none or only a damaged one (with a warning)."""
@@ -119,7 +123,10 @@ class FeatureCache:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise CacheError(f"cannot read the feature cache {str(path)!r}: {error}") from error
+            raise CacheError(
+                f"the feature cache cannot be read: {str(path)!r}: "
+                f"{(error.strerror or str(error)).lower()}; {_WAY_OUT}"
+            ) from error
         except _DAMAGE as error:
             warnings.warn(
                 f"damaged cache file {str(path)!r} ({error}): its pictures are encoded again",
@@ -155,10 +162,7 @@ class FeatureCache:
             with atomic_path(self.path(key)) as temporary:
                 temporary.write_bytes(save({"features": features}, metadata=metadata))
         except StorageError as error:
-            raise CacheError(
-                f"the feature cache cannot be written: {error}; or set RADA_CACHE to another "
-                "folder, or go without it (--no-cache, cache=False)"
-            ) from error
+            raise CacheError(f"the feature cache: {error}; {_WAY_OUT}") from error
 
     def list(self) -> list[CacheEntry]:
         """Return one entry an encoder, the last used first."""

@@ -24,6 +24,8 @@ from rada.storage import atomic_path
 __all__ = ["load_features", "save_features"]
 
 FORMAT = "rada-features-1"
+_METADATA = "rada_features"
+_FACTS = ("classes", "scale", "encoder", "encoder_fingerprint", "templates", "skipped")
 _TENSORS = ("image_features", "labels", "text_features", "ids", "scale", "classes")
 # A deflated table of features hardly shrinks; sorted labels do. Above this a member is a bomb.
 _LARGEST_RATIO = 20
@@ -47,6 +49,7 @@ def save_features(features: Features, path: str | Path) -> Path:
     if features.text_features is not None:
         tensors["text_features"] = features.text_features.contiguous()
     facts = {
+        "format": FORMAT,
         "classes": features.classes,
         "scale": features.scale,
         "encoder": features.encoder,
@@ -54,10 +57,11 @@ def save_features(features: Features, path: str | Path) -> Path:
         "templates": features.templates,
         "skipped": features.skipped,
     }
-    metadata = {key: json.dumps(value) for key, value in facts.items() if value not in (None, ())}
+    # One entry, since safetensors keeps no order of several: equal features give equal files.
+    known = {key: value for key, value in facts.items() if value not in (None, ())}
     path = Path(path)
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": FORMAT, **metadata})
+        save_file(tensors, temporary, metadata={_METADATA: json.dumps(known)})
     return path
 
 
@@ -93,9 +97,11 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except (SafetensorError, ValueError, TypeError, KeyError) as error:
         raise FeatureError(f"not a whole safetensors file ({error}): write it again") from error
     facts: dict[str, Any] = {}
-    for name in ("classes", "scale", "encoder", "encoder_fingerprint", "templates", "skipped"):
-        if name in metadata:
-            facts[name] = _parse(metadata[name], name)
+    if _METADATA in metadata:
+        facts = _parse(metadata[_METADATA], _METADATA)
+        if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+            raise FeatureError(f"'{_METADATA}' does not say {FORMAT!r}: another version wrote it")
+    facts |= {name: _parse(metadata[name], name) for name in _FACTS if name in metadata}
     if "ids" in tensors:
         facts["ids"] = _parse(_text(tensors.pop("ids")), "ids")
     return tensors, facts

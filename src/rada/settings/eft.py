@@ -157,6 +157,8 @@ class HeadTrainer:
         config: EFTConfig,
         seed: int,
     ) -> None:
+        if not (math.isfinite(scale) and scale > 0):
+            raise FeatureError(f"scale should be a finite number above 0, not {scale!r}")
         if len(text) < 2 or len(labels.unique()) < 2:
             raise FeatureError(
                 f"training needs images of at least 2 classes, but there are {len(text)} classes and "

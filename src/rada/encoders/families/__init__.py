@@ -1,0 +1,1 @@
+"""One file a family of encoders; each registers itself, `rada.encoders.registry` finds them."""

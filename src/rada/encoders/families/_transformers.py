@@ -1,16 +1,30 @@
-"""What all families of transformers share: loading that refuses missing weights."""
+"""What all families of transformers share: loading that refuses missing weights, one protocol."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from torch import Tensor, nn
+
+from rada.encoders.families._hf_text import tokenize, tokenizer_key
+from rada.encoders.registry import EncoderFamily, LoadOptions, ModelInfo
+from rada.encoders.spec import ModelSpec, model_type
+from rada.encoders.tokens import Tokens
 from rada.errors import EncoderError
 
-__all__ = ["load_module", "quiet"]
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["TransformersEncoder", "load_module", "quiet"]
+
+TRAINABLE = frozenset({"image_gradients", "text_gradients", "save"})
 
 
 @contextlib.contextmanager
@@ -18,25 +32,24 @@ def quiet() -> Iterator[None]:
     """Silence transformers' own bars and reports while the block runs; rada reports itself."""
     from transformers.utils import logging as hf_logging
 
-    bars = hf_logging.is_progress_bar_enabled()
-    level = hf_logging.get_verbosity()
-    hf_logging.disable_progress_bar()
-    hf_logging.set_verbosity(logging.CRITICAL)
+    reports: Any = hf_logging
+    bars, level = reports.is_progress_bar_enabled(), reports.get_verbosity()
+    reports.disable_progress_bar()
+    reports.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
-        hf_logging.set_verbosity(level)
+        reports.set_verbosity(level)
         if bars:
-            hf_logging.enable_progress_bar()
+            reports.enable_progress_bar()
 
 
-def load_module(cls: Any, directory: Path, **options: Any) -> Any:
+def load_module(cls: Any, directory: Path) -> Any:
     """Load a transformers model from files and refuse it unless every weight was there.
 
     Args:
         cls: The model's class.
-        directory: With `config.json` and weights; nothing is downloaded.
-        **options: For `from_pretrained`.
+        directory: With `config.json` and weights; nothing is downloaded, nothing is unpickled.
 
     Raises:
         EncoderError: Naming the weights that are missing or have the wrong shape, or the damage.
@@ -48,28 +61,306 @@ def load_module(cls: Any, directory: Path, **options: Any) -> Any:
                 output_loading_info=True,
                 local_files_only=True,
                 ignore_mismatched_sizes=True,  # so that they are reported, by name
+                weights_only=True,
                 dtype="float32",
-                **options,
             )
         except Exception as error:
-            reason = str(error).strip().split("\n")[0] or type(error).__name__
             raise EncoderError(
-                f"{cls.__name__} cannot be loaded from {str(directory)!r}: {reason}"
+                f"{cls.__name__} cannot be loaded from {str(directory)!r}: {_first_line(error)}"
             ) from error
-    refuse_missing(cls.__name__, directory, report)
+    _refuse_missing(cls.__name__, directory, report)
     return model.eval()
 
 
-def refuse_missing(name: str, directory: Path, report: dict[str, Any]) -> None:
-    """Raise an `EncoderError` that names the weights that a checkpoint did not hold."""
-    mismatched = [
-        entry[0] if isinstance(entry, tuple) else entry for entry in report["mismatched_keys"]
-    ]
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def _refuse_missing(name: str, directory: Path, report: dict[str, Any]) -> None:
+    mismatched = [key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"]]
     missing = sorted({*report["missing_keys"], *mismatched})
     if missing:
         shown = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if missing[8:] else "")
         raise EncoderError(
             f"{str(directory)!r} does not hold the weights of {name}: {shown} "
-            f"{'are' if len(missing) > 1 else 'is'} missing or of another shape. They would be "
-            "random; choose a checkpoint of this architecture"
+            f"{'are' if len(missing) > 1 else 'is'} missing or of another shape and would be random; "
+            "choose a checkpoint of this architecture"
         )
+
+
+class ProcessorTransform:
+    """A checkpoint's own image processor, for one picture.
+
+    Args:
+        processor: An image processor of transformers.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+
+    def __call__(self, image: Image) -> Tensor:
+        """Turn a PIL image into float32 pixels `(3, H, W)`."""
+        pixels: Tensor = self.processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"]
+        return pixels[0].float()
+
+    def __repr__(self) -> str:
+        settings = json.dumps(self.processor.to_dict(), sort_keys=True, default=str)
+        return f"{type(self).__name__}({settings})"
+
+
+@dataclass(frozen=True)
+class ProcessorTrainTransform:
+    """A random crop and mirror image, then the processor's own normalisation.
+
+    Attributes:
+        preprocess: The evaluation transform, whose processor normalises.
+        size: Height and width of the result.
+        scale: Smallest and largest part of the picture's area in a crop.
+        flip: Probability of the mirror image.
+    """
+
+    preprocess: ProcessorTransform
+    size: tuple[int, int]
+    scale: tuple[float, float] = (0.5, 1.0)
+    flip: float = 0.5
+
+    @cached_property
+    def _crop(self) -> Any:
+        from torchvision import transforms
+
+        bicubic = transforms.InterpolationMode.BICUBIC
+        return transforms.Compose(
+            [
+                transforms.RandomResizedCrop(self.size, scale=self.scale, interpolation=bicubic),
+                transforms.RandomHorizontalFlip(self.flip),
+            ]
+        )
+
+    def __call__(self, image: Image) -> Tensor:
+        """Turn a PIL image into float32 pixels `(3, H, W)`."""
+        batch = self.preprocess.processor(
+            images=self._crop(image.convert("RGB")),
+            do_resize=False,
+            do_center_crop=False,
+            return_tensors="pt",
+        )
+        pixels: Tensor = batch["pixel_values"]
+        return pixels[0].float()
+
+
+class TransformersEncoder(EncoderFamily):
+    """A dual encoder of transformers whose model has `get_image_features` and `get_text_features`.
+
+    Attributes:
+        model_type: What `config.json` calls the architecture.
+        model_class: Name of the class in transformers.
+        padding: How the text tower was trained: "longest" or "max_length".
+        hub_models: Well-known names on the hub with width and number of parameters.
+    """
+
+    model_type: ClassVar[str] = ""
+    model_class: ClassVar[str] = ""
+    padding: ClassVar[str] = "longest"
+    hub_models: ClassVar[dict[str, tuple[int, int]]] = {}
+    spelling = "hf:ORG/NAME or a directory"
+    model: Any
+
+    def __init__(self, model: Any, image_processor: Any, tokenizer: Any, **options: Any) -> None:
+        self.tokenizer = tokenizer
+        preprocess = self.make_preprocess(image_processor)
+        super().__init__(
+            model,
+            dim=self.read_dim(model.config.to_dict()),
+            preprocess=preprocess,
+            train_transform=self.make_train_transform(preprocess),
+            **options,
+        )
+
+    # What some families change ---------------------------------------------------------------
+
+    @classmethod
+    def read_dim(cls, config: dict[str, Any]) -> int:
+        """Read the width of the features from a configuration."""
+        return int(config["projection_dim"])
+
+    def make_preprocess(self, processor: Any) -> ProcessorTransform:
+        """Wrap the processor."""
+        return ProcessorTransform(processor)
+
+    def make_train_transform(self, preprocess: ProcessorTransform) -> Any:
+        """Make the random transform; its size is that of the processor's pictures."""
+        from PIL import Image
+
+        height, width = preprocess(Image.new("RGB", (64, 64))).shape[-2:]
+        return ProcessorTrainTransform(preprocess, (height, width))
+
+    def image_embeddings(self, pixels: Tensor) -> Tensor:
+        """Embed pixels by the model's own image features."""
+        embeddings: Tensor = self.model.get_image_features(pixel_values=pixels).pooler_output
+        return embeddings
+
+    def text_embeddings(self, tokens: Tokens) -> Tensor:
+        """Embed tokens by the model's own text features."""
+        embeddings: Tensor = self.model.get_text_features(**tokens).pooler_output
+        return embeddings
+
+    def learned_scale(self) -> Tensor | None:
+        """The exponential of the learned logarithm."""
+        scale: Tensor = self.model.logit_scale.exp()
+        return scale
+
+    def scale_parameters(self) -> list[nn.Parameter]:
+        """The logarithm of the scale."""
+        return [self.model.logit_scale]
+
+    def image_parts(self) -> list[nn.Module]:
+        """Modules of the image tower, its projection included."""
+        return [self.model.vision_model, self.model.visual_projection]
+
+    def text_parts(self) -> list[nn.Module]:
+        """Modules of the text tower, its projection included."""
+        return [self.model.text_model, self.model.text_projection]
+
+    # The protocol ----------------------------------------------------------------------------
+
+    @classmethod
+    def claims(cls, spec: ModelSpec) -> bool:
+        """Claim directories whose configuration is of this type."""
+        if spec.scheme != "hf" or spec.directory is None:
+            return False
+        return model_type(spec.directory) == cls.model_type
+
+    @classmethod
+    def load(cls, spec: ModelSpec, options: LoadOptions) -> TransformersEncoder:
+        """Load model, processor and tokenizer from a directory."""
+        import transformers
+
+        if spec.directory is None:  # the registry resolves names before it asks a family
+            raise EncoderError(f"model {spec.text!r} is not on this machine")
+        model = load_module(getattr(transformers, cls.model_class), spec.directory)
+        image_processor, tokenizer = _load_processors(spec.directory)
+        return cls(model, image_processor, tokenizer, name=spec.text, scale=options.scale)
+
+    @classmethod
+    def claims_object(cls, model: object) -> bool:
+        """Claim built models of the family's class."""
+        return type(model).__name__ == cls.model_class
+
+    @classmethod
+    def wrap(cls, model: Any, options: LoadOptions) -> TransformersEncoder:
+        """Wrap a built model with its processor, or its image processor and tokenizer."""
+        processor = options.processor
+        image_processor = getattr(processor, "image_processor", processor)
+        tokenizer = options.tokenizer or getattr(processor, "tokenizer", None)
+        if image_processor is None or tokenizer is None:
+            raise EncoderError(
+                f"a built {cls.model_class} needs its processor: give processor=... (and "
+                "tokenizer=... if the processor holds none)"
+            )
+        name = options.name or model.config._name_or_path or cls.model_class
+        return cls(model, image_processor, tokenizer, name=name, scale=options.scale)
+
+    @classmethod
+    def known_models(cls) -> list[ModelInfo]:
+        """Return the well-known names on the hub."""
+        from rada.encoders.hub import cached_snapshot
+
+        return [
+            ModelInfo(
+                f"hf:{name}",
+                cls.family,
+                dim,
+                parameters,
+                cached_snapshot(name) is not None,
+                tuple(sorted(cls.capabilities)),
+                cls.summary,
+            )
+            for name, (dim, parameters) in cls.hub_models.items()
+        ]
+
+    @classmethod
+    def describe(cls, spec: ModelSpec) -> ModelInfo:
+        """Describe the model in a directory from its configuration and the weights' headers."""
+        from rada.encoders.families._headers import count_parameters
+
+        if spec.directory is None:
+            return super().describe(spec)
+        try:
+            dim = cls.read_dim(json.loads((spec.directory / "config.json").read_text("utf-8")))
+        except (OSError, KeyError, TypeError, ValueError):
+            dim = None
+        count = count_parameters(spec.directory)
+        parts = tuple(sorted(cls.capabilities))
+        return ModelInfo(spec.text, cls.family, dim, count, count is not None, parts, cls.summary)
+
+    @cached_property
+    def image_module(self) -> nn.Module:
+        """Tower and projection."""
+        return nn.ModuleList(self.image_parts())
+
+    @cached_property
+    def text_module(self) -> nn.Module:
+        """Tower and projection."""
+        return nn.ModuleList(self.text_parts())
+
+    def token_embedding_module(self) -> nn.Module:
+        """The tower's own layer."""
+        found: nn.Module = self.text_parts()[0].get_input_embeddings()  # type: ignore[operator]
+        return found
+
+    def text_layers(self) -> list[nn.Module]:
+        """Layers of the text tower."""
+        return transformer_layers(self.text_parts()[0])
+
+    def image_layers(self) -> list[nn.Module]:
+        """Layers of the image tower."""
+        return transformer_layers(self.image_parts()[0])
+
+    @cached_property
+    def max_tokens(self) -> int:
+        """What both the tower's positions and the tokenizer allow."""
+        config = self.model.config.text_config
+        limit = int(config.max_position_embeddings)
+        if "roberta" in config.model_type or config.model_type == "altclip_text_model":
+            limit -= int(config.pad_token_id) + 1  # positions start behind the padding's number
+        return min(limit, int(self.tokenizer.model_max_length))
+
+    def tokenize_checked(self, prompts: list[str]) -> tuple[Tokens, list[int]]:
+        """Tokenize with the checkpoint's own tokenizer."""
+        return tokenize(self.tokenizer, prompts, self.max_tokens, padding=self.padding)
+
+    def tokenizer_key(self) -> str:
+        """Return the tokenizer's own description."""
+        return tokenizer_key(self.tokenizer, self.max_tokens)
+
+    def write(self, directory: Path) -> None:
+        """Write model, processor and tokenizer by their own `save_pretrained`."""
+        with quiet():
+            self.model.save_pretrained(directory)
+            self.preprocess.processor.save_pretrained(directory)  # type: ignore[attr-defined]
+            self.tokenizer.save_pretrained(directory)
+
+
+def transformer_layers(tower: nn.Module) -> list[nn.Module]:
+    """Return the layers of a transformer of transformers, wherever its class keeps them."""
+    names = ("layers", "layer")
+    for name, module in tower.named_modules():
+        if isinstance(module, nn.ModuleList) and name.rpartition(".")[2] in names:
+            return list(module)
+    return []
+
+
+def _load_processors(directory: Path) -> tuple[Any, Any]:
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    with quiet():
+        try:
+            processor = AutoImageProcessor.from_pretrained(directory, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        except Exception as error:
+            raise EncoderError(
+                f"the image processor or the tokenizer cannot be loaded from {str(directory)!r}: "
+                f"{_first_line(error)}; the directory must hold preprocessor_config.json (or "
+                "processor_config.json) and the tokenizer's files"
+            ) from error
+    return processor, tokenizer

@@ -38,6 +38,8 @@ _MEAN, _STD = (127 / 255,) * 3, (128 / 255,) * 3
 class _Towers(nn.Module):
     """Both towers and the class names that join them."""
 
+    image: nn.Module
+    text: Any  # a BertModel
     class_embeddings: Tensor
     centre: Tensor
 
@@ -141,24 +143,17 @@ class EmbeddedEncoder(EncoderFamily):
             return functional.normalize(self.model.join(class_logits).float(), dim=-1)
 
     def text_embeddings(self, tokens: Tokens) -> Tensor:
-        """Embed prompts, centred by the mean of the class names."""
-        return self.embeddings_to_text(self.token_embeddings(tokens), tokens)
-
-    def token_embeddings(self, tokens: Tokens) -> Tensor:
-        """Look the word pieces up."""
-        found: Tensor = self.model.text.get_input_embeddings()(tokens["input_ids"])
-        return found
-
-    def embeddings_to_text(self, embeddings: Tensor, tokens: Tokens) -> Tensor:
-        """Run the BERT on token embeddings, take the mean over the tokens and centre it."""
-        return self._sentence(embeddings, tokens) - self.model.centre
-
-    def _sentence(self, embeddings: Tensor, tokens: Tokens) -> Tensor:
+        """Embed prompts: the mean over the tokens, centred by the mean of the class names."""
         mask = tokens["attention_mask"]
-        hidden = self.model.text(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state
+        hidden = self.model.text(tokens["input_ids"], attention_mask=mask).last_hidden_state
         weights = mask[..., None].to(hidden.dtype)
         mean = (hidden * weights).sum(1) / weights.sum(1)
-        return functional.normalize(mean, dim=-1)
+        return functional.normalize(mean, dim=-1) - self.model.centre
+
+    def token_embedding_module(self) -> nn.Module:
+        """The word pieces of the BERT."""
+        found: nn.Module = self.model.text.get_input_embeddings()
+        return found
 
     def text_layers(self) -> list[nn.Module]:
         """Layers of the BERT."""
@@ -227,10 +222,11 @@ def _timm_name(name: str) -> str:
         return f"{tops[top]}.{leaf}"
     _, number, part, leaf = name.split(".")
     index, first = int(number), 0
-    for stage, depth in enumerate((1, 2, 2, 3, 3, 4, 1)):  # blocks per stage
+    stage = 0
+    for depth in (1, 2, 2, 3, 3, 4, 1):  # blocks per stage
         if index < first + depth:
             break
-        first += depth
+        stage, first = stage + 1, first + depth
     if stage == 0:  # no expansion in the first stage
         parts = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw"}
         parts["_bn2"] = "bn2"

@@ -1,0 +1,29 @@
+"""Fixtures that all tests share: no network, no terminal bars, a cache of their own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Set before anything imports transformers or huggingface_hub: a test that reaches for a hub must fail at
+# once, not after retries.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the whole test session one cache that is not the user's."""
+    monkeypatch.setenv("RADA_CACHE", str(tmp_path_factory.getbasetemp() / "rada-cache"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real test data, or a skip where it is absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"the real test data is not at {SHARED_DATA}")
+    return SHARED_DATA

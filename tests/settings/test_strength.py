@@ -1,0 +1,81 @@
+"""The choice of the mask strength on the training shots."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rada.config import EFTConfig
+from rada.settings import train_head
+from rada.settings.eft import HeadTrainer
+from rada.settings.strength import STRENGTHS, choose_strength, count_correct
+from toy import SCALE, toy
+
+CONFIG = EFTConfig(epochs=3, batch_size=8)
+
+
+def test_counts_are_those_of_the_head_at_every_strength() -> None:
+    images, labels, text = toy()
+    trained = train_head(images, labels, text, SCALE, CONFIG, 1)
+    tester = HeadTrainer(images, labels, text, SCALE, CONFIG, 1)
+    counts = count_correct(trained.head, tester)
+    assert counts.images == len(images)
+    for strength, correct in zip(STRENGTHS, counts.correct.tolist(), strict=True):
+        logits = trained(images, text, SCALE, strength).logits
+        assert int((logits.argmax(1) == labels).sum()) == correct
+
+
+@pytest.mark.parametrize(
+    ("classes", "shots", "method"),
+    [(8, 4, "classes"), (4, 1, "classes"), (3, 4, "shots"), (2, 2, "shots"), (3, 1, "none")],
+)
+def test_method_by_classes_and_shots(classes: int, shots: int, method: str) -> None:
+    trained = train_head(*toy(classes, shots), SCALE, CONFIG, 1)
+    choice = trained.strength_choice
+    assert choice is not None
+    assert choice.method == method
+    assert trained.strength == choice.strength
+    assert choice.strength in STRENGTHS
+
+
+def test_never_below_zero_shot_on_pseudo_new_classes() -> None:
+    for seed in range(3):
+        trained = train_head(*toy(8, 4, seed=seed), SCALE, CONFIG, seed)
+        choice = trained.strength_choice
+        assert choice is not None
+        position = STRENGTHS.index(choice.strength)
+        assert choice.new_accuracy[position] >= choice.new_accuracy[0]
+
+
+def test_given_strength_is_kept() -> None:
+    trained = train_head(*toy(), SCALE, EFTConfig(epochs=1, strength=0.25), 1)
+    assert trained.strength == 0.25
+    assert trained.strength_choice is None
+
+
+def test_folds_see_neither_their_classes_nor_the_held_out_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images, labels, text = toy(8, 4)
+    trainer = HeadTrainer(images, labels, text, SCALE, CONFIG, 1)
+    learned: list[torch.Tensor] = []
+    judged: list[torch.Tensor] = []
+    run, count = HeadTrainer.run, count_correct
+
+    def watched_run(self: HeadTrainer, *args, **kwargs):  # type: ignore[no-untyped-def]
+        learned.append(self.images[:, 0])
+        return run(self, *args, **kwargs)
+
+    def watched_count(head, tester):  # type: ignore[no-untyped-def]
+        judged.append(tester.images[:, 0])
+        return count(head, tester)
+
+    monkeypatch.setattr(HeadTrainer, "run", watched_run)
+    monkeypatch.setattr("rada.settings.strength.count_correct", watched_count)
+    choose_strength(trainer, None, progress=False)
+    assert len(judged) == 2 * len(learned)
+    for fold, seen in enumerate(learned):
+        for tested in judged[2 * fold : 2 * fold + 2]:
+            assert not (seen[:, None] == tested[None]).all(-1).any()
+    new = torch.cat(judged[1::2])
+    assert len(new) == len(images)  # every image is pseudo-new once

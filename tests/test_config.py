@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import pytest
+
+from rada.config import EFTConfig
+from rada.errors import ConfigError
+
+
+def test_round_trip_through_json() -> None:
+    config = EFTConfig(epochs=3, strength=0.5, classes_per_step=7)
+    assert EFTConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", 0),
+        ("epochs", 1.5),
+        ("epochs", True),
+        ("batch_size", -1),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+        ("learning_rate", "fast"),
+        ("weight_decay", -0.1),
+        ("warmup", 1.0),
+        ("alpha", -1.0),
+        ("temperature", 0.0),
+        ("classes_per_step", 1),
+        ("strength", 1.5),
+        ("strength", "much"),
+        ("strength", True),
+        ("strength_folds", 1),
+        ("num_heads", None),
+    ],
+)
+def test_bad_value_is_named(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=rf"EFTConfig\.{field}") as caught:
+        EFTConfig(**{field: value})  # type: ignore[arg-type]
+    assert repr(value) in str(caught.value)
+
+
+def test_unknown_field_is_named() -> None:
+    with pytest.raises(ConfigError, match="'learning_rat'"):
+        EFTConfig.from_dict({"learning_rat": 1e-3})
+
+
+@pytest.mark.parametrize("values", [None, [], "epochs", 3])
+def test_anything_but_an_object_is_refused(values: object) -> None:
+    with pytest.raises(ConfigError, match="JSON object"):
+        EFTConfig.from_dict(values)
