@@ -1,0 +1,303 @@
+"""Extraction: from pictures to unit-norm features, by worker processes, through the cache."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rada.data import ImageSplit
+from rada.errors import ConfigError, DataError
+from rada.features.cache import FeatureCache, Shard
+from rada.features.features import Features
+from rada.features.pictures import ListReader, PictureItem, PictureReader, SplitReader
+from rada.features.work import Answer, BatchWork, Job, ViewTransform
+from rada.features.workers import answers, plan_workers
+from rada.progress import progress_bar
+
+if TYPE_CHECKING:
+    from rada.encoders import DualEncoder
+
+__all__ = ["BadPicture", "FeatureBatch", "extract_features", "iter_features"]
+
+
+@dataclass(frozen=True)
+class BadPicture:
+    """A picture that could not be read.
+
+    Attributes:
+        index: Its position among all pictures.
+        name: Its id or path.
+        reason: Why; names the file.
+    """
+
+    index: int
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """Features of the pictures at positions `start` to `stop`.
+
+    Attributes:
+        start: Position of the first picture of the batch.
+        stop: Position behind the last one.
+        indices: `(n,)` positions of the pictures that could be read.
+        features: `(n, V, D)` float32, unit-norm.
+        bad: The others; empty unless bad pictures are to be skipped.
+    """
+
+    start: int
+    stop: int
+    indices: np.ndarray
+    features: Tensor
+    bad: tuple[BadPicture, ...] = ()
+
+
+def iter_features(
+    encoder: DualEncoder,
+    pictures: ImageSplit | Iterable[PictureItem],
+    *,
+    views: int = 1,
+    seed: int = 0,
+    batch_size: int = 32,
+    workers: int | None = None,
+    cache: FeatureCache | Literal[False] | None = None,
+    skip_bad: bool = False,
+    view_transform: ViewTransform | None = None,
+) -> Iterator[FeatureBatch]:
+    """Encode pictures and yield their features batch by batch, in order.
+
+    Memory stays bounded, however many pictures come. The features of a picture do not depend on the
+    number of workers; on the other pictures of its batch only by rounding (1e-6).
+
+    Args:
+        encoder: The encoder.
+        pictures: A split, or any iterable of paths and Pillow images, which is consumed as the
+            features are.
+        views: V; view 0 is the plain picture, the others are random ones.
+        seed: Chooses the random views, together with each picture's content and the view's number.
+        batch_size: Pictures a batch.
+        workers: Worker processes; None chooses by cores and pictures, 0 works in this process and
+            takes no more from `pictures` than the batch that it yields next.
+        cache: The feature cache; default: `FeatureCache()`, False: none.
+        skip_bad: Whether to go on without pictures that cannot be read.
+        view_transform: How views above 0 are made; default: the encoder's `train_transform`.
+
+    Yields:
+        `FeatureBatch(start, stop, indices, features, bad)`.
+
+    Raises:
+        ConfigError: If a number is out of range.
+        DataError: If a picture cannot be read and `skip_bad` is off.
+        CacheError: If the cache cannot be written.
+        FeatureError: If the encoder gives NaN, infinite or zero features.
+        EncoderError: If a worker process dies.
+    """
+    for name, value in (("views", views), ("batch_size", batch_size)):
+        if value < 1:
+            raise ConfigError(f"{name} should be a positive integer, not {value!r}")
+    total, reader = _reader(pictures, limit=2 * batch_size if workers is None else 0)
+    work = BatchWork(
+        encoder,
+        reader,
+        views=view_transform
+        or ViewTransform(encoder.train_transform, encoder.transform_key("train_transform")),
+        seed=seed,
+        cache=FeatureCache() if cache is None else (cache or None),
+        keep=views > 1,
+    )
+    device = torch.device(encoder.device).type
+    count = plan_workers(
+        workers, device, None if total is None else math.ceil(total / batch_size) * views
+    )
+    work.encode_here = device == "cpu" or count == 0
+    jobs = _Jobs(reader, batch_size, views)
+    return _batches(work, answers(work, jobs, count), views, skip_bad)
+
+
+def _train_views(encoder: DualEncoder) -> ViewTransform:
+    return ViewTransform(encoder.train_transform, encoder.transform_key("train_transform"))
+
+
+def _reader(
+    pictures: ImageSplit | Iterable[PictureItem], limit: int
+) -> tuple[int | None, PictureReader]:
+    """Return the number of pictures (None: many, one by one) and their reader."""
+    if isinstance(pictures, ImageSplit):
+        return len(pictures), SplitReader(pictures)
+    if isinstance(pictures, Sequence):
+        return len(pictures), ListReader(pictures)
+    stream = iter(pictures)
+    first = list(itertools.islice(stream, limit))
+    ended = len(first) < limit
+    return (len(first) if ended else None), ListReader(itertools.chain(first, stream))
+
+
+class _Jobs:
+    """All jobs, batch by batch and view by view within a batch."""
+
+    def __init__(self, reader: PictureReader, batch_size: int, views: int) -> None:
+        self.reader = reader
+        self.batch_size = batch_size
+        self.views = views
+
+    def __iter__(self) -> Iterator[Job]:
+        items = self.reader.items()
+        for start in itertools.count(step=self.batch_size):
+            batch = tuple(itertools.islice(items, self.batch_size))
+            if not batch:
+                return
+            for view in range(self.views):
+                yield Job(start, batch, view)
+
+
+def _batches(
+    work: BatchWork, found: Iterator[Answer], views: int, skip_bad: bool
+) -> Iterator[FeatureBatch]:
+    try:
+        for first in found:
+            group = [first, *itertools.islice(found, views - 1)]
+            parts = []
+            for answer in group:
+                shard, bad = _complete(work, answer)
+                if bad and not skip_bad:
+                    raise _unreadable(bad)
+                parts.append((shard, bad))
+            yield _combine(first.job, parts)
+    finally:
+        close = getattr(found, "close", None)
+        if close is not None:
+            close()
+
+
+def _complete(work: BatchWork, answer: Answer) -> tuple[Shard, list[BadPicture]]:
+    """Return the shard of an answer: from the cache, or new and then put there."""
+    if answer.rows is None and answer.pixels is None:
+        assert work.cache is not None and answer.key is not None
+        shard = work.cache.read(answer.key)
+        reasons = None if shard is None else work.reasons(answer.job, shard.bad)
+        if shard is not None and reasons is not None:
+            return shard, _named(work, answer.job, reasons)
+        answer = work.do(answer.job, anew=True)
+    shard = work.finish(answer)
+    if work.cache is not None and answer.key is not None:
+        work.cache.write(answer.key, shard, work.encoder.name)
+    return shard, _named(work, answer.job, answer.bad)
+
+
+def _named(work: BatchWork, job: Job, bad: Iterable[tuple[int, str]]) -> list[BadPicture]:
+    return [
+        BadPicture(job.start + position, work.reader.name(job.items[position]), reason)
+        for position, reason in bad
+    ]
+
+
+def _unreadable(bad: Sequence[BadPicture]) -> DataError:
+    more = f" (and {len(bad) - 1} more in the same batch)" if len(bad) > 1 else ""
+    return DataError(
+        f"{bad[0].reason}{more}; mend or remove it, or go on without it (--skip-bad, skip_bad=True)"
+    )
+
+
+def _combine(job: Job, parts: Sequence[tuple[Shard, list[BadPicture]]]) -> FeatureBatch:
+    """Put the views of a batch together; a picture that is bad in one view is bad."""
+    count = len(job.items)
+    bad = {picture.index - job.start: picture for _, pictures in parts for picture in pictures}
+    good = [position for position in range(count) if position not in bad]
+    columns = []
+    for shard, _ in parts:
+        there = [position for position in range(count) if position not in shard.bad]
+        rows = [row for row, position in enumerate(there) if position not in bad]
+        columns.append(shard.features[rows])
+    return FeatureBatch(
+        start=job.start,
+        stop=job.start + count,
+        indices=np.array(good, dtype=np.int64) + job.start,
+        features=torch.stack(columns, dim=1),
+        bad=tuple(bad[position] for position in sorted(bad)),
+    )
+
+
+def extract_features(
+    encoder: DualEncoder,
+    split: ImageSplit,
+    *,
+    views: int = 1,
+    seed: int = 0,
+    batch_size: int = 32,
+    workers: int | None = None,
+    cache: FeatureCache | Literal[False] | None = None,
+    progress: bool | None = None,
+    skip_bad: bool = False,
+    view_transform: ViewTransform | None = None,
+) -> Features:
+    """Encode all pictures of a split, or read their features from the cache.
+
+    A run that was interrupted, even killed, goes on where it stopped and gives the same features
+    to the bit.
+
+    Args:
+        encoder: The encoder.
+        split: The pictures and their labels.
+        views: V; view 0 is the plain picture, the others are random ones.
+        seed: Chooses the random views.
+        batch_size: Pictures a batch.
+        workers: Worker processes; None chooses, 0 works in this process.
+        cache: The feature cache; default: `FeatureCache()`, False: none.
+        progress: Whether to show a bar; None shows it on a terminal.
+        skip_bad: Whether to go on without pictures that cannot be read; they are listed in
+            `Features.skipped`.
+        view_transform: How views above 0 are made; default: the encoder's `train_transform`.
+
+    Returns:
+        `Features` with `(N, V, D)` image features; without text features.
+
+    Raises:
+        DataError: If there is no picture, or one cannot be read and `skip_bad` is off.
+        RadaError: See `iter_features`.
+    """
+    if len(split) == 0:
+        raise DataError("there are no pictures to encode")
+    batches = iter_features(
+        encoder,
+        split,
+        views=views,
+        seed=seed,
+        batch_size=batch_size,
+        workers=workers,
+        cache=cache,
+        skip_bad=skip_bad,
+        view_transform=view_transform,
+    )
+    table = torch.empty((len(split), views, encoder.dim))
+    kept: list[int] = []
+    bad: list[BadPicture] = []
+    with progress_bar(
+        "Encoding pictures", len(split), enabled=progress, unit="pictures"
+    ) as advance:
+        for batch in batches:
+            table[len(kept) : len(kept) + len(batch.indices)] = batch.features
+            kept.extend(batch.indices.tolist())
+            bad.extend(batch.bad)
+            advance(batch.stop - batch.start)
+    if not kept:
+        raise DataError(
+            f"none of the {len(split)} pictures can be read (the first: {bad[0].reason})"
+        )
+    return Features(
+        image_features=table[: len(kept)],
+        labels=torch.from_numpy(np.array(split.labels[kept])),
+        classes=split.classes,
+        ids=tuple(split.ids[index] for index in kept),
+        encoder=encoder.name,
+        encoder_fingerprint=encoder.fingerprint,
+        skipped=tuple((picture.name, picture.reason) for picture in bad),
+    )

@@ -1,0 +1,239 @@
+"""The work that extraction is cut into: one batch of one view at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import PIL
+import torch
+import torchvision
+from PIL import Image
+from rada.data.views import seeded_view
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from rada.errors import DataError, FeatureError
+from rada.features.cache import FORMAT, FeatureCache, Shard, ShardKey
+from rada.features.pictures import OpenPicture, PictureItem, PictureReader
+
+if TYPE_CHECKING:
+    from rada.encoders import DualEncoder
+
+__all__ = ["Answer", "BatchWork", "Job", "ViewTransform"]
+
+# Decoded pictures of a batch that are kept between its views, in bytes.
+_KEPT_PIXELS = 256 << 20
+
+
+@dataclass(frozen=True)
+class ViewTransform:
+    """How the views above 0 are made.
+
+    Attributes:
+        transform: Takes a Pillow RGB image and returns `(3, H, W)`; random through torch's global
+            generator.
+        key: Text that changes whenever the transform does; part of the cache key.
+    """
+
+    transform: Callable[[Image.Image], Tensor]
+    key: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """One view of one batch: the pictures from position `start` on."""
+
+    start: int
+    items: tuple[PictureItem, ...]
+    view: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of a job.
+
+    Attributes:
+        job: The job.
+        key: Name of its shard; None where nothing is cached.
+        rows: `(n, D)` features of the pictures that could be read; None if the cache has them.
+        pixels: `(n, 3, H, W)` in place of `rows` where the model runs in the main process.
+        bad: Positions in the batch of the pictures that could not be read, with the reason.
+    """
+
+    job: Job
+    key: ShardKey | None
+    rows: np.ndarray | None = None
+    pixels: Tensor | None = None
+    bad: tuple[tuple[int, str], ...] = ()
+
+
+class BatchWork(Dataset[Answer]):
+    """Does jobs; as a data set, so that `torch.utils.data.DataLoader` can hand them to workers.
+
+    Args:
+        encoder: The encoder.
+        reader: Reads the pictures.
+        views: How views above 0 are made.
+        seed: Chooses them.
+        cache: Where to look before encoding; None looks nowhere.
+        keep: Whether jobs are views of the same batch in a row, so that decoded pictures are kept.
+    """
+
+    def __init__(
+        self,
+        encoder: DualEncoder,
+        reader: PictureReader,
+        *,
+        views: ViewTransform,
+        seed: int,
+        cache: FeatureCache | None,
+        keep: bool,
+    ) -> None:
+        self.encoder = encoder
+        self.reader = reader
+        self.views = views
+        self.seed = seed
+        self.cache = cache
+        self.keep = keep
+        self.encode_here = True
+        self._plain = ViewTransform(encoder.preprocess, encoder.transform_key("preprocess"))
+        self._folder = _folder_name(encoder)
+        self._held: tuple[int, list[OpenPicture]] = (-1, [])
+
+    def __getitem__(self, job: Job) -> Answer:
+        return self.do(job)
+
+    def do(self, job: Job, *, anew: bool = False) -> Answer:
+        """Do a job: look it up, or read, decode, transform and (on a CPU) encode.
+
+        Args:
+            job: The job.
+            anew: Whether to encode even if the cache has it.
+        """
+        opened = self._open(job)
+        key = None
+        if self.cache is not None:
+            key = self.key(job, [picture.digest for picture in opened])
+            if not anew and self.cache.has(key):
+                return Answer(job, key)
+        views: list[Tensor] = []
+        bad: list[tuple[int, str]] = []
+        for position, picture in enumerate(opened):
+            try:
+                views.append(self._view(picture, job.view))
+            except DataError as error:
+                bad.append((position, str(error)))
+        answer = Answer(job, key, bad=tuple(bad))
+        if not views:
+            return dataclasses.replace(answer, rows=np.zeros((0, self.encoder.dim), np.float32))
+        pixels = torch.stack(views)
+        if not self.encode_here:
+            return dataclasses.replace(answer, pixels=pixels)
+        return dataclasses.replace(answer, rows=self.encode(pixels))
+
+    def encode(self, pixels: Tensor) -> np.ndarray:
+        """Encode `(n, 3, H, W)` to `(n, D)` float32."""
+        encoded = self.encoder.infer_images(pixels.to(self.encoder.device))
+        rows: np.ndarray = encoded.float().cpu().numpy()
+        return rows
+
+    def finish(self, answer: Answer) -> Shard:
+        """Return the features of an answer that was not in the cache, checked.
+
+        Raises:
+            FeatureError: If the encoder gave NaN, infinite or zero features.
+        """
+        rows = answer.rows
+        if rows is None:
+            assert answer.pixels is not None
+            rows = self.encode(answer.pixels)
+        norms = np.linalg.norm(rows, axis=1)
+        wrong = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
+        bad = tuple(position for position, _ in answer.bad)
+        if len(wrong):
+            good = [p for p in range(len(answer.job.items)) if p not in bad]
+            name = self.reader.name(answer.job.items[good[int(wrong[0])]])
+            raise FeatureError(
+                f"the encoder {self.encoder.name!r} gave NaN, infinite or zero features for "
+                f"{len(wrong)} pictures (the first: {name!r}): its weights or its preprocessing "
+                "are broken"
+            )
+        return Shard(torch.from_numpy(rows), bad)
+
+    def reasons(self, job: Job, bad: tuple[int, ...]) -> tuple[tuple[int, str], ...] | None:
+        """Say why the pictures at `bad` cannot be read; None if one of them can by now."""
+        found = []
+        for position in bad:
+            try:
+                self._view(self.reader.open(job.items[position]), job.view)
+            except DataError as error:
+                found.append((position, str(error)))
+            else:
+                return None
+        return tuple(found)
+
+    def key(self, job: Job, digests: list[str]) -> ShardKey:
+        """Return the name of a job's shard: a hash of all that decides its content."""
+        causes: dict[str, Any] = {
+            "format": FORMAT,
+            "family": self.encoder.family,
+            "fingerprint": self.encoder.fingerprint,
+            "device": torch.device(self.encoder.device).type,
+            "dtype": str(self.encoder.dtype),
+            "versions": [torch.__version__, torchvision.__version__, PIL.__version__],
+            "transform": self._plain.key if job.view == 0 else self.views.key,
+            "view": job.view,
+            "seed": self.seed if job.view > 0 else None,
+            "pictures": digests,
+        }
+        text = json.dumps(causes, sort_keys=True).encode()
+        digest = hashlib.blake2b(text, digest_size=20).hexdigest()
+        return ShardKey(self._folder, digest, len(digests))
+
+    def _open(self, job: Job) -> list[OpenPicture]:
+        if self._held[0] == job.start:
+            return self._held[1]
+        opened = [self.reader.open(item) for item in job.items]
+        if self.keep:
+            opened = _kept(opened)
+            self._held = (job.start, opened)
+        return opened
+
+    def _view(self, picture: OpenPicture, view: int) -> Tensor:
+        image = picture.load()
+        if view == 0:
+            return self._plain.transform(image)
+        return seeded_view(image, self.views.transform, self.seed, picture.digest, view)
+
+
+def _folder_name(encoder: DualEncoder) -> str:
+    name = f"{encoder.family} {encoder.fingerprint}".encode()
+    return hashlib.blake2b(name, digest_size=16).hexdigest()
+
+
+def _kept(opened: list[OpenPicture]) -> list[OpenPicture]:
+    """Return the same pictures, which remember their pixels as far as the memory for it goes."""
+    left = [_KEPT_PIXELS]
+
+    def remember(picture: OpenPicture) -> OpenPicture:
+        held: list[Image.Image] = []
+
+        def load() -> Image.Image:
+            if held:
+                return held[0]
+            image = picture.load()
+            size = 3 * image.width * image.height
+            if size <= left[0]:
+                left[0] -= size
+                held.append(image)
+            return image
+
+        return OpenPicture(picture.digest, load)
+
+    return [remember(picture) for picture in opened]
