@@ -1,78 +1,59 @@
-"""The mask attention of RAda: exact, with a joint softmax over each class-by-class map.
-
-Notation: `B` images, `K` classes, `D` dimensions, `H` heads of width `d = D / H`. With the scale
-`s`, the caller passes `image = sqrt(s) f` and `text = sqrt(s) h`, so that the token matrix of an
-image is `X[b] = image[b] * text = s R[b]`, `(K, D)`.
-
-Source: "One Last Attention for Your Vision-Language Model", ICCV 2025, arXiv 2507.15480.
-"""
+"""The entry to the mask attention: the fast form, or the plain one where only that can serve."""
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-__all__ = ["AttentionWeights", "composite_attention"]
+from rada.head.function import MaskAttention, Settings
+from rada.head.reference import AttentionWeights, composite_attention
 
-
-class AttentionWeights(NamedTuple):
-    """Weights `(D, D)` and biases `(D,)` of the four layers that read the tokens of an image."""
-
-    rational: Tensor
-    rational_bias: Tensor
-    key: Tensor
-    key_bias: Tensor
-    value: Tensor
-    value_bias: Tensor
-    out: Tensor
-    out_bias: Tensor
+__all__ = ["mask_attention", "transforms_active"]
 
 
-def composite_attention(
+def transforms_active() -> bool:
+    """Whether a `torch.func` transform or an export is looking on."""
+    return bool(torch._C._are_functorch_transforms_active() or torch.compiler.is_exporting())
+
+
+def mask_attention(
     image: Tensor,
     text: Tensor,
     image_query: Tensor,
     text_query: Tensor,
     weights: AttentionWeights,
-    *,
-    num_heads: int,
-    temperature: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the mask with ordinary differentiable operations, for all images at once.
+    settings: Settings,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Compute how the mask moves the logits, and how far it is from one.
 
     Args:
         image: `sqrt(s) f`, `(B, D)`.
         text: `sqrt(s) h`, `(K, D)`.
         image_query: `query_image(image)`, `(B, D)`.
         text_query: `query_text(text)`, `(K, D)`.
-        weights: the four other layers.
-        num_heads: `H`, a divisor of `D`.
-        temperature: tau, which divides the scores.
+        weights: the layers `query_rational`, `key`, `value` and `out`.
+        settings: heads, temperature, memory budget, and whether `M - 1` is returned.
 
     Returns:
-        `shift (B, K)`, the sum over `d` of `(M - 1) X`; `peak (B,)`, the maximum of `|M - 1|`; and
-        `M - 1` itself, `(B, K, D)`.
+        `shift (B, K)`, the sum over `d` of `(M - 1) s R`; `peak (B,)`, the maximum of `|M - 1|`;
+        and `M - 1`, `(B, K, D)`, or None.
     """
+    if transforms_active():
+        shift, peak, change = composite_attention(
+            image,
+            text,
+            image_query,
+            text_query,
+            weights,
+            num_heads=settings.num_heads,
+            temperature=settings.temperature,
+        )
+        return shift, peak, change if settings.with_change else None
+    features = (t.contiguous() for t in (image, text, image_query, text_query))
+    return _fast(settings, *features, *weights)
 
-    def heads(x: Tensor) -> Tensor:
-        return x.unflatten(-1, (num_heads, -1)).transpose(-3, -2)
 
-    tokens = image[:, None] * text
-    key = heads(F.linear(tokens, weights.key, weights.key_bias))
-    value = heads(F.linear(tokens, weights.value, weights.value_bias))
-    rational = heads(F.linear(tokens, weights.rational, weights.rational_bias))
-    key = key.transpose(-2, -1) / (temperature * math.sqrt(key.shape[-1]))
-
-    def joint(scores: Tensor) -> Tensor:
-        return scores.flatten(-2).softmax(-1).unflatten(-1, (-1, scores.shape[-1]))
-
-    maps = joint(heads(text_query) @ key) + joint(rational @ key)
-    row = (heads(image_query[:, None]) @ key).softmax(-1)
-    mixed = (maps * (text.shape[0] / 3) + row / 3) @ value
-    mixed = mixed.transpose(-3, -2).flatten(-2)
-    change = F.linear(mixed, weights.out, weights.out_bias).clamp(min=-1)
-    return (change * tokens).sum(-1), change.abs().flatten(1).amax(-1), change
+@torch.compiler.disable
+def _fast(settings: Settings, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    shift, peak, change = MaskAttention.apply(settings, *tensors)  # type: ignore[no-untyped-call]
+    return shift, peak, change

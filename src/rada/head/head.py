@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from rada.errors import ConfigError, FeatureError
-from rada.head.attention import AttentionWeights, composite_attention
+from rada.head.attention import mask_attention, transforms_active
+from rada.head.classes import ClassSet, ClassSetCache, apply_linear, make_class_set
+from rada.head.function import Settings
+from rada.head.reference import AttentionWeights
 
 __all__ = ["HeadOutput", "RAdaHead", "rational_matrix"]
 
@@ -103,6 +106,7 @@ class RAdaHead(nn.Module):
         self.out = nn.Linear(dim, dim)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
+        self._class_sets = ClassSetCache()
 
     def extra_repr(self) -> str:
         """Return the settings that `repr` shows."""
@@ -137,41 +141,51 @@ class RAdaHead(nn.Module):
         """
         _check_features(image_features, text_features, self.dim)
         _check_scale(scale, strength)
-        dtype = torch.promote_types(self.out.weight.dtype, torch.float32)
         with torch.autocast(image_features.device.type, enabled=False):
-            image, text = image_features.to(dtype), text_features.to(dtype)
-            root = torch.as_tensor(scale, dtype=dtype, device=image.device).reshape(()).sqrt()
-            zero_shot = root.square() * (image @ text.T) if isinstance(scale, Tensor) else (
-                scale * (image @ text.T)
-            )
-            image, text = image * root, text * root
-            weights = AttentionWeights(
-                *(
-                    p.to(dtype)
-                    for layer in (self.query_rational, self.key, self.value, self.out)
-                    for p in (layer.weight, layer.bias)
-                )
-            )
-            image_query = nn.functional.linear(
-                image, self.query_image.weight.to(dtype), self.query_image.bias.to(dtype)
-            )
-            text_query = nn.functional.linear(
-                text, self.query_text.weight.to(dtype), self.query_text.bias.to(dtype)
-            )
-            rows = max(1, (1 << 28) // (12 * self.num_heads * text.shape[0] ** 2))
-            parts = [
-                composite_attention(
-                    i, text, q, text_query, weights,
-                    num_heads=self.num_heads, temperature=self.temperature,
-                )
-                for i, q in zip(image.split(rows), image_query.split(rows), strict=True)
-            ]
-            shift, peak, change = (torch.cat(p) for p in zip(*parts, strict=True))
+            return self._predict(image_features, text_features, scale, strength, return_mask)
+
+    def _predict(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        scale: float | Tensor,
+        strength: float,
+        return_mask: bool,
+    ) -> HeadOutput:
+        dtype = self._compute_dtype()
+        image, text = image_features.to(dtype), text_features.to(dtype)
+        if isinstance(scale, Tensor):
+            scale = scale.to(device=image.device, dtype=dtype).reshape(())
+        zero_shot = scale * (image @ text.T)
+        image = image * scale**0.5
+        class_set = self._classes(text, scale)
+        settings = Settings(self.num_heads, self.temperature, self.memory_budget, return_mask)
+        layers = (self.query_rational, self.key, self.value, self.out)
+        weights = AttentionWeights(
+            *(p.to(dtype) for layer in layers for p in (layer.weight, layer.bias))
+        )
+        shift, peak, change = mask_attention(
+            image,
+            class_set.text,
+            apply_linear(self.query_image, image),
+            class_set.query,
+            weights,
+            settings,
+        )
         return HeadOutput(
             logits=zero_shot + strength * shift,
             max_deviation=abs(strength) * peak,
-            mask=1 + strength * change if return_mask else None,
+            mask=None if change is None else 1 + strength * change,
         )
+
+    def _compute_dtype(self) -> torch.dtype:
+        """The parameters' type, but at least float32: half-precision maps have noisy gradients."""
+        return torch.promote_types(self.out.weight.dtype, torch.float32)
+
+    def _classes(self, text: Tensor, scale: float | Tensor) -> ClassSet:
+        if transforms_active() or torch.compiler.is_compiling():
+            return make_class_set(text, scale, self.query_text)
+        return self._class_sets.get(text, scale, self.query_text)
 
 
 def _check_config(dim: int, num_heads: int, temperature: float, memory_budget: int | None) -> None:
