@@ -1,0 +1,39 @@
+"""Pictures and names: data sets of every kind, class names, prompts, few-shot sampling."""
+
+from rada.data.align import align_classes, fold_name
+from rada.data.dataset import ImageDataset, ImageSplit, Skipped
+from rada.data.images import open_image
+from rada.data.loose import expand_pictures, open_images
+from rada.data.prompts import (
+    DEFAULT_TEMPLATE,
+    build_prompts,
+    check_class_names,
+    load_class_names,
+    load_templates,
+)
+from rada.data.registry import DatasetInfo, list_datasets, open_dataset, register_dataset
+from rada.data.sampling import few_shot, few_shot_indices
+from rada.data.views import seeded_view
+
+__all__ = [
+    "DEFAULT_TEMPLATE",
+    "DatasetInfo",
+    "ImageDataset",
+    "ImageSplit",
+    "Skipped",
+    "align_classes",
+    "build_prompts",
+    "check_class_names",
+    "expand_pictures",
+    "few_shot",
+    "few_shot_indices",
+    "fold_name",
+    "list_datasets",
+    "load_class_names",
+    "load_templates",
+    "open_dataset",
+    "open_image",
+    "open_images",
+    "register_dataset",
+    "seeded_view",
+]

@@ -1,0 +1,266 @@
+"""What a data set is: ordered splits of labelled pictures that share their classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from rada.data.prompts import DEFAULT_TEMPLATE
+from rada.data.sources import FileSource, Source, id_bytes
+from rada.errors import DataError
+
+__all__ = ["ImageDataset", "ImageSplit", "Skipped"]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSplit:
+    """An ordered, indexable set of labelled pictures, which are opened when they are asked for.
+
+    It is small (names and an array) and can be pickled, so `torch.utils.data.DataLoader` workers may
+    have it.
+
+    Attributes:
+        classes: Display names; the index is the label.
+        labels: (N,) int64; -1 stands for "no label".
+        source: Where the pictures come from.
+
+    Example:
+        >>> split = ImageSplit.from_files(".", ["a/1.jpg", "b/1.jpg"], labels=[0, 1], classes=["a", "b"])
+        >>> len(split), split.ids, split.subset([1]).labels.tolist()
+        (2, ('a/1.jpg', 'b/1.jpg'), [1])
+    """
+
+    classes: tuple[str, ...]
+    labels: NDArray[np.int64]
+    source: Source
+
+    def __post_init__(self) -> None:
+        labels = np.array(self.labels, dtype=np.int64).reshape(-1)
+        labels.flags.writeable = False
+        object.__setattr__(self, "labels", labels)
+        object.__setattr__(self, "classes", tuple(self.classes))
+        if len(labels) != len(self.source.ids):
+            raise DataError(f"there are {len(labels)} labels for {len(self.source.ids)} pictures")
+        if len(labels) and not -1 <= labels.min() <= labels.max() < len(self.classes):
+            wrong = labels[(labels < -1) | (labels >= len(self.classes))][0]
+            raise DataError(
+                f"the label {wrong} is out of range: with {len(self.classes)} classes, labels are "
+                f"0 to {len(self.classes) - 1}, or -1 for none"
+            )
+
+    @classmethod
+    def from_files(
+        cls,
+        root: str | Path,
+        ids: Sequence[str],
+        *,
+        labels: ArrayLike | None = None,
+        classes: Sequence[str] = (),
+    ) -> ImageSplit:
+        """Build a split from files.
+
+        Args:
+            root: The folder that `ids` are relative to.
+            ids: Path of each picture, with `/`.
+            labels: (N,) integers; None for no labels.
+            classes: Display names.
+
+        Raises:
+            DataError: If the labels are out of range or of another number.
+        """
+        values = np.full(len(ids), -1) if labels is None else np.asarray(labels)
+        return cls(tuple(classes), values, FileSource(Path(root).absolute(), tuple(ids)))
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Stable key of each picture: its path relative to the data set's root, or `split/index`."""
+        return self.source.ids
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def load(self, index: int) -> Image.Image:
+        """Return one picture: RGB, upright, fully decoded.
+
+        Raises:
+            DataError: If it cannot be read; the message names the file.
+        """
+        return self.source.load(index)
+
+    def digest(self, index: int) -> str:
+        """Return a hash of the file's bytes, or of the pixels and size where there is no file.
+
+        Raises:
+            DataError: If it cannot be read; the message names the file.
+        """
+        return self.source.digest(index)
+
+    def path(self, index: int) -> Path | None:
+        """Return the file of one picture, or None where it has no file of its own."""
+        return self.source.path(index)
+
+    def subset(self, indices: ArrayLike) -> ImageSplit:
+        """Return the pictures at `indices`, in that order, with all classes kept."""
+        rows = np.asarray(indices, dtype=np.int64).reshape(-1)
+        return dataclasses.replace(self, labels=self.labels[rows], source=self.source.take(rows))
+
+    def select_classes(self, classes: Sequence[int], relabel: bool = True) -> ImageSplit:
+        """Return the pictures of some classes only.
+
+        Args:
+            classes: Labels to keep.
+            relabel: Whether `classes` become the labels 0, 1, ... of the result, in the order given;
+                otherwise names and labels stay as they are.
+
+        Raises:
+            DataError: If a label is out of range or given twice.
+        """
+        wanted = [int(label) for label in classes]
+        if len(set(wanted)) < len(wanted) or any(not 0 <= k < len(self.classes) for k in wanted):
+            raise DataError(
+                f"classes to select should be distinct numbers from 0 to {len(self.classes) - 1}, "
+                f"not {wanted}"
+            )
+        kept = self.subset(np.flatnonzero(np.isin(self.labels, wanted)))
+        if not relabel:
+            return kept
+        return kept._relabelled({old: new for new, old in enumerate(wanted)}, wanted)
+
+    def _relabelled(self, table: Mapping[int, int], order: Sequence[int]) -> ImageSplit:
+        lookup = np.full(len(self.classes) + 1, -1, dtype=np.int64)  # the last stands for -1
+        for old, new in table.items():
+            lookup[old] = new
+        names = tuple(self.classes[old] for old in order)
+        return dataclasses.replace(self, classes=names, labels=lookup[self.labels])
+
+    def align(self, classes: Sequence[str]) -> ImageSplit:
+        """Return the same pictures with labels that count in another list of the same class names.
+
+        Args:
+            classes: Display names; may hold more than the split's own.
+
+        Raises:
+            DataError: If pictures belong to a class that `classes` lacks.
+
+        Example:
+            >>> split = ImageSplit.from_files(".", ["1.jpg"], labels=[0], classes=["cat"])
+            >>> split.align(["dog", "cat"]).labels.tolist()
+            [1]
+        """
+        position = {name: index for index, name in enumerate(classes)}
+        used = np.unique(self.labels[self.labels >= 0])
+        missing = [self.classes[label] for label in used if self.classes[label] not in position]
+        if missing:
+            raise DataError(
+                f"pictures belong to classes that are not among the {len(position)} given: "
+                f"{', '.join(map(repr, missing[:10]))}"
+            )
+        lookup = np.array([position.get(name, -1) for name in self.classes] + [-1], dtype=np.int64)
+        return dataclasses.replace(self, classes=tuple(classes), labels=lookup[self.labels])
+
+    def rename(self, classes: Sequence[str]) -> ImageSplit:
+        """Return the same pictures and labels under other class names, one for each.
+
+        Raises:
+            DataError: If the number of names differs.
+        """
+        if len(classes) != len(self.classes):
+            raise DataError(f"{len(classes)} names were given for {len(self.classes)} classes")
+        return dataclasses.replace(self, classes=tuple(classes))
+
+    def counts(self) -> NDArray[np.int64]:
+        """Return the number of pictures of each class, (K,) int64."""
+        labels = self.labels[self.labels >= 0]
+        return np.bincount(labels, minlength=len(self.classes)).astype(np.int64)
+
+    def fingerprint(self) -> str:
+        """Return a hash of the contents, labels and class names, in order.
+
+        Raises:
+            DataError: If a picture cannot be read.
+        """
+        state = hashlib.blake2b(digest_size=20)
+        for name in self.classes:
+            state.update(id_bytes(name) + b"\0")
+        state.update(self.labels.astype("<i8").tobytes())
+        for index in range(len(self)):
+            state.update(self.digest(index).encode() + b"\0")
+        return state.hexdigest()
+
+    def manifest(self) -> list[dict[str, Any]]:
+        """Return one `{"id", "path", "label", "class"}` for each picture, for writing out."""
+        return list(self._records())
+
+    def _records(self) -> Iterator[dict[str, Any]]:
+        for index, (key, label) in enumerate(zip(self.ids, self.labels.tolist(), strict=True)):
+            path = self.path(index)
+            yield {
+                "id": id_bytes(key).decode("utf-8", "replace"),
+                "path": None if path is None else id_bytes(str(path)).decode("utf-8", "replace"),
+                "label": label,
+                "class": self.classes[label] if label >= 0 else None,
+            }
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A picture that was left out because it is bad.
+
+    Attributes:
+        split: The split it belonged to.
+        id: Its key.
+        reason: Why it cannot be used; names the file.
+    """
+
+    split: str
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class ImageDataset:
+    """Named splits that share their classes.
+
+    Attributes:
+        name: What to call it in tables.
+        classes: Display names; the index is the label.
+        templates: Prompt templates, each with `{}` for the class name.
+        splits: "train", "val" and "test" as far as they exist, or "all".
+        keys: What each class is called in the data (folder name, label in a table).
+        skipped: Bad pictures that were left out because this was asked for.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    splits: Mapping[str, ImageSplit]
+    templates: tuple[str, ...] = (DEFAULT_TEMPLATE,)
+    keys: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+
+    def split(self, *preferred: str) -> ImageSplit:
+        """Return the first of the preferred splits that exists.
+
+        Raises:
+            DataError: If none exists; the message names those that do.
+
+        Example:
+            >>> split = ImageSplit.from_files(".", [], classes=["cat", "dog"])
+            >>> dataset = ImageDataset("pets", ("cat", "dog"), {"all": split})
+            >>> dataset.split("test", "all") is split
+            True
+        """
+        for name in preferred:
+            if name in self.splits:
+                return self.splits[name]
+        raise DataError(
+            f"the data set {self.name!r} has no split {' or '.join(map(repr, preferred))}; "
+            f"it has {', '.join(map(repr, self.splits))}"
+        )

@@ -1,0 +1,42 @@
+"""Pictures without labels: files and folders that somebody wants answers for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from rada.data.dataset import ImageSplit
+from rada.data.scan import list_pictures
+from rada.errors import DataError
+
+__all__ = ["expand_pictures", "open_images"]
+
+
+def expand_pictures(path: str | Path) -> Iterator[Path]:
+    """Yield a file itself, or the pictures below a folder in natural order.
+
+    Raises:
+        DataError: If the path does not exist or the folder holds no picture.
+    """
+    place = Path(path).expanduser()
+    if place.is_dir():
+        names = list_pictures(place)
+        if not names:
+            raise DataError(f"the folder {str(path)!r} holds no picture")
+        yield from (place / name for name in names)
+    elif place.exists():
+        yield place
+    else:
+        raise DataError(f"there is no file or folder {str(path)!r}")
+
+
+def open_images(paths: Iterable[str | Path]) -> ImageSplit:
+    """Return files, and the pictures below folders, as a split without labels.
+
+    Raises:
+        DataError: If a path does not exist, a folder holds no picture, or there is nothing.
+    """
+    found = [str(picture) for path in paths for picture in expand_pictures(path)]
+    if not found:
+        raise DataError("there are no pictures to open")
+    return ImageSplit.from_files(".", found)

@@ -1,0 +1,133 @@
+"""Class names and prompt templates: where they come from and what they must be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from rada.data.align import fold_name
+from rada.errors import DataError
+from rada.storage import read_json
+
+__all__ = [
+    "DEFAULT_TEMPLATE",
+    "build_prompts",
+    "check_class_names",
+    "display_name",
+    "load_class_names",
+    "load_templates",
+]
+
+DEFAULT_TEMPLATE = "a photo of a {}."
+
+
+def display_name(folder: str) -> str:
+    """Return the class name that a folder or label stands for.
+
+    Example:
+        >>> display_name("golden_retriever")
+        'golden retriever'
+    """
+    return " ".join(folder.replace("_", " ").split())
+
+
+def check_class_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the names, checked.
+
+    Raises:
+        DataError: If there are none, one is blank or no text, or two are the same but for case,
+            spaces and underscores.
+
+    Example:
+        >>> check_class_names(["cat", "dog"])
+        ('cat', 'dog')
+    """
+    checked = tuple(names)
+    if not checked:
+        raise DataError("there are no class names: give at least one")
+    seen: dict[str, str] = {}
+    for index, name in enumerate(checked):
+        if not isinstance(name, str) or not name.strip():
+            raise DataError(f"class name number {index} is {name!r}: give every class a name")
+        other = seen.setdefault(fold_name(name), name)
+        if other is not name:
+            detail = "twice" if other == name else f"and {other!r}, which differ in spelling only"
+            raise DataError(f"the class names hold {name!r} {detail}: give each class its own name")
+    return checked
+
+
+def load_class_names(
+    source: str | Path | Sequence[str] | Mapping[str, str],
+) -> dict[str, str] | tuple[str, ...]:
+    """Read class names: a list, or a mapping from folder names to class names.
+
+    Args:
+        source: The value itself, or a JSON file with it.
+
+    Returns:
+        A tuple of names, or a dict from folder name to class name.
+
+    Raises:
+        DataError: If the file cannot be read, or the names cannot be used.
+
+    Example:
+        >>> load_class_names({"n02123045": "tabby"})
+        {'n02123045': 'tabby'}
+    """
+    if isinstance(source, str | Path):
+        source = read_json(source, error=DataError, what="the file of class names")
+    if isinstance(source, Mapping):
+        check_class_names(source.values())
+        return {str(key): value for key, value in source.items()}
+    if isinstance(source, Sequence) and not isinstance(source, str):
+        return check_class_names(source)
+    raise DataError(
+        "class names should be a list of names or an object {folder name: class name}, "
+        f"not {type(source).__name__}"
+    )
+
+
+def load_templates(source: str | Path | Sequence[str] | None) -> tuple[str, ...]:
+    """Read prompt templates.
+
+    Args:
+        source: One template, several, a JSON file with either, or None for the default.
+
+    Raises:
+        DataError: If there are none, or one has no `{}` or anything else in braces.
+
+    Example:
+        >>> load_templates(None)
+        ('a photo of a {}.',)
+    """
+    if source is None:
+        return (DEFAULT_TEMPLATE,)
+    if isinstance(source, Path) or (isinstance(source, str) and source.endswith(".json")):
+        source = read_json(source, error=DataError, what="the file of templates")
+    templates = [source] if isinstance(source, str) else source
+    if not isinstance(templates, Sequence) or not templates:
+        raise DataError(f"templates should be a text or a list of texts, not {templates!r}")
+    for template in templates:
+        if not isinstance(template, str) or template.count("{}") != 1:
+            raise DataError(
+                f"the template {template!r} should have {{}} once, where the class name goes"
+            )
+    return tuple(templates)
+
+
+def build_prompts(
+    classes: Sequence[str], templates: str | Path | Sequence[str] | None = None
+) -> list[list[str]]:
+    """Return the prompts of each class, one for each template.
+
+    Raises:
+        DataError: If class names or templates cannot be used.
+
+    Example:
+        >>> build_prompts(["cat"], ["a {}.", "the {}."])
+        [['a cat.', 'the cat.']]
+    """
+    patterns = load_templates(templates)
+    return [
+        [pattern.replace("{}", name) for pattern in patterns] for name in check_class_names(classes)
+    ]

@@ -1,0 +1,88 @@
+"""Few-shot sampling that depends on the seed and the pictures' keys alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rada.data.dataset import ImageSplit
+from rada.data.sources import id_bytes
+from rada.errors import DataError
+
+__all__ = ["few_shot", "few_shot_indices"]
+
+
+def few_shot_indices(
+    labels: NDArray[np.int64],
+    ids: Sequence[str],
+    shots: int,
+    seed: int,
+    *,
+    classes: Sequence[str],
+    allow_fewer: bool = False,
+) -> NDArray[np.int64]:
+    """Draw pictures of each class.
+
+    The pictures of a class are ranked by a hash of the seed and their keys, and the first `shots`
+    are taken. So the draw depends neither on the order of the pictures nor on the other
+    classes, and 4 shots contain the 2 shots of the same seed.
+
+    Args:
+        labels: `(N,)`; -1 is never drawn.
+        ids: N stable keys.
+        shots: Pictures a class.
+        seed: Chooses the pictures.
+        classes: K names, for messages.
+        allow_fewer: Whether a class may have fewer; it then gives all it has.
+
+    Returns:
+        Indices in ascending order of label, then of rank.
+
+    Raises:
+        DataError: If `shots` is below 1 or a class has too few pictures; the message names it.
+
+    Example:
+        >>> few_shot_indices(np.array([0, 1, 0, 1]), "abcd", 1, 7, classes=["x", "y"]).shape
+        (2,)
+    """
+    if shots < 1:
+        raise DataError(f"shots should be a positive integer, not {shots!r}")
+    counts = np.bincount(labels[labels >= 0], minlength=len(classes))
+    lacking = [f"{classes[k]!r} has {counts[k]}" for k in np.flatnonzero(counts < shots)]
+    if lacking and not allow_fewer:
+        more = "" if len(lacking) <= 5 else f" and {len(lacking) - 5} more classes"
+        raise DataError(
+            f"{shots} shots need {shots} pictures of every class, but {', '.join(lacking[:5])}{more}: "
+            "add pictures, ask for fewer shots, or go on with what there is "
+            "(--allow-fewer, allow_fewer=True)"
+        )
+    ranks = [_rank(seed, key) for key in ids]
+    chosen: list[int] = []
+    for label in range(len(classes)):
+        members = np.flatnonzero(labels == label).tolist()
+        chosen += sorted(members, key=lambda index: (ranks[index], ids[index]))[:shots]
+    return np.array(chosen, dtype=np.int64)
+
+
+def _rank(seed: int, key: str) -> bytes:
+    return hashlib.blake2b(f"{seed}/".encode() + id_bytes(key), digest_size=16).digest()
+
+
+def few_shot(split: ImageSplit, shots: int, seed: int, *, allow_fewer: bool = False) -> ImageSplit:
+    """Return `shots` pictures of each class; see `few_shot_indices`.
+
+    Raises:
+        DataError: If a class has too few pictures; the message names it.
+
+    Example:
+        >>> split = ImageSplit.from_files(".", ["1.jpg", "2.jpg"], labels=[0, 0], classes=["cat"])
+        >>> len(few_shot(split, 1, seed=3))
+        1
+    """
+    indices = few_shot_indices(
+        split.labels, split.ids, shots, seed, classes=split.classes, allow_fewer=allow_fewer
+    )
+    return split.subset(indices)

@@ -1,0 +1,87 @@
+"""Listing pictures in folders, in an order that does not depend on the file system."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from rada.data.images import IMAGE_SUFFIXES
+from rada.errors import DataError
+
+__all__ = ["is_picture", "list_folders", "list_pictures", "natural_key"]
+
+_DIGITS = re.compile(r"(\d+)")
+
+
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """Return a sorting key that counts: `2` comes before `10`.
+
+    Example:
+        >>> sorted(["img10", "img2", "img1"], key=natural_key)
+        ['img1', 'img2', 'img10']
+    """
+    parts: list[str | int] = list(_DIGITS.split(name))
+    parts[1::2] = [int(part) for part in parts[1::2]]
+    return parts, name  # the name itself breaks ties such as 1 and 01
+
+
+def is_picture(name: str) -> bool:
+    """Return whether a file name ends like a picture's and is not hidden.
+
+    Example:
+        >>> is_picture("a.JPG"), is_picture("._a.jpg"), is_picture("notes.txt")
+        (True, False, False)
+    """
+    return not _hidden(name) and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            visible = [entry for entry in entries if not _hidden(entry.name)]
+    except FileNotFoundError as error:
+        raise DataError(f"the folder {str(folder)!r} does not exist") from error
+    except OSError as error:
+        raise DataError(f"the folder {str(folder)!r} cannot be read: {error.strerror}") from error
+    return sorted(visible, key=lambda entry: natural_key(entry.name))
+
+
+def list_folders(folder: Path) -> list[str]:
+    """Return the names of the visible sub-folders in natural order.
+
+    Raises:
+        DataError: If `folder` does not exist or cannot be read.
+    """
+    return [entry.name for entry in _entries(folder) if entry.is_dir()]
+
+
+def list_pictures(folder: Path, *, recursive: bool = True) -> list[str]:
+    """Return the pictures below a folder, as paths relative to it with `/`, in natural order.
+
+    Hidden files and folders and files that are no pictures by their name are left out. Links are
+    followed, loops of links are not.
+
+    Raises:
+        DataError: If `folder` does not exist or cannot be read.
+    """
+    return list(_walk(folder, "", recursive, ()))
+
+
+def _walk(folder: Path, prefix: str, recursive: bool, above: tuple[str, ...]) -> Iterator[str]:
+    here = os.path.realpath(folder)
+    if here in above:
+        return
+    folders = []
+    for entry in _entries(folder):
+        if entry.is_dir():
+            folders.append(entry.name)
+        elif is_picture(entry.name):
+            yield prefix + entry.name
+    for name in folders if recursive else ():
+        yield from _walk(folder / name, f"{prefix}{name}/", recursive, (*above, here))

@@ -1,0 +1,130 @@
+"""Where the pictures of a split come from: files, or a data set that another library reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from rada.data.images import open_image, to_rgb
+from rada.errors import DataError
+
+__all__ = ["FileSource", "IndexedSource", "Source", "id_bytes"]
+
+_DIGEST_SIZE = 20
+
+
+def id_bytes(text: str) -> bytes:
+    """Encode a key for hashing; file names may hold bytes that are no UTF-8."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+class Source(Protocol):
+    """A sequence of pictures that can be pickled; see `ImageSplit` for the methods."""
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Stable key of each picture."""
+
+    def load(self, index: int) -> Image.Image:
+        """Return one picture as RGB."""
+
+    def digest(self, index: int) -> str:
+        """Return a hash of one picture's content."""
+
+    def path(self, index: int) -> Path | None:
+        """Return the file of one picture."""
+
+    def take(self, rows: NDArray[np.int64]) -> Source:
+        """Return the pictures at `rows`."""
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Pictures in files.
+
+    Attributes:
+        root: Absolute folder.
+        ids: Path of each picture relative to `root`, or absolute.
+    """
+
+    root: Path
+    ids: tuple[str, ...]
+
+    def path(self, index: int) -> Path:
+        """Return the file of one picture."""
+        return self.root / self.ids[index]
+
+    def load(self, index: int) -> Image.Image:
+        """Return one picture as RGB."""
+        return open_image(self.path(index))
+
+    def digest(self, index: int) -> str:
+        """Return a hash of the bytes of one file."""
+        path = self.path(index)
+        try:
+            with path.open("rb") as stream:
+                digest = hashlib.file_digest(
+                    stream, lambda: hashlib.blake2b(digest_size=_DIGEST_SIZE)
+                )
+        except OSError as error:
+            raise DataError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
+        return digest.hexdigest()
+
+    def take(self, rows: NDArray[np.int64]) -> FileSource:
+        """Return the pictures at `rows`."""
+        return dataclasses.replace(self, ids=tuple(self.ids[row] for row in rows))
+
+
+@dataclass(frozen=True)
+class IndexedSource:
+    """Pictures of a data set whose items are `(picture, label)`, such as torchvision's.
+
+    Attributes:
+        items: The data set.
+        rows: (N,) which of its items.
+        prefix: Begins every key.
+    """
+
+    items: Any
+    rows: NDArray[np.int64]
+    prefix: str
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Stable key of each picture: `prefix/index`."""
+        return tuple(f"{self.prefix}/{row}" for row in self.rows.tolist())
+
+    def path(self, index: int) -> None:
+        """Return None: such pictures have no file of their own."""
+        return None
+
+    def load(self, index: int) -> Image.Image:
+        """Return one picture as RGB."""
+        row = int(self.rows[index])
+        try:
+            image = self.items[row][0]
+        except Exception as error:  # whatever the reader of another library raises for a bad file
+            raise DataError(f"picture {self.prefix}/{row} cannot be read: {error}") from error
+        if not isinstance(image, Image.Image):
+            raise DataError(
+                f"picture {self.prefix}/{row} is a {type(image).__name__}, not a picture"
+            )
+        return to_rgb(image)
+
+    def digest(self, index: int) -> str:
+        """Return a hash of the size and pixels of one picture."""
+        image = self.load(index)
+        state = hashlib.blake2b(f"{image.width}x{image.height}:".encode(), digest_size=_DIGEST_SIZE)
+        state.update(image.tobytes())
+        return state.hexdigest()
+
+    def take(self, rows: NDArray[np.int64]) -> IndexedSource:
+        """Return the pictures at `rows`."""
+        return dataclasses.replace(self, rows=self.rows[rows])

@@ -1,0 +1,59 @@
+"""Random views that are a pure function of seed, picture and view number."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+__all__ = ["seeded_view"]
+
+
+def seeded_view(
+    image: Image.Image,
+    transform: Callable[[Image.Image], Tensor],
+    seed: int,
+    digest: str,
+    view: int,
+) -> Tensor:
+    """Apply a random transform so that the result depends on nothing but the arguments.
+
+    Whatever the batch, the worker process and the state of the global generators, which stay as they
+    are.
+
+    Args:
+        image: The picture.
+        transform: Random through the generators of torch, NumPy or `random`.
+        seed: Seed of the run.
+        digest: Hash of the picture's content.
+        view: Number of the view.
+
+    Returns:
+        What the transform returns, `(3, H, W)`.
+
+    Example:
+        >>> from torchvision.transforms.v2.functional import pil_to_tensor
+        >>> picture = Image.new("RGB", (2, 2))
+        >>> def noisy(image):
+        ...     return pil_to_tensor(image) + torch.rand(1)
+        >>> one, two = (seeded_view(picture, noisy, 0, "ab", 1) for _ in range(2))
+        >>> bool((one == two).all())
+        True
+    """
+    key = hashlib.blake2b(f"{seed}/{digest}/{view}".encode(), digest_size=8).digest()
+    number = int.from_bytes(key, "big") >> 1
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(number)
+            random.seed(number)
+            np.random.seed(number % 2**32)
+            return transform(image)
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
