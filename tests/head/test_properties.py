@@ -214,6 +214,4 @@ def test_state_dict_holds_the_twelve_tensors_and_nothing_else() -> None:
     other.load_state_dict(head.state_dict())
     image, text = features(3, 16, 1), features(6, 16, 2)
     assert torch.equal(head(image, text, 9.0).logits, other(image, text, 9.0).logits)
-    assert torch.equal(
-        head(image, text, 9.0).logits, copy.deepcopy(head)(image, text, 9.0).logits
-    )
+    assert torch.equal(head(image, text, 9.0).logits, copy.deepcopy(head)(image, text, 9.0).logits)

@@ -50,10 +50,14 @@ def mask_attention(
         )
         return shift, peak, change if settings.with_change else None
     features = (t.contiguous() for t in (image, text, image_query, text_query))
-    return _fast(settings, *features, *weights)
-
-
-@torch.compiler.disable
-def _fast(settings: Settings, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    shift, peak, change = MaskAttention.apply(settings, *tensors)  # type: ignore[no-untyped-call]
+    shift, peak, change = _fast(settings, *features, *weights)
     return shift, peak, change
+
+
+def _apply(settings: Settings, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    shift, peak, change = MaskAttention.apply(settings, *tensors)
+    return shift, peak, change
+
+
+_fast = torch.compiler.disable(_apply)  # type: ignore[no-untyped-call]
+"""Compiled callers run it as it is: its work is matrix products, which are compiled already."""

@@ -8,6 +8,7 @@ caller needs, so the `(B, K, D)` mask exists for one chunk only unless it is ask
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -60,6 +61,14 @@ class _Inputs(NamedTuple):
     text_query: Tensor
     weights: AttentionWeights
 
+    @classmethod
+    def from_flat(cls, tensors: Sequence[Tensor]) -> _Inputs:
+        image, text, image_query, text_query, *weights = tensors
+        return cls(image, text, image_query, text_query, AttentionWeights(*weights))
+
+    def flat(self) -> tuple[Tensor, ...]:
+        return (self.image, self.text, self.image_query, self.text_query, *self.weights)
+
     def chunk(self, start: int, size: int) -> _Inputs:
         part = slice(start, start + size)
         return self._replace(image=self.image[part], image_query=self.image_query[part])
@@ -73,7 +82,8 @@ def _split_heads(rows: Tensor, images: int, num_heads: int) -> Tensor:
 
 def _merge_heads(parts: Tensor, images: int) -> Tensor:
     """`(images H, K, d)` to `(images K, D)`."""
-    return parts.unflatten(0, (images, -1)).transpose(1, 2).flatten(2).flatten(0, 1)
+    split = parts.reshape(images, -1, *parts.shape[1:]).transpose(1, 2)
+    return split.flatten(2).flatten(0, 1)
 
 
 def _stack_queries(rational: Tensor, inputs: _Inputs, num_heads: int) -> Tensor:
@@ -82,7 +92,7 @@ def _stack_queries(rational: Tensor, inputs: _Inputs, num_heads: int) -> Tensor:
     width = rational.shape[1] // num_heads
     queries = rational.new_empty(images, num_heads, 2 * classes + 1, width)
     split = (-1, num_heads, width)
-    queries[:, :, :classes] = rational.view(images, *((classes, *split[1:]))).transpose(1, 2)
+    queries[:, :, :classes] = rational.view(images, *split).transpose(1, 2)
     queries[:, :, classes:-1] = inputs.text_query.view(split).transpose(0, 1)
     queries[:, :, -1] = inputs.image_query.view(split)
     return queries.flatten(0, 1)
@@ -107,11 +117,10 @@ def _run_chunk(
     parts, state = maps_forward(queries, keys, values, settings.factor(tokens.shape[1]), plan)
     if not keep:
         del queries, keys, values
-        state = None
     mixed = _merge_heads(parts, images)
     del parts
     change = torch.addmm(weights.out_bias, mixed, weights.out.T).clamp_(min=-1)
-    if state is None:
+    if not keep:
         return change, None
     return change, _Activations(queries, keys, values, mixed, change, *state)
 
@@ -127,10 +136,9 @@ class _Gradients:
     """Sums over the chunks of the gradients that are needed, None where they are not."""
 
     def __init__(self, inputs: _Inputs, needed: tuple[bool, ...]) -> None:
-        flat = (*inputs[:4], *inputs.weights)
         made = [
             torch.zeros_like(tensor, memory_format=torch.contiguous_format) if need else None
-            for tensor, need in zip(flat, needed, strict=True)
+            for tensor, need in zip(inputs.flat(), needed, strict=True)
         ]
         self.image, self.text, self.image_query, self.text_query = made[:4]
         self.layers = dict(zip(AttentionWeights._fields, made[4:], strict=True))
@@ -160,7 +168,7 @@ class MaskAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, settings: Settings, *tensors: Tensor) -> tuple[Tensor, Tensor, Any]:
         """Run over chunks of images; keep activations if a gradient is needed and they fit."""
-        inputs = _Inputs(*tensors[:4], AttentionWeights(*tensors[4:]))
+        inputs = _Inputs.from_flat(tensors)
         image, text = inputs.image, inputs.text
         (batch, dim), classes = image.shape, text.shape[0]
         budget = settings.memory_budget or default_budget(image.device.type)
@@ -196,12 +204,12 @@ class MaskAttention(torch.autograd.Function):
         return shift, peak, whole
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Any, d_shift: Tensor | None, d_peak: Tensor | None, d_change: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         """Return the gradients of the inputs; twice differentiable through the plain form."""
         peak, *saved = ctx.saved_tensors
-        inputs = _Inputs(*saved[:4], AttentionWeights(*saved[4:_INPUTS]))
+        inputs = _Inputs.from_flat(saved[:_INPUTS])
         needed = ctx.needs_input_grad[1:]
         outer = (d_shift, d_peak, d_change)
         if all(g is None for g in outer):
@@ -209,15 +217,14 @@ class MaskAttention(torch.autograd.Function):
         if torch.is_grad_enabled():
             return None, *_composite_backward(inputs, needed, outer, ctx.settings)
         size = len(_Activations._fields)
-        kept = [
-            _Activations(*saved[at : at + size]) for at in range(_INPUTS, len(saved), size)
-        ]
+        kept = [_Activations(*saved[at : at + size]) for at in range(_INPUTS, len(saved), size)]
         gradients = _Gradients(inputs, needed)
         plan = ctx.plan
         with torch.autocast(peak.device.type, enabled=False):
             for number, start in enumerate(range(0, peak.shape[0], plan.images)):
                 part = slice(start, start + plan.images)
-                chunk, tokens = (c := inputs.chunk(start, plan.images)), _tokens(c)
+                chunk = inputs.chunk(start, plan.images)
+                tokens = _tokens(chunk)
                 activations = kept[number] if kept else None
                 if activations is None:
                     activations = _run_chunk(tokens, chunk, ctx.settings, plan, keep=True)[1]
@@ -239,12 +246,11 @@ def _composite_backward(
     results = composite_attention(
         *inputs, num_heads=settings.num_heads, temperature=settings.temperature
     )
-    flat = (*inputs[:4], *inputs.weights)
     pairs = [(r, g) for r, g in zip(results, outer, strict=True) if g is not None]
     found = iter(
         torch.autograd.grad(
             [r for r, _ in pairs],
-            [t for t, need in zip(flat, needed, strict=True) if need],
+            [t for t, need in zip(inputs.flat(), needed, strict=True) if need],
             [g for _, g in pairs],
             create_graph=True,
             allow_unused=True,
@@ -253,9 +259,7 @@ def _composite_backward(
     return tuple(next(found) if need else None for need in needed)
 
 
-def _mask_gradient(
-    tokens: Tensor, change: Tensor, outer: tuple[Tensor | None, ...]
-) -> Tensor:
+def _mask_gradient(tokens: Tensor, change: Tensor, outer: tuple[Tensor | None, ...]) -> Tensor:
     """Gradient of the output layer's result, `(images, K, D)`; the three arguments likewise."""
     d_shift, d_peak, d_change = outer
     gradient = torch.zeros_like(tokens) if d_shift is None else tokens * d_shift[..., None]

@@ -186,23 +186,26 @@ def _whole_backward(
         rational, text, image = _sections(maps)
         total = state.total[part]
         weight, text_weight, image_weight = _relative_weights(total, classes)
-        text.mul_(text_weight)
-        image.mul_(image_weight)
         average = shared[:left]
-        torch.add(rational, text, out=average[:, :-1])
-        average[:, -1:] = image
+        torch.addcmul(rational, text, text_weight, out=average[:, :-1])
+        torch.mul(image, image_weight, out=average[:, -1:])
         d_output = queries.new_empty(average.shape[0], classes + 1, width)
         torch.mul(gradient[part], weight, out=d_output[:, :-1])
         torch.sum(d_output[:, :-1], 1, out=d_output[:, -1])
         torch.bmm(average.transpose(1, 2), d_output, out=d_values[part])
         d_map = torch.bmm(d_output, values[part].transpose(1, 2), out=average)
-        for section, size in ((rational, 1), (text, 1), (image, classes)):
+        for section, sums in zip((rational, text, image), total.unbind(1), strict=True):
             own = d_map[:, -1:] if section is image else d_map[:, :-1]
-            product = torch.mul(section, own, out=scratch[:left, : section.shape[1]])
-            mean = product.sum((1, 2)).mul_(-size).div_(total[:, 0])
-            torch.addcmul(product, section, _column(mean), out=section)
+            change = scratch[:left, : section.shape[1]]
+            mean = torch.mul(section, own, out=change).sum((1, 2)).div_(sums)
+            section.mul_(torch.sub(own, _column(mean), out=change))
+        weighted = queries[part].clone()
         _product(maps, keys[part], factor, d_queries[part])
-        _product(maps.transpose(1, 2), queries[part], factor, d_keys[part])
+        for stack in (weighted, d_queries[part]):
+            _, text_rows, image_row = _sections(stack)
+            text_rows.mul_(text_weight)
+            image_row.mul_(image_weight)
+        _product(maps.transpose(1, 2), weighted, factor, d_keys[part])
     return d_queries, d_keys, d_values
 
 
@@ -300,47 +303,92 @@ def _tiled_backward(
     assert state.rational is not None
     classes = keys.shape[1]
     d_image, d_keys, d_values, image_inner = _image_row_backward(
-        queries[:, -1:], keys, values, state, gradient, factor
+        queries[:, -1:], keys, values, gradient, factor
     )
-    rational_inner = (state.rational * gradient).sum((1, 2))
-    text_inner = (output * gradient).sum((1, 2)) - rational_inner - image_inner
-    mean = torch.stack([rational_inner, text_inner], 1).mul_(3 / classes)
-    weight = classes / 3 / state.total[:, :2]
-    d_queries = torch.zeros_like(queries)
+    weight = classes / 3 / state.total[:, :1, None]
+    gradient = gradient * weight
+    if state.shift is None:
+        rational_inner = (state.rational * gradient).sum((1, 2))
+        text_inner = (
+            (output * gradient).sum((1, 2)) - rational_inner - image_inner * weight.flatten()
+        )
+        mean = torch.stack([rational_inner, text_inner], 1).mul_(3 / classes)
+    else:
+        mean = _tiled_means(queries, keys, values, state.shift, gradient, factor, plan)
+    d_queries = torch.empty_like(queries)
     d_queries[:, -1:] = d_image
     for item in range(keys.shape[0]):
-        _tiled_backward_item(
-            queries[item, :-1].unflatten(0, (2, classes)),
+        d_queries[item, :-1] = _tiled_backward_item(
+            queries[item, :-1].view(2, classes, -1),
             keys[item],
             values[item],
             gradient[item],
-            weight[item, :, None, None],
-            mean[item, :, None, None],
-            None if state.shift is None else state.shift[item, :2, None, None],
-            (d_queries[item, :-1].unflatten(0, (2, classes)), d_keys[item], d_values[item]),
+            float(state.total[item, 0] / state.total[item, 1]),
+            _column(mean[item]),
+            None if state.shift is None else _column(state.shift[item, :2]),
+            (d_keys[item], d_values[item]),
             factor,
             plan,
-        )
+        ).flatten(0, 1)
     return d_queries, d_keys, d_values
 
 
+def _tiled_means(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    shift: Tensor,
+    gradient: Tensor,
+    factor: float,
+    plan: Plan,
+) -> Tensor:
+    """`delta = sum(E G) / sum(E)` of the rational and text maps, `(N, 2)`.
+
+    For sharp maps `G - delta` all but cancels, and it does so exactly only if the sums are over the
+    very tiles of `_tiled_backward_item`, rounding included.
+    """
+    number, classes, _ = keys.shape
+    totals, means = queries.new_zeros(number, 2), queries.new_zeros(number, 2)
+    for item in range(number):
+        pair = queries[item, :-1].view(2, classes, -1)
+        for row in _tiles(classes, plan.rows or classes):
+            query = pair[:, row].contiguous()
+            for column in _tiles(classes, plan.columns):
+                tile = _exponential_tile(
+                    query, keys[item, column], _column(shift[item, :2]), factor
+                )
+                d_map = gradient[item, row] @ values[item, column].T
+                totals[item] += tile.sum((1, 2))
+                means[item] += tile.mul_(d_map).sum((1, 2))
+    return means.div_(totals)
+
+
+def _exponential_tile(
+    query: Tensor, key: Tensor, shift: Tensor | None, factor: float, out: Tensor | None = None
+) -> Tensor:
+    """`E` of the rational and text rows in `query (2, n, d)` and some keys, `(2, n, m)`."""
+    if out is None:
+        out = query.new_empty(2, query.shape[1], key.shape[0])
+    _scores(query, key.expand(2, -1, -1), factor, out)
+    if shift is not None:
+        out.sub_(shift)
+    return out.exp2_()
+
+
 def _image_row_backward(
-    query: Tensor, keys: Tensor, values: Tensor, state: MapState, gradient: Tensor, factor: float
+    query: Tensor, keys: Tensor, values: Tensor, gradient: Tensor, factor: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The image map's one row: gradients of its query, of keys and values, and `sum(do o)`."""
-    row = torch.bmm(query, keys.transpose(1, 2)).mul_(factor * _LOG2_E)
-    if state.shift is not None:
-        row.sub_(_column(state.shift[:, 2]))
-    row = row.exp2_().mul_(_column(1 / (3 * state.total[:, 2])))
+    row = torch.bmm(query, keys.transpose(1, 2)).mul_(factor).softmax(-1)
     d_output = gradient.sum(1, keepdim=True)
     d_row = torch.bmm(d_output, values.transpose(1, 2))
     inner = (row * d_row).sum((1, 2))
-    d_scores = row * (d_row - _column(3 * inner)) * factor
+    d_scores = row * (d_row - _column(inner)) * (factor / 3)
     return (
         torch.bmm(d_scores, keys),
         torch.bmm(d_scores.transpose(1, 2), query),
-        torch.bmm(row.transpose(1, 2), d_output),
-        inner,
+        torch.bmm(row.transpose(1, 2), d_output / 3),
+        inner / 3,
     )
 
 
@@ -349,34 +397,38 @@ def _tiled_backward_item(
     keys: Tensor,
     values: Tensor,
     gradient: Tensor,
-    weight: Tensor,
+    ratio: float,
     mean: Tensor,
     shift: Tensor | None,
-    into: tuple[Tensor, Tensor, Tensor],
+    into: tuple[Tensor, Tensor],
     factor: float,
     plan: Plan,
-) -> None:
-    """Add the rational and text maps of one image and head to its gradients `(2|-, K, d)`."""
-    d_queries, d_keys, d_values = into
+) -> Tensor:
+    """One image and head: add to its key and value gradients, return the queries' `(2, K, d)`.
+
+    `gradient` and `mean` come multiplied with the rational map's weight; `ratio` is the text map's
+    weight relative to it.
+    """
+    d_keys, d_values = into
     classes, width = keys.shape
+    relative = queries.new_tensor([1.0, ratio])[:, None, None]
+    d_queries = torch.zeros_like(queries)
     rows = min(plan.rows or classes, classes)
-    buffer = queries.new_empty(3, 2, rows * plan.columns)
+    buffer = queries.new_empty(3, 2 * rows * plan.columns)
     for row in _tiles(classes, rows):
         query, d_output = queries[:, row].contiguous(), gradient[row]
+        weighted = (query * relative).flatten(0, 1)
+        d_query = torch.zeros_like(query)
         for column in _tiles(classes, plan.columns):
             key, value = keys[column], values[column]
             shape = (2, query.shape[1], key.shape[0])
-            maps, change, both = (
-                b.flatten()[: math.prod(shape)].view(shape) for b in buffer.unbind(0)
-            )
-            _scores(query, key.expand(2, -1, -1), factor, maps)
-            if shift is not None:
-                maps.sub_(shift)
-            maps.exp2_().mul_(weight)
-            d_values[column].addmm_(torch.add(maps[0], maps[1], out=both[0]).T, d_output)
+            maps, change, both = (b[: math.prod(shape)].view(shape) for b in buffer.unbind(0))
+            _exponential_tile(query, key, shift, factor, maps)
+            average = torch.add(maps[0], maps[1], alpha=ratio, out=both[0])
+            d_values[column].addmm_(average.T, d_output)
             d_map = torch.mm(d_output, value.T, out=both[0])
             maps.mul_(torch.sub(d_map, mean, out=change))
-            d_queries[:, row].baddbmm_(maps, key.expand(2, -1, -1), alpha=factor)
-            d_keys[column].addmm_(
-                maps.view(-1, key.shape[0]).T, query.view(-1, width), alpha=factor
-            )
+            d_query.baddbmm_(maps, key.expand(2, -1, -1), alpha=factor)
+            d_keys[column].addmm_(maps.flatten(0, 1).T, weighted, alpha=factor)
+        torch.mul(d_query, relative, out=d_queries[:, row])
+    return d_queries

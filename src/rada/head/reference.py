@@ -61,7 +61,7 @@ def composite_attention(
     """
 
     def heads(x: Tensor) -> Tensor:
-        return x.unflatten(-1, (num_heads, -1)).transpose(-3, -2)
+        return x.reshape(*x.shape[:-1], num_heads, -1).transpose(-3, -2)
 
     tokens = image[:, None] * text
     key = heads(linear(tokens, weights.key, weights.key_bias))
@@ -70,7 +70,7 @@ def composite_attention(
     key = key.transpose(-2, -1) / (temperature * math.sqrt(key.shape[-1]))
 
     def joint(scores: Tensor) -> Tensor:
-        return scores.flatten(-2).softmax(-1).unflatten(-1, (-1, scores.shape[-1]))
+        return scores.flatten(-2).softmax(-1).reshape(scores.shape)
 
     maps = joint(heads(text_query) @ key) + joint(rational @ key)
     row = (heads(image_query[:, None]) @ key).softmax(-1)
