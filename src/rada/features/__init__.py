@@ -2,14 +2,21 @@
 
 from rada.features.cache import CacheEntry, CacheWarning, FeatureCache
 from rada.features.checks import CheckedFeatures, FeatureWarning, check_features
+from rada.features.extract import BadPicture, FeatureBatch, extract_features, iter_features
 from rada.features.features import Features
+from rada.features.work import ViewTransform
 
 __all__ = [
+    "BadPicture",
     "CacheEntry",
     "CacheWarning",
     "CheckedFeatures",
+    "FeatureBatch",
     "FeatureCache",
     "FeatureWarning",
     "Features",
+    "ViewTransform",
     "check_features",
+    "extract_features",
+    "iter_features",
 ]

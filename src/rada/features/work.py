@@ -14,10 +14,10 @@ import PIL
 import torch
 import torchvision
 from PIL import Image
-from rada.data.views import seeded_view
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from rada.data.views import seeded_view
 from rada.errors import DataError, FeatureError
 from rada.features.cache import FORMAT, FeatureCache, Shard, ShardKey
 from rada.features.pictures import OpenPicture, PictureItem, PictureReader
