@@ -19,7 +19,7 @@ __all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "open_image", "to_rgb"]
 
 IMAGE_SUFFIXES = frozenset(
     ".avif .bmp .dib .gif .j2k .jfif .jp2 .jpe .jpeg .jpg .mpo .pbm .pgm .png .pnm .ppm .tif .tiff"
-    " .webp".split()  # noqa: SIM905 - a list of eighteen lines says no more
+    " .webp".split()
 )
 """File name endings, in lower case, that count as pictures when a folder is listed."""
 
