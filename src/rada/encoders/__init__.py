@@ -1,6 +1,7 @@
 """Vision-language models behind one protocol: load one with `load_encoder`."""
 
 from rada.encoders.base import CAPABILITIES, DualEncoder, TruncationWarning
+from rada.encoders.families.custom import CustomEncoder
 from rada.encoders.registry import (
     EncoderFamily,
     FamilyInfo,
@@ -18,6 +19,7 @@ from rada.encoders.transforms import EvalTransform, TrainTransform
 
 __all__ = [
     "CAPABILITIES",
+    "CustomEncoder",
     "DualEncoder",
     "EncoderFamily",
     "EvalTransform",

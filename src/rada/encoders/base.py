@@ -352,22 +352,26 @@ class DualEncoder(ABC):
             return self.forward_texts(tokens)
 
     def tokenize_with_context(self, prompts: Sequence[str], length: int) -> Tokens:
-        """Tokenize prompts with `length` free places after the start mark, for learned vectors.
+        """Tokenize prompts with `length` free places before the words, for learned vectors.
 
-        The places are `1 .. length` of each row: replace these rows of `embed_tokens(tokens)`.
+        With `s = encoder.context_start` the places are `s .. s + length - 1` of each row: replace these
+        rows of `embed_tokens(tokens)` and run `encode_texts_from_embeddings`.
 
         Raises:
             EncoderError: If the family has no token embeddings, or a prompt leaves no room.
         """
         self.require("token_embeddings")
-        return insert_context(self.tokenize(prompts), length, self.max_tokens)
+        return insert_context(
+            self.tokenize(prompts), length, self.max_tokens, start=self.context_start
+        )
 
     @contextlib.contextmanager
     def deep_text_prompts(self, prompts: Sequence[Tensor | None]) -> Iterator[None]:
         """While the block runs, put learned vectors into the layers of the text tower.
 
-        Before layer j the rows `1 .. n` of its input become `prompts[j]` of shape `(n, E)` or
-        `(K, n, E)`; None leaves a layer alone. Meant with `tokenize_with_context(..., length=n)`.
+        Before layer j the n rows from `context_start` on of its input become `prompts[j]`, of shape
+        `(n, E)` or `(K, n, E)`; None leaves a layer alone. Meant with
+        `tokenize_with_context(..., length=n)`.
         Where layers are checkpointed (`forward_texts_chunked`), the backward pass belongs into the
         block too, since it runs them again.
 
@@ -375,7 +379,7 @@ class DualEncoder(ABC):
             EncoderError: If the family does not offer `deep_text_prompts`.
         """
         self.require("deep_text_prompts")
-        with deep_prompts(self.text_layers(), prompts, replace_after_start=True):
+        with deep_prompts(self.text_layers(), prompts, start=self.context_start):
             yield
 
     @contextlib.contextmanager
@@ -389,7 +393,7 @@ class DualEncoder(ABC):
             EncoderError: If the family does not offer `deep_image_prompts`.
         """
         self.require("deep_image_prompts")
-        with deep_prompts(self.image_layers(), prompts, replace_after_start=False):
+        with deep_prompts(self.image_layers(), prompts, start=None):
             yield
 
     def token_embedding_module(self) -> nn.Module:
@@ -403,6 +407,11 @@ class DualEncoder(ABC):
     def image_layers(self) -> list[nn.Module]:
         """Transformer layers of the image tower, in order; empty where it has none."""
         return []
+
+    @property
+    def context_start(self) -> int:
+        """Where learned context begins: behind the start mark, or at 0 where there is none."""
+        return 1
 
     @property
     def max_tokens(self) -> int:

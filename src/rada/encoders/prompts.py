@@ -15,19 +15,20 @@ from rada.errors import EncoderError
 __all__ = ["deep_prompts", "insert_context", "output_replaced"]
 
 
-def insert_context(tokens: Tokens, length: int, limit: int) -> Tokens:
-    """Insert `length` free places after the start mark of every row.
+def insert_context(tokens: Tokens, length: int, limit: int, *, start: int = 1) -> Tokens:
+    """Insert `length` free places into every row.
 
     The places hold copies of the first real token, so that nothing takes them for an end mark or
     for padding. Rows of fixed length lose as much padding at their end.
 
     Args:
-        tokens: With `input_ids (K, L)` and, where the family pads, `attention_mask`.
+        tokens: With `input_ids (K, L)` and `attention_mask (K, L)`, padded at the end.
         length: Places per row.
         limit: Longest row that the tower reads.
+        start: Where they go: behind the start mark, or 0 where the tokenizer sets none.
 
     Raises:
-        EncoderError: If a row has no room for them.
+        EncoderError: If a row has no room for them, or is padded at its front.
 
     Example:
         >>> rows = {"input_ids": torch.tensor([[1, 7, 2, 0]]),
@@ -43,15 +44,20 @@ def insert_context(tokens: Tokens, length: int, limit: int) -> Tokens:
             f"{length} context vectors and the longest prompt do not fit into the {limit} tokens "
             "that the text tower reads; use fewer vectors or shorter class names"
         )
+    if not bool(mask[:, 0].all()):
+        raise EncoderError(
+            "the tokenizer pads at the front; learned context needs padding at the end"
+        )
     width = min(ids.shape[1] + length, limit)
-    widened = {
-        name: torch.cat([rows[:, :1], rows[:, 1:2].expand(-1, length), rows[:, 1:]], 1)[:, :width]
-        for name, rows in tokens.items()
-    }
-    return widened
+
+    def widen(rows: Tensor) -> Tensor:
+        places = rows[:, start : start + 1].expand(-1, length)
+        return torch.cat([rows[:, :start], places, rows[:, start:]], 1)[:, :width]
+
+    return {name: widen(rows) for name, rows in tokens.items()}
 
 
-def _place(hidden: Tensor, prompt: Tensor, *, after_start: bool, append: bool) -> Tensor:
+def _place(hidden: Tensor, prompt: Tensor, *, start: int | None, append: bool) -> Tensor:
     """Return `hidden (B, L, W)` with the prompt `(n, W)` or `(B, n, W)` in its place."""
     prompt = prompt.to(hidden.device, hidden.dtype)
     if prompt.ndim == 2:
@@ -62,8 +68,8 @@ def _place(hidden: Tensor, prompt: Tensor, *, after_start: bool, append: bool) -
             f"{tuple(hidden.shape)}; expected (n, {hidden.shape[2]})"
         )
     length = prompt.shape[1]
-    if after_start:
-        return torch.cat([hidden[:, :1], prompt, hidden[:, 1 + length :]], 1)
+    if start is not None:
+        return torch.cat([hidden[:, :start], prompt, hidden[:, start + length :]], 1)
     return torch.cat([hidden if append else hidden[:, :-length], prompt], 1)
 
 
@@ -86,15 +92,14 @@ def output_replaced(module: nn.Module, output: Tensor) -> Iterator[None]:
 
 @contextlib.contextmanager
 def deep_prompts(
-    layers: Sequence[nn.Module], prompts: Sequence[Tensor | None], *, replace_after_start: bool
+    layers: Sequence[nn.Module], prompts: Sequence[Tensor | None], *, start: int | None
 ) -> Iterator[None]:
     """Put prompts into the inputs `(B, L, W)` of layers while the block runs.
 
     Args:
         layers: Transformer layers in order, whose first argument is the hidden states.
         prompts: One `(n, W)` a layer, from the first on; None leaves a layer alone.
-        replace_after_start: True replaces the rows behind the start mark; False appends at the
-            first prompt and replaces these rows later.
+        start: First row to replace; None appends at the first prompt and replaces these rows later.
 
     Raises:
         EncoderError: If there are more prompts than layers, or their lengths differ.
@@ -111,7 +116,7 @@ def deep_prompts(
         def change(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             keyword = "hidden_states" if not args else None
             hidden = kwargs[keyword] if keyword else args[0]
-            hidden = _place(hidden, prompt, after_start=replace_after_start, append=index == first)
+            hidden = _place(hidden, prompt, start=start, append=index == first)
             if keyword:
                 return args, {**kwargs, keyword: hidden}
             return (hidden, *args[1:]), kwargs

@@ -205,7 +205,7 @@ def _find(spec: ModelSpec) -> type[EncoderFamily]:
     for family in _families():
         if family.claims(spec):
             return family
-    kind = f" (model_type {model_type(spec.directory)!r})" if spec.scheme == "hf" else ""
+    kind = f" (model_type {model_type(spec.directory)!r})" if spec.directory else ""
     raise EncoderError(
         f"no family of encoders knows model {spec.text!r}{kind}; the families are "
         f"{', '.join(family.family for family in _families())}"

@@ -100,7 +100,9 @@ class ProcessorTransform:
 
     def __call__(self, image: Image) -> Tensor:
         """Turn a PIL image into float32 pixels `(3, H, W)`."""
-        pixels: Tensor = self.processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"]
+        pixels: Tensor = self.processor(images=image.convert("RGB"), return_tensors="pt")[
+            "pixel_values"
+        ]
         return pixels[0].float()
 
     def __repr__(self) -> str:
@@ -161,7 +163,7 @@ class TransformersEncoder(EncoderFamily):
     model_type: ClassVar[str] = ""
     model_class: ClassVar[str] = ""
     padding: ClassVar[str] = "longest"
-    hub_models: ClassVar[dict[str, tuple[int, int]]] = {}
+    hub_models: ClassVar[dict[str, tuple[int, int | None]]] = {}
     spelling = "hf:ORG/NAME or a directory"
     model: Any
 
@@ -317,6 +319,13 @@ class TransformersEncoder(EncoderFamily):
         return transformer_layers(self.image_parts()[0])
 
     @cached_property
+    def context_start(self) -> int:
+        """1 where the tokenizer sets a start mark, otherwise 0."""
+        first = self.tokenizer("a")["input_ids"][0]
+        marks = {self.tokenizer.bos_token_id, self.tokenizer.cls_token_id}
+        return int(first in marks)
+
+    @cached_property
     def max_tokens(self) -> int:
         """What both the tower's positions and the tokenizer allow."""
         config = self.model.config.text_config
@@ -351,12 +360,14 @@ def transformer_layers(tower: nn.Module) -> list[nn.Module]:
 
 
 def _load_processors(directory: Path) -> tuple[Any, Any]:
-    from transformers import AutoImageProcessor, AutoTokenizer
+    import transformers
 
+    image_class: Any = transformers.AutoImageProcessor
+    text_class: Any = transformers.AutoTokenizer
     with quiet():
         try:
-            processor = AutoImageProcessor.from_pretrained(directory, local_files_only=True)
-            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+            processor = image_class.from_pretrained(directory, local_files_only=True)
+            tokenizer = text_class.from_pretrained(directory, local_files_only=True)
         except Exception as error:
             raise EncoderError(
                 f"the image processor or the tokenizer cannot be loaded from {str(directory)!r}: "

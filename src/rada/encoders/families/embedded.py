@@ -130,7 +130,8 @@ class EmbeddedEncoder(EncoderFamily):
     @property
     def text_module(self) -> nn.Module:
         """The BERT."""
-        return self.model.text
+        found: nn.Module = self.model.text
+        return found
 
     def image_embeddings(self, pixels: Tensor) -> Tensor:
         """Embed pixels by the classifier's probabilities."""

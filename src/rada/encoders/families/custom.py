@@ -1,0 +1,197 @@
+"""A user's own pair of functions as a dual encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Never
+
+import torch
+from torch import Tensor, nn
+
+from rada.encoders.base import Transform
+from rada.encoders.fingerprint import digest
+from rada.encoders.registry import EncoderFamily, LoadOptions, register_family
+from rada.encoders.spec import ModelSpec
+from rada.encoders.tokens import Tokens
+from rada.encoders.transforms import EvalTransform, TrainTransform
+from rada.errors import EncoderError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["CustomEncoder"]
+
+_HALF = (0.5, 0.5, 0.5)
+
+
+@register_family
+class CustomEncoder(EncoderFamily):
+    """Your own pair of functions.
+
+    Args:
+        image_fn: Takes pixels `(B, 3, H, W)`, returns `(B, dim)` (tensor or array); the result need not be
+            normalised.
+        text_fn: Takes a list of K texts, or what `tokenize` made of them; returns `(K, dim)`.
+        scale: Factor of the cosine similarity in the logits.
+        dim: Width of the features.
+        preprocess: PIL image to pixels `(3, H, W)`, picklable; None for 224 x 224, bicubic, values in
+            [-1, 1].
+        train_transform: The same at random; None for a random crop and mirror image of 224 x 224
+            or, where only `preprocess` is given, for `preprocess` itself.
+        tokenize: Takes a list of K texts, returns a dict of tensors whose first axis is K; None
+            gives `text_fn` the texts themselves.
+        image_module: The module behind `image_fn`, if its weights may be trained or moved.
+        text_module: The module behind `text_fn`, likewise.
+        name: What to call the pair.
+        fingerprint: A text of your own that changes whenever the functions give other features. None
+            hashes the modules' weights and, where there is none, the features of a probe.
+
+    Raises:
+        EncoderError: If an argument cannot be used; later, if a function returns something other
+            than finite features of the right shape.
+
+    Example:
+        >>> colours = {"red": [1.0, 0.0, 0.0], "green": [0.0, 1.0, 0.0]}
+        >>> encoder = CustomEncoder(
+        ...     image_fn=lambda pixels: pixels.mean((2, 3)) + 1,
+        ...     text_fn=lambda texts: torch.tensor([colours[text] for text in texts]),
+        ...     scale=10.0,
+        ...     dim=3,
+        ... )
+        >>> encoder.encode_texts(["green"])
+        tensor([[0., 1., 0.]])
+        >>> from PIL import Image
+        >>> encoder.encode_images([Image.new("RGB", (32, 32), "red")])
+        tensor([[1., 0., 0.]])
+    """
+
+    family = "custom"
+    spelling = "rada.CustomEncoder(...)"
+    summary = "your own pair of functions"
+    capabilities = frozenset({"image_gradients", "text_gradients"})
+
+    def __init__(
+        self,
+        image_fn: Callable[[Tensor], Tensor | np.ndarray[Any, Any]],
+        text_fn: Callable[[Any], Tensor | np.ndarray[Any, Any]],
+        scale: float,
+        dim: int,
+        *,
+        preprocess: Transform | None = None,
+        train_transform: Transform | None = None,
+        tokenize: Callable[[list[str]], Tokens] | None = None,
+        image_module: nn.Module | None = None,
+        text_module: nn.Module | None = None,
+        name: str = "custom",
+        fingerprint: str | None = None,
+    ) -> None:
+        if not isinstance(dim, int) or dim < 1:
+            raise EncoderError(f"dim should be a positive integer, not {dim!r}")
+        for argument, function in (("image_fn", image_fn), ("text_fn", text_fn)):
+            if not callable(function):
+                raise EncoderError(f"{argument} should be a function, not {function!r}")
+        self._image_fn, self._text_fn, self._tokenize = image_fn, text_fn, tokenize
+        self._image_module = image_module or nn.Module()
+        self._text_module = text_module or nn.Module()
+        self._own_fingerprint = fingerprint
+        usual = TrainTransform((224, 224), _HALF, _HALF)
+        super().__init__(
+            nn.ModuleDict({"image": self._image_module, "text": self._text_module}),
+            name=name,
+            dim=dim,
+            preprocess=preprocess or EvalTransform((224, 224), 224, _HALF, _HALF),
+            train_transform=train_transform or preprocess or usual,
+            scale=scale,
+        )
+        self.capabilities = frozenset(
+            capability
+            for capability, module in (
+                ("image_gradients", image_module),
+                ("text_gradients", text_module),
+            )
+            if module is not None
+        )
+
+    @classmethod
+    def claims(cls, spec: ModelSpec) -> bool:
+        """Claim nothing: functions have no name that could be loaded."""
+        return False
+
+    @classmethod
+    def load(cls, spec: ModelSpec, options: LoadOptions) -> Never:
+        """Refuse: functions have no name that could be loaded."""
+        raise EncoderError(f"{spec.text!r}: build a CustomEncoder and give the object itself")
+
+    @property
+    def image_module(self) -> nn.Module:
+        """The module behind `image_fn`, empty if none was given."""
+        return self._image_module
+
+    @property
+    def text_module(self) -> nn.Module:
+        """The module behind `text_fn`, empty if none was given."""
+        return self._text_module
+
+    def image_embeddings(self, pixels: Tensor) -> Tensor:
+        """Call `image_fn`."""
+        return self._checked(self._image_fn(pixels), len(pixels), "image_fn")
+
+    def text_embeddings(self, tokens: Tokens) -> Tensor:
+        """Call `text_fn`."""
+        if self._tokenize is not None:
+            count = len(next(iter(tokens.values())))
+            return self._checked(self._text_fn(tokens), count, "text_fn")
+        texts = _decode(tokens)
+        return self._checked(self._text_fn(texts), len(texts), "text_fn")
+
+    def tokenize_checked(self, prompts: list[str]) -> tuple[Tokens, list[int]]:
+        """Call `tokenize`, or carry the texts along as bytes."""
+        return (self._tokenize or _encode)(prompts), []
+
+    def tokenizer_key(self) -> str:
+        """Return what identifies the functions: the user's word, or what a probe gives."""
+        if self._own_fingerprint is not None:
+            return self._own_fingerprint
+        if any(True for _ in self.model.parameters()):
+            return f"{_code(self._image_fn)}|{_code(self._text_fn)}|{_code(self._tokenize)}"
+        from PIL import Image
+
+        gradient = Image.linear_gradient("L").convert("RGB")
+        features = torch.cat([self.encode_images([gradient]), self.encode_texts(["a photo."])])
+        return digest(features.numpy().tobytes().hex())
+
+    def _checked(self, features: Any, count: int, function: str) -> Tensor:
+        found = torch.as_tensor(features, device=self.device)
+        if found.shape != (count, self.dim):
+            raise EncoderError(
+                f"{function} returned features of shape {tuple(found.shape)}, not {(count, self.dim)}"
+            )
+        if not found.isfinite().all() or not found.any(dim=-1).all():
+            raise EncoderError(f"{function} returned NaN, Inf or a row of zeros")
+        return found
+
+
+def _code(function: Any) -> str:
+    """Return what tells one function's code from another's."""
+    code = getattr(function, "__code__", None)
+    return (
+        f"{getattr(function, '__qualname__', type(function))}:{code.co_code.hex() if code else ''}"
+    )
+
+
+def _encode(texts: list[str]) -> Tokens:
+    """Write texts as rows of UTF-8 bytes, padded with -1."""
+    rows = [torch.tensor(list(text.encode()), dtype=torch.int16) for text in texts]
+    padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+    return {"utf8": padded}
+
+
+def _decode(tokens: Tokens) -> list[str]:
+    """Read what `_encode` wrote.
+
+    Example:
+        >>> _decode(_encode(["one", "drei ß"]))
+        ['one', 'drei ß']
+    """
+    rows: Sequence[list[int]] = tokens["utf8"].tolist()
+    return [bytes(byte for byte in row if byte >= 0).decode() for row in rows]

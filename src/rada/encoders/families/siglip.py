@@ -1,0 +1,65 @@
+"""SigLIP in transformers, whose score has a bias; also the fixed-size checkpoints of SigLIP 2."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from rada.encoders.families._transformers import TRAINABLE, TransformersEncoder
+from rada.encoders.registry import register_family
+from rada.encoders.tokens import Tokens
+
+__all__ = ["SiglipEncoder"]
+
+
+@register_family
+class SiglipEncoder(TransformersEncoder):
+    """`SiglipModel` of transformers (Zhai et al., 2023)."""
+
+    family = "siglip"
+    summary = "SigLIP in transformers, and SigLIP 2 of fixed size"
+    model_type = "siglip"
+    model_class = "SiglipModel"
+    padding = "max_length"
+    # The image tower pools over all tokens by attention, so prompts behind the patches would leak in.
+    capabilities = TRAINABLE | {
+        "learned_scale",
+        "logit_bias",
+        "token_embeddings",
+        "deep_text_prompts",
+    }
+    hub_models = {  # noqa: RUF012
+        "google/siglip-base-patch16-224": (768, 203_155_970),
+        "google/siglip-so400m-patch14-384": (1152, 877_960_498),
+        "google/siglip2-base-patch16-224": (768, 375_187_970),
+    }
+
+    @classmethod
+    def read_dim(cls, config: dict[str, Any]) -> int:
+        """Read the width of the text tower's projection."""
+        text = config.get("text_config") or {}
+        return int(text.get("projection_size") or text.get("hidden_size") or 768)
+
+    def text_embeddings(self, tokens: Tokens) -> Tensor:
+        """Embed tokens; the tower reads the padding too, as it did in training."""
+        outputs = self.model.get_text_features(input_ids=tokens["input_ids"])
+        embeddings: Tensor = outputs.pooler_output
+        return embeddings
+
+    def learned_bias(self) -> Tensor | None:
+        """The bias of the sigmoid."""
+        bias: Tensor = self.model.logit_bias
+        return bias
+
+    def scale_parameters(self) -> list[nn.Parameter]:
+        """The logarithm of the scale, and the bias."""
+        return [self.model.logit_scale, self.model.logit_bias]
+
+    def image_parts(self) -> list[nn.Module]:
+        """The image tower; there is no projection."""
+        return [self.model.vision_model]
+
+    def text_parts(self) -> list[nn.Module]:
+        """The text tower, its projection inside."""
+        return [self.model.text_model]

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from encoders.tiny_models import MAKERS
+from rada.encoders import DualEncoder, load_encoder
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory):
+    """Return a function that gives the directory of a family's tiny model, made once."""
+    root = tmp_path_factory.mktemp("models")
+
+    def directory(name):
+        if not (root / name).exists():
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                MAKERS[name](root / name)
+        return root / name
+
+    return directory
+
+
+@pytest.fixture(scope="session")
+def loaded(saved):
+    """Return a function that gives a family's encoder, loaded from its directory once."""
+    encoders: dict[str, DualEncoder] = {}
+
+    def encoder(name):
+        if name not in encoders:
+            encoders[name] = load_encoder(saved(name))
+        return copy.deepcopy(encoders[name])
+
+    return encoder
+
+
+@pytest.fixture(params=sorted(MAKERS))
+def encoder(request, loaded) -> DualEncoder:
+    return loaded(request.param)
+
+
+@pytest.fixture(scope="session")
+def pictures():
+    generator = np.random.default_rng(0)
+    shapes = [(40, 50), (64, 33), (32, 32), (20, 90)]
+    return [Image.fromarray(generator.integers(0, 256, (*s, 3), dtype=np.uint8)) for s in shapes]
+
+
+PROMPTS = ["a photo of a dog.", "red", "the green cat, the blue car", "犬 猫"]
+
+
+@pytest.fixture(scope="session")
+def prompts():
+    return list(PROMPTS)
