@@ -20,6 +20,14 @@ from rada.errors import DataError
 __all__ = ["ImageDataset", "ImageSplit", "Skipped"]
 
 
+def _as_integers(labels: ArrayLike) -> NDArray[np.int64]:
+    """Return an own (N,) int64 copy; 1.5, NaN and text are no labels."""
+    values = np.asarray(labels).reshape(-1)
+    if len(values) and values.dtype.kind not in "iu":
+        raise DataError(f"labels should be integers, not {values.dtype} such as {values[0]!r}")
+    return values.astype(np.int64)
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSplit:
     """An ordered, indexable set of labelled pictures, which are opened when they are asked for.
@@ -43,7 +51,7 @@ class ImageSplit:
     source: Source
 
     def __post_init__(self) -> None:
-        labels = np.array(self.labels, dtype=np.int64).reshape(-1)
+        labels = _as_integers(self.labels)
         labels.flags.writeable = False
         object.__setattr__(self, "labels", labels)
         object.__setattr__(self, "classes", tuple(self.classes))

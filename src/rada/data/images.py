@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import threading
@@ -155,7 +156,8 @@ def _decode(stream: BinaryIO, name: str, max_pixels: int) -> Image.Image:
                 "make it smaller"
             )
         image.load()
-        return _limit_aspect(to_rgb(_upright(image)))
+        _turn_upright(image)
+        return _limit_aspect(to_rgb(image))
 
 
 def _draft(image: Image.Image, max_pixels: int) -> None:
@@ -173,11 +175,11 @@ def _draft(image: Image.Image, max_pixels: int) -> None:
         image.draft(None, (max(1, width // factor), max(1, height // factor)))
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # a damaged EXIF block says nothing about the pixels, which were decoded well
-        return image
+def _turn_upright(image: Image.Image) -> None:
+    # In place: a copy would not know its format and tags, which say how many bits grey has. A
+    # damaged EXIF block says nothing about the pixels, which were decoded well.
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def _limit_aspect(image: Image.Image) -> Image.Image:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import operator
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -48,8 +50,9 @@ def few_shot_indices(
         >>> few_shot_indices(np.array([0, 1, 0, 1]), "abcd", 1, 7, classes=["x", "y"]).shape
         (2,)
     """
-    if shots < 1:
-        raise DataError(f"shots should be a positive integer, not {shots!r}")
+    shots = _positive(shots)
+    if not (labels >= 0).any():
+        raise DataError("there are no labelled pictures to draw shots from")
     counts = np.bincount(labels[labels >= 0], minlength=len(classes))
     lacking = [f"{classes[k]!r} has {counts[k]}" for k in np.flatnonzero(counts < shots)]
     if lacking and not allow_fewer:
@@ -59,16 +62,29 @@ def few_shot_indices(
             "add pictures, ask for fewer shots, or go on with what there is "
             "(--allow-fewer, allow_fewer=True)"
         )
-    ranks = [_rank(seed, key) for key in ids]
-    chosen: list[int] = []
-    for label in range(len(classes)):
-        members = np.flatnonzero(labels == label).tolist()
-        chosen += sorted(members, key=lambda index: (ranks[index], ids[index]))[:shots]
-    return np.array(chosen, dtype=np.int64)
+    labelled = np.flatnonzero(labels >= 0)
+    ranks = b"".join(_rank(seed, ids[int(index)]) for index in labelled)
+    high, low = np.frombuffer(ranks, dtype=">u8").reshape(-1, 2).T
+    order = labelled[np.lexsort((low, high, labels[labelled]))]  # by class, then by rank
+    place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return order[place < shots]
+
+
+def _positive(shots: object) -> int:
+    try:
+        number = operator.index(shots)  # type: ignore[arg-type]
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise DataError(f"shots should be a positive integer, not {shots!r}")
+    return number
 
 
 def _rank(seed: int, key: str) -> bytes:
-    return hashlib.blake2b(f"{seed}/".encode() + id_bytes(key), digest_size=16).digest()
+    # File systems spell the same accented name in two ways; the draw should not change with the disk.
+    return hashlib.blake2b(
+        f"{seed}/".encode() + id_bytes(unicodedata.normalize("NFC", key)), digest_size=16
+    ).digest()
 
 
 def few_shot(split: ImageSplit, shots: int, seed: int, *, allow_fewer: bool = False) -> ImageSplit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,7 @@ class IndexedSource:
     rows: NDArray[np.int64]
     prefix: str
 
-    @property
+    @functools.cached_property
     def ids(self) -> tuple[str, ...]:
         """Stable key of each picture: `prefix/index`."""
         return tuple(f"{self.prefix}/{row}" for row in self.rows.tolist())

@@ -50,7 +50,8 @@ def seeded_view(
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(number)
+            # Not torch.manual_seed, which would seed the generators of GPUs as well.
+            torch.default_generator.manual_seed(number)
             random.seed(number)
             np.random.seed(number % 2**32)
             return transform(image)
