@@ -1,0 +1,74 @@
+"""What the attention hands to its output layer, for adaptation that changes this layer alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rada.head.classes import apply_linear, make_class_set
+from rada.head.function import Settings, _Inputs, _merge_heads, _split_heads, _stack_queries
+from rada.head.head import RAdaHead
+from rada.head.maps import maps_forward
+from rada.head.plan import default_budget, make_plan
+from rada.head.reference import AttentionWeights
+
+__all__ = ["mixed_values"]
+
+
+@torch.no_grad()
+def mixed_values(
+    head: RAdaHead, image_features: Tensor, text_features: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Return the tokens `s R` and what the layer `out` reads of them, each `(B, K, D)`.
+
+    The mask is `relu(1 + head.out(mixed))`. Without gradients.
+
+    Args:
+        head: the head; its layer `out` is not used.
+        image_features: unit-norm, `(B, D)`.
+        text_features: unit-norm, `(K, D)`.
+        scale: the logit scale.
+
+    Example:
+        >>> head, one = RAdaHead(8, num_heads=2), torch.eye(8)
+        >>> tokens, mixed = mixed_values(head, one[:3], one, 10.0)
+        >>> tokens.shape, mixed.shape
+        (torch.Size([3, 8, 8]), torch.Size([3, 8, 8]))
+    """
+    class_set = make_class_set(text_features, scale, head.query_text)
+    image = image_features * scale**0.5
+    (batch, dim), classes = image.shape, len(text_features)
+    settings = Settings(head.num_heads, head.temperature, head.memory_budget)
+    layers = (head.query_rational, head.key, head.value, head.out)
+    weights = AttentionWeights(
+        *(p.to(image.dtype) for layer in layers for p in (layer.weight, layer.bias))
+    )
+    query = apply_linear(head.query_image, image)
+    inputs = _Inputs(image, class_set.text, query, class_set.query, weights)
+    plan = make_plan(
+        batch,
+        classes,
+        dim,
+        head.num_heads,
+        itemsize=image.element_size(),
+        budget=settings.memory_budget or default_budget(image.device.type),
+    )
+    tokens = image[:, None] * class_set.text
+    mixed = torch.empty_like(tokens)
+    for start in range(0, batch, plan.images):
+        chunk = inputs.chunk(start, plan.images)
+        images = len(chunk.image)
+        rows = tokens[start : start + images].flatten(0, 1)
+        rational, keys, values = (
+            torch.addmm(bias, rows, weight.T)
+            for weight, bias in zip(weights[:6:2], weights[1:6:2], strict=True)
+        )
+        parts, _ = maps_forward(
+            _stack_queries(rational, chunk, head.num_heads),
+            _split_heads(keys, images, head.num_heads),
+            _split_heads(values, images, head.num_heads),
+            settings.factor(dim),
+            plan,
+        )
+        mixed[start : start + images] = _merge_heads(parts, images).view(images, classes, dim)
+    return tokens, mixed
