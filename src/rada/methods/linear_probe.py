@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rada.errors import FeatureError
+from rada.methods.base import ClassSet, Method, Predictor, Task, UnknownClassError
+from rada.methods.registry import register_method
 
-__all__ = ["linear_probe"]
+if TYPE_CHECKING:
+    from rada.encoders import DualEncoder
+
+__all__ = ["LinearProbe", "linear_probe"]
 
 _STRENGTHS = np.logspace(-2, 4, 7)
 _MOST_FOLDS = 5
+_ABSENT = -1e4  # the logit of a class without images
 
 
 def linear_probe(
@@ -40,6 +50,15 @@ def linear_probe(
         >>> linear_probe(eye, torch.arange(3), eye, 3).argmax(1)
         tensor([0, 1, 2])
     """
+    weight, bias, _ = _regression(image_features, labels, num_classes, seed)
+    logits = test_features @ weight.T + bias
+    return logits.log_softmax(-1).clamp(min=_ABSENT)
+
+
+def _regression(
+    image_features: Tensor, labels: Tensor, num_classes: int, seed: int
+) -> tuple[Tensor, Tensor, float]:
+    """Return weights `(K, D)`, biases `(K,)` and the C that was chosen."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
@@ -53,7 +72,85 @@ def linear_probe(
         splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
         model = GridSearchCV(model, {"C": _STRENGTHS}, cv=splitter)
     model.fit(image_features.numpy(), targets)
-    logits = torch.full((len(test_features), num_classes), -1e4)
-    found = torch.from_numpy(model.predict_log_proba(test_features.numpy())).float()
-    logits[:, torch.from_numpy(present)] = found.clamp(min=-1e4)
-    return logits
+    best = getattr(model, "best_estimator_", model)
+    rows = torch.from_numpy(best.coef_).float()
+    offsets = torch.from_numpy(best.intercept_).float()
+    if len(rows) == 1:  # two classes have one row: the logit of the second against the first
+        rows, offsets = torch.cat([-rows, rows]) / 2, torch.cat([-offsets, offsets]) / 2
+    weight = torch.zeros(num_classes, image_features.shape[1])
+    bias = torch.full((num_classes,), _ABSENT)
+    weight[present], bias[present] = rows, offsets
+    return weight, bias, float(best.C)
+
+
+class ProbePredictor(Predictor):
+    """A linear layer over the training classes."""
+
+    def __init__(self, names: list[str], dim: int) -> None:
+        super().__init__("linear_probe", {"names": names, "dim": dim})
+        self.names = names
+        self.linear = nn.Linear(dim, len(names))
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def prepare(self, classes: ClassSet) -> ClassSet:
+        """Check that every class was trained."""
+        strangers = [
+            name
+            for name, row in zip(classes.names, classes.rows_among(self.names), strict=True)
+            if row is None
+        ]
+        if strangers:
+            raise UnknownClassError(
+                f"the linear probe knows its {len(self.names)} training classes alone, not "
+                f"{strangers[0]!r}"
+            )
+        return classes
+
+    def score(self, images: Tensor, classes: ClassSet) -> Tensor:
+        """Return the linear layer's outputs for the classes."""
+        rows = [row for row in classes.rows_among(self.names) if row is not None]
+        return images @ self.linear.weight[rows].T + self.linear.bias[rows]
+
+
+@dataclass(frozen=True)
+class LinearProbe(Method):
+    """Logistic regression; C by cross-validation on the shots."""
+
+    def start(self, task: Task, config: Any) -> Predictor:
+        """Return a layer of zeros: every class is equally likely."""
+        return ProbePredictor(list(task.classes.names), task.classes.text_features.shape[1])
+
+    def build(self, facts: dict[str, Any], encoder: DualEncoder | None) -> Predictor:
+        """Return a layer of the right shape."""
+        return ProbePredictor(list(map(str, facts["names"])), int(facts["dim"]))
+
+    def train(
+        self,
+        predictor: Predictor,
+        task: Task,
+        config: Any,
+        *,
+        state_path: Path | None,
+        progress: bool | None,
+    ) -> Predictor:
+        """Solve the regression on the plain pictures."""
+        assert isinstance(predictor, ProbePredictor)
+        images = task.examples.plain()
+        weight, bias, strength = _regression(images, task.labels, len(task.classes), task.seed)
+        with torch.no_grad():
+            predictor.linear.weight.copy_(weight)
+            predictor.linear.bias.copy_(bias)
+        predictor.record["C"] = strength
+        return predictor
+
+
+register_method(
+    LinearProbe(
+        "linear_probe",
+        "Linear probe",
+        "Radford et al., Learning Transferable Visual Models From Natural Language, ICML 2021, "
+        "section 3.2",
+        open_set=False,
+    )
+)
