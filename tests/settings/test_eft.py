@@ -21,7 +21,7 @@ from rada.settings.eft import HeadTrainer, draw_classes
 from rada.settings.state import TrainingState
 from toy import SCALE, toy
 
-QUICK = EFTConfig(epochs=4, batch_size=8, strength=1.0)
+QUICK = EFTConfig(epochs=4, min_steps=0, batch_size=8, strength=1.0)
 
 
 def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
@@ -32,7 +32,12 @@ def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 def test_learns() -> None:
     images, labels, text = toy(classes=10)
     trained = train_head(
-        images, labels, text, SCALE, EFTConfig(epochs=30, batch_size=8, strength=1.0), 1
+        images,
+        labels,
+        text,
+        SCALE,
+        EFTConfig(epochs=30, min_steps=0, batch_size=8, strength=1.0),
+        1,
     )
     logits = trained(images, text, SCALE).logits
     zero_shot = SCALE * images @ text.T
@@ -46,7 +51,9 @@ def test_first_step_is_the_equations() -> None:
     images, labels, text = (
         value.double() if value.is_floating_point() else value for value in toy()
     )
-    config = EFTConfig(epochs=1, batch_size=100, classes_per_step=0, warmup=0.0, strength=1.0)
+    config = EFTConfig(
+        epochs=1, min_steps=0, batch_size=100, classes_per_step=0, warmup=0.0, strength=1.0
+    )
     trained = train_head(images, labels, text, SCALE, config, 3)
     entropy = cross_entropy(SCALE * images @ text.T, labels)
     assert trained.history[0]["loss"] == pytest.approx(float(entropy), abs=1e-12)
@@ -116,7 +123,9 @@ def test_resume_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch:
 
 def _train_slowly(folder: str) -> None:
     torch.set_num_threads(1)
-    train_head(*toy(), SCALE, EFTConfig(epochs=60, batch_size=8), 1, checkpoint_dir=folder)
+    train_head(
+        *toy(), SCALE, EFTConfig(epochs=60, min_steps=0, batch_size=8), 1, checkpoint_dir=folder
+    )
 
 
 def test_kill_and_the_same_call_again(tmp_path: Path) -> None:
@@ -124,7 +133,7 @@ def test_kill_and_the_same_call_again(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        config = EFTConfig(epochs=60, batch_size=8)
+        config = EFTConfig(epochs=60, min_steps=0, batch_size=8)
         process = multiprocessing.get_context("spawn").Process(
             target=_train_slowly, args=(str(tmp_path),)
         )

@@ -11,7 +11,7 @@ from rada.settings.eft import HeadTrainer
 from rada.settings.strength import STRENGTHS, choose_strength, count_correct
 from toy import SCALE, toy
 
-CONFIG = EFTConfig(epochs=3, batch_size=8)
+CONFIG = EFTConfig(epochs=3, min_steps=0, batch_size=8)
 
 
 def test_counts_are_those_of_the_head_at_every_strength() -> None:
@@ -48,7 +48,7 @@ def test_never_below_zero_shot_on_pseudo_new_classes() -> None:
 
 
 def test_given_strength_is_kept() -> None:
-    trained = train_head(*toy(), SCALE, EFTConfig(epochs=1, strength=0.25), 1)
+    trained = train_head(*toy(), SCALE, EFTConfig(epochs=1, min_steps=0, strength=0.25), 1)
     assert trained.strength == 0.25
     assert trained.strength_choice is None
 

@@ -41,7 +41,7 @@ def demo(
         dataset = open_dataset(DATASET)
         classifier = RAdaClassifier("embedded", templates=dataset.templates)
         encoder = classifier.encoder
-        assert encoder is not None and not isinstance(encoder, str | Path)
+        assert encoder is not None
         _say(f"Encoding the {DATASET} pictures with {encoder.name} ...", json)
         train, test = (extract_features(encoder, dataset.split(name)) for name in ("train", "test"))
         text = encoder.encode_classes(dataset.classes, dataset.templates)

@@ -49,6 +49,9 @@ def fit(
         Path | None, typer.Option(help="JSON file with fields of the training configuration.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the pictures.")] = None,
+    min_steps: Annotated[
+        int | None, typer.Option(help="Least number of steps; few pictures get more epochs.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Weight of the smoothness term.")] = None,
@@ -78,6 +81,7 @@ def fit(
 
     given = {
         "epochs": epochs,
+        "min_steps": min_steps,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "alpha": alpha,
@@ -103,7 +107,7 @@ def fit(
     except TrainingInterrupted as stopped:
         done = len(stopped.trained.history)
         typer.echo(
-            f"interrupted after {done} of {settings.epochs} epochs; the same command goes on from there",
+            f"interrupted after {done} epochs; the same command goes on from there",
             err=True,
         )
         raise typer.Exit(130) from None

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
 
 import typer
 
@@ -119,7 +119,7 @@ def _standard_input() -> Iterator[Path | Image]:
     """Yield the picture on standard input, or the pictures whose paths stand there line by line."""
     from rada.data import open_image
 
-    stream = sys.stdin.buffer
+    stream = cast(io.BufferedReader, sys.stdin.buffer)
     start = stream.peek(16)[:16]
     # Text paths hold no control bytes; every picture format begins with some.
     if any(byte < 9 or byte > 126 for byte in start) or start.startswith((b"GIF8", b"RIFF")):

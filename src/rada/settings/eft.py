@@ -171,6 +171,7 @@ class HeadTrainer:
         settings = replace(config, strength=1.0, strength_folds=2).to_dict()
         self.key = fingerprint_tensors(images, labels, text, extra=[scale, settings, seed])
         self.steps_per_epoch = math.ceil(len(images) / config.batch_size)
+        self.epochs = max(config.epochs, math.ceil(config.min_steps / self.steps_per_epoch))
 
     def on_classes(self, classes: Tensor, keep: Tensor | None = None) -> HeadTrainer:
         """Return the run on some of the classes, relabelled in their order.
@@ -220,11 +221,11 @@ class HeadTrainer:
             head.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
         )
         state = self._restore(state_path, head, optimizer)
-        total = self.config.epochs * self.steps_per_epoch
+        total = self.epochs * self.steps_per_epoch
         try:
             with progress_bar(description, total, enabled=progress, unit="step") as advance:
                 advance(state.epoch * self.steps_per_epoch)
-                for epoch in range(state.epoch, self.config.epochs):
+                for epoch in range(state.epoch, self.epochs):
                     entry = self._epoch(head, optimizer, epoch, advance)
                     state.history.append(entry)
                     state.epoch = epoch + 1
@@ -263,7 +264,7 @@ class HeadTrainer:
         return TrainingState(self.key)
 
     def _learning_rate(self, step: int) -> float:
-        total = self.config.epochs * self.steps_per_epoch
+        total = self.epochs * self.steps_per_epoch
         warmup = int(self.config.warmup * total)
         if step < warmup:
             return self.config.learning_rate * (step + 1) / (warmup + 1)

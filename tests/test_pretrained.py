@@ -1,0 +1,175 @@
+"""Saved heads: what is written comes back, and what is hostile or damaged is refused."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from rada import EFTConfig, Features, RAdaClassifier
+from rada.errors import CheckpointError
+from rada.pretrained import load_head
+from safetensors.torch import load_file, save_file
+from toy import SCALE, toy
+
+
+@pytest.fixture
+def features() -> Features:
+    images, labels, text = toy()
+    names = tuple(f"class {index}" for index in range(6))
+    return Features(images, labels, names, text_features=text, scale=SCALE)
+
+
+@pytest.fixture
+def saved(features: Features, tmp_path: Path) -> Path:
+    classifier = RAdaClassifier(
+        None, config=EFTConfig(epochs=2, min_steps=0, strength=0.5), progress=False
+    )
+    classifier.fit(features, seed=3).save_pretrained(tmp_path / "head")
+    return tmp_path / "head"
+
+
+def edit(folder: Path, **fields: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | fields))
+
+
+def test_round_trip(saved: Path, features: Features) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    assert config["strength"] == 0.5
+    assert config["training"]["seed"] == 3
+    assert config["training"]["config"]["epochs"] == 2
+    loaded = RAdaClassifier.from_pretrained(saved)
+    again = RAdaClassifier(None, config=EFTConfig(epochs=2, min_steps=0, strength=0.5)).fit(
+        features, seed=3
+    )
+    assert loaded.classes == features.classes
+    assert loaded.scale == SCALE
+    assert loaded.config == again.config
+    assert (loaded.predict_proba(features) == again.predict_proba(features)).all()
+    loaded.save_pretrained(saved.parent / "copy")
+    copy = json.loads((saved.parent / "copy" / "config.json").read_text())
+    assert copy == config
+
+
+def test_double_precision_is_kept(saved: Path) -> None:
+    state = {name: value.double() for name, value in load_file(saved / "head.safetensors").items()}
+    save_file(state, saved / "head.safetensors")
+    head, _ = load_head(saved)
+    assert head.out.weight.dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", ["config.json", "head.safetensors"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "noise", "folder", "link"])
+def test_damaged_files(saved: Path, tmp_path: Path, name: str, damage: str) -> None:
+    path = saved / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    elif damage == "link":
+        (tmp_path / "outside").write_bytes(content)
+        path.symlink_to(tmp_path / "outside")
+    elif damage != "missing":
+        path.write_bytes({"empty": b"", "truncated": content[:-20], "noise": b"\xff" * 99}[damage])
+    with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
+        load_head(saved)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("dim", 10**12),
+        ("dim", 0),
+        ("dim", "16"),
+        ("num_heads", 3),
+        ("temperature", 0),
+        ("temperature", None),
+        ("scale", -1.0),
+        ("strength", 2),
+        ("strength", True),
+        ("classes", "abc"),
+        ("classes", [1, 2]),
+        ("templates", None),
+        ("encoder", {"name": "x"}),
+        ("encoder", "embedded"),
+        ("aliases", {"a": 1}),
+        ("training", []),
+        ("no_such_field", 1),
+    ],
+)
+def test_bad_configuration_is_named(saved: Path, field: str, value: object) -> None:
+    edit(saved, **{field: value})
+    with pytest.raises(CheckpointError, match=f"{field}|out|weight|bias"):
+        load_head(saved)
+
+
+def test_bad_training_configuration(saved: Path) -> None:
+    edit(saved, training={"config": {"epochs": "many"}})
+    with pytest.raises(CheckpointError, match="epochs"):
+        RAdaClassifier.from_pretrained(saved)
+
+
+def test_missing_field_is_named(saved: Path) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    del config["classes"]
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="missing field 'classes'"):
+        load_head(saved)
+
+
+def test_width_that_is_not_the_configurations(saved: Path) -> None:
+    edit(saved, dim=32)
+    with pytest.raises(CheckpointError, match=r"'key.bias'.*\(16,\).*\(32,\)"):
+        load_head(saved)
+
+
+def test_header_that_promises_too_much(saved: Path) -> None:
+    """A header of a few bytes cannot make the loader allocate what it claims."""
+    huge = 10**13
+    header = {"out.weight": {"dtype": "F32", "shape": [huge, 4], "data_offsets": [0, huge * 16]}}
+    text = json.dumps(header).encode()
+    (saved / "head.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+    with pytest.raises(CheckpointError, match=r"head\.safetensors"):
+        load_head(saved)
+    (saved / "head.safetensors").write_bytes(struct.pack("<Q", 2**62) + text)
+    with pytest.raises(CheckpointError, match=r"head\.safetensors"):
+        load_head(saved)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers(saved: Path, value: float) -> None:
+    state = load_file(saved / "head.safetensors")
+    state["key.weight"][3, 2] = value
+    save_file(state, saved / "head.safetensors")
+    with pytest.raises(CheckpointError, match=r"NaN.*'key\.weight'"):
+        load_head(saved)
+
+
+def test_pickle_is_never_read(saved: Path, tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return Path.touch, (str(tmp_path / "exploded"),)
+
+    payload = pickle.dumps(Bomb()).replace(b"PosixPath", b"PosixPath")
+    for name in ("config.json", "head.safetensors", "pytorch_model.bin", "head.pt"):
+        (saved / name).write_bytes(payload)
+    with pytest.raises(CheckpointError):
+        load_head(saved)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_kill_between_files_is_noticed(saved: Path, features: Features) -> None:
+    """Weights of one run beside the configuration of another are refused."""
+    other = RAdaClassifier(
+        None, config=EFTConfig(epochs=1, min_steps=0, strength=0.5), progress=False
+    )
+    other.fit(features, seed=4).save_pretrained(saved.parent / "other")
+    (saved / "head.safetensors").write_bytes(
+        (saved.parent / "other" / "head.safetensors").read_bytes()
+    )
+    with pytest.raises(CheckpointError, match="hash"):
+        load_head(saved)
