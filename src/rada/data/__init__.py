@@ -1,9 +1,11 @@
 """Pictures and names: data sets of every kind, class names, prompts, few-shot sampling."""
 
 from rada.data.align import align_classes, fold_name
+from rada.data.bad import find_bad, readable_shots, without_bad
 from rada.data.dataset import ImageDataset, ImageSplit, Skipped
 from rada.data.images import open_image
 from rada.data.loose import expand_pictures, open_images
+from rada.data.manifest import write_manifest
 from rada.data.prompts import (
     DEFAULT_TEMPLATE,
     build_prompts,
@@ -27,6 +29,7 @@ __all__ = [
     "expand_pictures",
     "few_shot",
     "few_shot_indices",
+    "find_bad",
     "fold_name",
     "list_datasets",
     "load_class_names",
@@ -34,6 +37,9 @@ __all__ = [
     "open_dataset",
     "open_image",
     "open_images",
+    "readable_shots",
     "register_dataset",
     "seeded_view",
+    "without_bad",
+    "write_manifest",
 ]

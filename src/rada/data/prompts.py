@@ -94,7 +94,7 @@ def load_templates(source: str | Path | Sequence[str] | None) -> tuple[str, ...]
         source: One template, several, a JSON file with either, or None for the default.
 
     Raises:
-        DataError: If there are none, or one has no `{}` or anything else in braces.
+        DataError: If there are none, or one does not have `{}` exactly once.
 
     Example:
         >>> load_templates(None)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rada.data.align import fold_name
-from rada.data.dataset import ImageDataset, ImageSplit, Skipped
-from rada.data.prompts import check_class_names, display_name, load_class_names, load_templates
+from rada.data.checks import check_splits, name_classes, without_missing
+from rada.data.dataset import ImageDataset
+from rada.data.prompts import load_templates
 from rada.errors import DataError
 
 __all__ = ["DatasetInfo", "list_datasets", "open_dataset", "register_dataset"]
@@ -24,17 +26,28 @@ class DatasetInfo:
     Attributes:
         name: How to ask for it.
         description: What it is.
+        missing: The command that installs what it needs, None if it can be opened.
     """
 
     name: str
     description: str
+    missing: str | None = None
 
 
 @dataclass(frozen=True)
 class _Kind:
-    info: DatasetInfo
+    name: str
+    description: str
     matches: Callable[[str], bool]
     load: Callable[[str], ImageDataset]
+    is_path: bool
+    requires: tuple[str, str] | None
+
+    def info(self) -> DatasetInfo:
+        missing = None
+        if self.requires and importlib.util.find_spec(self.requires[0]) is None:
+            missing = f"pip install 'rada-vlm[{self.requires[1]}]'"
+        return DatasetInfo(self.name, self.description, missing)
 
 
 _KINDS: dict[str, _Kind] = {}
@@ -46,6 +59,8 @@ def register_dataset(
     *,
     matches: Callable[[str], bool],
     load: Callable[[str], ImageDataset],
+    is_path: bool = False,
+    requires: tuple[str, str] | None = None,
 ) -> None:
     """Register a kind of data set.
 
@@ -53,21 +68,25 @@ def register_dataset(
         name: How users ask for it, such as `textiles` or `FILE.csv`.
         description: One line.
         matches: Whether a specification is of this kind; cheap, must not raise.
-        load: Opens it; raises `DataError` if it cannot.
+        load: Opens it; raises `DataError` if it cannot. Names of classes, missing files and
+            differences between splits are dealt with by `open_dataset`.
+        is_path: Whether specifications are paths. Such kinds are asked last, so that a folder called
+            like a built-in set does not hide it (`./textiles` is the folder).
+        requires: A module that must be installed, and the extra that brings it.
 
     Raises:
         ValueError: If the name is taken or blank.
     """
     if not name.strip() or name in _KINDS:
         raise ValueError(f"the kind of data set {name!r} is blank or registered already")
-    _KINDS[name] = _Kind(DatasetInfo(name, description), matches, load)
+    _KINDS[name] = _Kind(name, description, matches, load, is_path, requires)
 
 
-def _kinds() -> Mapping[str, _Kind]:
+def _kinds() -> list[_Kind]:
     package = importlib.import_module("rada.data.kinds")
     for module in sorted(entry.name for entry in pkgutil.iter_modules(package.__path__)):
         importlib.import_module(f"rada.data.kinds.{module}")
-    return _KINDS
+    return sorted(_KINDS.values(), key=lambda kind: (kind.is_path, kind.name))
 
 
 def list_datasets() -> list[DatasetInfo]:
@@ -77,7 +96,7 @@ def list_datasets() -> list[DatasetInfo]:
         >>> "textiles" in [info.name for info in list_datasets()]
         True
     """
-    return [kind.info for _, kind in sorted(_kinds().items())]
+    return [kind.info() for kind in _kinds()]
 
 
 def open_dataset(
@@ -86,16 +105,21 @@ def open_dataset(
     class_names: str | Path | Sequence[str] | Mapping[str, str] | None = None,
     templates: str | Path | Sequence[str] | None = None,
     skip_bad: bool = False,
+    min_classes: int = 2,
+    allow_unseen: bool = False,
 ) -> ImageDataset:
     """Open a data set.
 
     Args:
-        spec: A folder, a table (`.csv`, `.tsv`, `.jsonl`, `.ndjson`), or a name that `rada datasets`
-            lists.
+        spec: A folder, a table (`.csv`, `.tsv`, `.jsonl`, `.ndjson`, `.json`), or a name that
+            `rada datasets` lists. A `Path` is always a folder or a table.
         class_names: Display names: a mapping from folder names, a list in the order of the classes, or
             a JSON file with either. Default: the folder names with `_` as a space.
         templates: Prompt templates, or a JSON file with them; default: the data set's own.
-        skip_bad: Leave out table rows whose picture is missing instead of stopping.
+        skip_bad: Leave out pictures whose file is missing, instead of stopping, and count them in
+            `ImageDataset.skipped`. No picture is opened here; see `find_bad`.
+        min_classes: Fewest classes that are good enough.
+        allow_unseen: Whether `val` and `test` may have classes without a picture in `train`.
 
     Returns:
         The data set; nothing but names has been read yet.
@@ -103,67 +127,24 @@ def open_dataset(
     Raises:
         DataError: If there is no such data, or it cannot be used; the message names what is wrong.
     """
+    dataset = _load(spec)
+    dataset = without_missing(dataset, skip=skip_bad)
+    dataset = name_classes(dataset, class_names)
+    if templates is not None:
+        dataset = dataclasses.replace(dataset, templates=load_templates(templates))
+    check_splits(dataset, min_classes=min_classes, allow_unseen=allow_unseen)
+    return dataset
+
+
+def _load(spec: str | Path) -> ImageDataset:
     text = str(spec)
-    for kind in _kinds().values():
-        if kind.matches(text):
-            return _renamed(_without_missing(kind.load(text), skip_bad), class_names, templates)
-    path = Path(text).expanduser()
-    if path.exists():
+    for kind in _kinds():
+        if (kind.is_path or isinstance(spec, str)) and kind.matches(text):
+            return kind.load(text)
+    if Path(text).expanduser().exists():
         raise DataError(
-            f"{text!r} is not a folder or a table: a table ends in .csv, .tsv, .jsonl or .ndjson"
+            f"{text!r} is not a folder or a table: a table ends in .csv, .tsv, .jsonl, .ndjson or .json"
         )
     near = difflib.get_close_matches(text, _KINDS, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "; `rada datasets` lists what there is"
     raise DataError(f"there is no file, folder or data set {text!r}{hint}")
-
-
-def _without_missing(dataset: ImageDataset, skip: bool) -> ImageDataset:
-    """Check that the files of a data set exist; leave those out that do not, if that is wanted."""
-    import dataclasses
-
-    splits: dict[str, ImageSplit] = {}
-    skipped: list[Skipped] = []
-    for name, split in dataset.splits.items():
-        kept = []
-        for index, key in enumerate(split.ids):
-            path = split.path(index)
-            if path is None or path.is_file():
-                kept.append(index)
-            else:
-                skipped.append(Skipped(name, key, f"{str(path)!r} does not exist"))
-        splits[name] = split if len(kept) == len(split) else split.subset(kept)
-    if skipped and not skip:
-        shown = "; ".join(entry.reason for entry in skipped[:5])
-        more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
-        raise DataError(f"pictures are missing: {shown}{more} (--skip-bad goes on without them)")
-    return dataclasses.replace(dataset, splits=splits, skipped=tuple(skipped))
-
-
-def _renamed(
-    dataset: ImageDataset,
-    class_names: str | Path | Sequence[str] | Mapping[str, str] | None,
-    templates: str | Path | Sequence[str] | None,
-) -> ImageDataset:
-    import dataclasses
-
-    if templates is not None:
-        dataset = dataclasses.replace(dataset, templates=load_templates(templates))
-    if class_names is None:
-        return dataset
-    given = load_class_names(class_names)
-    if isinstance(given, Mapping):
-        table = {fold_name(key): value for key, value in given.items()}
-        strangers = sorted(set(table) - {fold_name(key) for key in dataset.keys})
-        if strangers:
-            raise DataError(
-                f"class names are given for {strangers[0]!r}, which is none of the classes "
-                f"{', '.join(map(repr, dataset.keys[:20]))}"
-            )
-        names = [table.get(fold_name(key), display_name(key)) for key in dataset.keys]
-    else:
-        names = list(given)
-        if len(names) != len(dataset.classes):
-            raise DataError(f"{len(names)} names were given for {len(dataset.classes)} classes")
-    classes = check_class_names(names)
-    splits = {name: split.rename(classes) for name, split in dataset.splits.items()}
-    return dataclasses.replace(dataset, classes=classes, splits=splits)

@@ -54,7 +54,7 @@ def few_shot_indices(
     if not (labels >= 0).any():
         raise DataError("there are no labelled pictures to draw shots from")
     counts = np.bincount(labels[labels >= 0], minlength=len(classes))
-    lacking = [f"{classes[k]!r} has {counts[k]}" for k in np.flatnonzero(counts < shots)]
+    lacking = [f"{classes[k]!r} has {counts[k]}" for k in np.flatnonzero(counts < shots).tolist()]
     if lacking and not allow_fewer:
         more = "" if len(lacking) <= 5 else f" and {len(lacking) - 5} more classes"
         raise DataError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from rada.data.images import IMAGE_SUFFIXES
 from rada.errors import DataError
 
-__all__ = ["is_picture", "list_folders", "list_pictures", "natural_key"]
+__all__ = ["has_pictures", "is_picture", "list_folders", "list_pictures", "natural_key"]
 
 _DIGITS = re.compile(r"(\d+)")
 
@@ -71,6 +71,15 @@ def list_pictures(folder: Path, *, recursive: bool = True) -> list[str]:
         DataError: If `folder` does not exist or cannot be read.
     """
     return list(_walk(folder, "", recursive, ()))
+
+
+def has_pictures(folder: Path) -> bool:
+    """Return whether any picture lies below a folder; stops at the first.
+
+    Raises:
+        DataError: If `folder` does not exist or cannot be read.
+    """
+    return next(_walk(folder, "", True, ()), None) is not None
 
 
 def _walk(folder: Path, prefix: str, recursive: bool, above: tuple[str, ...]) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,6 +43,9 @@ class Source(Protocol):
     def path(self, index: int) -> Path | None:
         """Return the file of one picture."""
 
+    def missing(self) -> list[int]:
+        """Return the indices of the pictures whose file does not exist."""
+
     def take(self, rows: NDArray[np.int64]) -> Source:
         """Return the pictures at `rows`."""
 
@@ -77,6 +81,15 @@ class FileSource:
         except OSError as error:
             raise DataError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
         return digest.hexdigest()
+
+    def missing(self) -> list[int]:
+        """Return the indices of the pictures whose file does not exist."""
+        root = str(self.root)  # os.path, since pathlib takes seconds for a million files
+        return [
+            index
+            for index, key in enumerate(self.ids)
+            if not os.path.isfile(os.path.join(root, key))  # noqa: PTH113, PTH118
+        ]
 
     def take(self, rows: NDArray[np.int64]) -> FileSource:
         """Return the pictures at `rows`."""
@@ -125,6 +138,10 @@ class IndexedSource:
         state = hashlib.blake2b(f"{image.width}x{image.height}:".encode(), digest_size=_DIGEST_SIZE)
         state.update(image.tobytes())
         return state.hexdigest()
+
+    def missing(self) -> list[int]:
+        """Return nothing: the library that reads the items has found them."""
+        return []
 
     def take(self, rows: NDArray[np.int64]) -> IndexedSource:
         """Return the pictures at `rows`."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["seeded_view"]
 
@@ -37,6 +39,7 @@ def seeded_view(
         What the transform returns, `(3, H, W)`.
 
     Example:
+        >>> import torch
         >>> from torchvision.transforms.v2.functional import pil_to_tensor
         >>> picture = Image.new("RGB", (2, 2))
         >>> def noisy(image):
@@ -45,6 +48,8 @@ def seeded_view(
         >>> bool((one == two).all())
         True
     """
+    import torch  # here, so that listing and naming data needs no torch
+
     key = hashlib.blake2b(f"{seed}/{digest}/{view}".encode(), digest_size=8).digest()
     number = int.from_bytes(key, "big") >> 1
     python_state, numpy_state = random.getstate(), np.random.get_state()

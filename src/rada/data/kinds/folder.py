@@ -7,44 +7,76 @@ from pathlib import Path
 import numpy as np
 
 from rada.data.dataset import ImageDataset, ImageSplit
-from rada.data.prompts import check_class_names, display_name
+from rada.data.prompts import display_name
 from rada.data.registry import register_dataset
-from rada.data.scan import list_folders, list_pictures
+from rada.data.scan import has_pictures, list_folders, list_pictures, natural_key
+from rada.data.splits import SPLITS, split_name
 from rada.errors import DataError
 
 __all__ = ["load_folder"]
 
-SPLITS = ("train", "val", "test")
-_ALIASES = {"valid": "val", "validation": "val", "training": "train", "testing": "test"}
-
 
 def load_folder(spec: str) -> ImageDataset:
-    """Open a folder of class folders.
+    """Open a folder of class folders; pictures may lie deeper inside them.
 
     Raises:
-        DataError: If there are no class folders, one is empty, there is only one class, or a class
-            stands in `test` or `val` but not in `train`.
+        DataError: If there are no class folders, one is empty, or folders of splits and others are
+            mixed.
     """
     root = Path(spec).expanduser()
-    names = list_folders(root)
-    parts = {_ALIASES.get(name.lower(), name.lower()): name for name in names}
-    if names and set(parts) <= set(SPLITS):
-        folders = {split: root / parts[split] for split in SPLITS if split in parts}
-    else:
-        folders = {"all": root}
-    found = {split: _pictures(folder) for split, folder in folders.items()}
-    keys = _classes(root, found)
-    classes = check_class_names(map(display_name, keys))
+    folders = _layout(root)
+    found = {split: _pictures(root / folder) for split, folder in folders.items()}
+    keys = sorted({key for classes in found.values() for key in classes}, key=natural_key)
+    classes = tuple(display_name(key) for key in keys)
     splits = {}
     for split, folder in folders.items():
-        prefix = "" if folder == root else f"{folder.name}/"
-        ids = [f"{prefix}{key}/{name}" for key in keys for name in found[split].get(key, ())]
-        labels = [label for label, key in enumerate(keys) for _ in found[split].get(key, ())]
-        splits[split] = ImageSplit.from_files(root, ids, labels=np.array(labels), classes=classes)
+        prefix = f"{folder}/" if folder else ""
+        rows = [
+            (f"{prefix}{key}/{name}", label)
+            for label, key in enumerate(keys)
+            for name in found[split].get(key, ())
+        ]
+        splits[split] = ImageSplit.from_files(
+            root,
+            [name for name, _ in rows],
+            labels=np.array([label for _, label in rows], dtype=np.int64),
+            classes=classes,
+        )
     return ImageDataset(root.resolve().name, classes, splits, keys=tuple(keys))
 
 
+def _layout(root: Path) -> dict[str, str]:
+    """Return the folder of each split relative to the root, "" for the root itself.
+
+    A class may be called like a split (a train is a vehicle), so such a folder is a split only if it
+    has folders and no pictures of its own, or if there are none but split names.
+    """
+    names = list_folders(root)
+    above = [name for name in names if split_name(name)]
+    if len(above) < len(names):
+        above = [name for name in above if _holds_classes(root / name)]
+    if not above:
+        return {"all": ""}
+    others = [name for name in names if name not in above and has_pictures(root / name)]
+    if others:
+        raise DataError(
+            f"{str(root)!r} has the folder {above[0]!r} of a split beside {others[0]!r}, which holds "
+            f"pictures too: move one of them away, or open {str(root / above[0])!r} itself"
+        )
+    folders: dict[str, str] = {}
+    for name in above:
+        other = folders.setdefault(split_name(name) or name, name)
+        if other != name:
+            raise DataError(f"{str(root)!r} has {other!r} and {name!r}, which mean the same split")
+    return {split: folders[split] for split in SPLITS if split in folders}
+
+
+def _holds_classes(folder: Path) -> bool:
+    return bool(list_folders(folder)) and not list_pictures(folder, recursive=False)
+
+
 def _pictures(folder: Path) -> dict[str, list[str]]:
+    """Return the pictures of each class folder, relative to it."""
     classes = {name: list_pictures(folder / name) for name in list_folders(folder)}
     if not classes:
         loose = len(list_pictures(folder, recursive=False))
@@ -61,28 +93,10 @@ def _pictures(folder: Path) -> dict[str, list[str]]:
     return classes
 
 
-def _classes(root: Path, found: dict[str, dict[str, list[str]]]) -> list[str]:
-    """Return the class folders in order: those of the training split where there is one."""
-    first = found.get("train") or next(iter(found.values()))
-    keys = list(first)
-    for split, classes in found.items():
-        strangers = [name for name in classes if name not in first]
-        if strangers and "train" in found:
-            raise DataError(
-                f"{str(root)!r} has the class {strangers[0]!r} in {split} but not in train: add it to "
-                "train, or evaluate that folder alone"
-            )
-        keys += [name for name in strangers if name not in keys]
-    if len(keys) < 2:
-        raise DataError(
-            f"{str(root)!r} has the one class {keys[0]!r}: a classifier needs at least 2 class folders"
-        )
-    return keys
-
-
 register_dataset(
     "FOLDER",
     "one sub-folder per class; train/, val/, test/ above them if there are several splits",
     matches=lambda spec: Path(spec).expanduser().is_dir(),
     load=load_folder,
+    is_path=True,
 )

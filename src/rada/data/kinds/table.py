@@ -1,121 +1,178 @@
-"""A table of pictures: CSV, TSV or JSON lines with the columns path, label and, if wanted, split."""
+"""A table of pictures: CSV, TSV, JSON or JSON lines with the columns path, label and split."""
 
 from __future__ import annotations
 
 import csv
 import json
+import posixpath
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rada.data.dataset import ImageDataset, ImageSplit
-from rada.data.prompts import check_class_names, display_name
+from rada.data.prompts import display_name
 from rada.data.registry import register_dataset
 from rada.data.scan import natural_key
+from rada.data.splits import SPLITS, split_name
 from rada.errors import DataError
+from rada.storage import read_json
 
 __all__ = ["load_table"]
 
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _LINES = (".jsonl", ".ndjson")
-_SPLITS = {"valid": "val", "validation": "val", "training": "train", "": "all"}
+_SUFFIXES = (*_SEPARATORS, *_LINES, ".json")
+
+
+class _Row(NamedTuple):
+    line: int
+    picture: str
+    label: str
+    split: str  # "" if it names none
 
 
 def load_table(spec: str) -> ImageDataset:
     """Open a table; paths are relative to its folder, labels are names or numbers.
 
+    A column `class`, where there is one, names the class in place of `label`: so a written
+    manifest can be opened again.
+
     Raises:
-        DataError: If the table cannot be read, a column or value is missing, a picture stands in it
-            twice, or it has one class only; the message names the line.
+        DataError: If the table cannot be read, a column or value is missing, a split is unknown, or a
+            picture stands in it twice; the message names the line.
     """
     path = Path(spec).expanduser()
     rows = list(_rows(path))
     if not rows:
         raise DataError(f"the table {spec!r} has no rows")
-    keys = sorted({label for _, label, _ in rows}, key=natural_key)
-    if len(keys) < 2:
-        raise DataError(f"the table {spec!r} has the one class {keys[0]!r}; at least 2 are needed")
-    classes = check_class_names(map(display_name, keys))
+    keys = sorted({row.label for row in rows}, key=natural_key)
     position = {key: label for label, key in enumerate(keys)}
+    classes = tuple(display_name(key) for key in keys)
     splits = {}
-    for split in dict.fromkeys(split for _, _, split in rows):
-        chosen = [(picture, position[label]) for picture, label, name in rows if name == split]
+    for split in _splits(path, rows):
+        chosen = [row for row in rows if row.split in ("", split)]
         splits[split] = ImageSplit.from_files(
             path.absolute().parent,
-            [picture for picture, _ in chosen],
-            labels=np.array([label for _, label in chosen]),
+            [row.picture for row in chosen],
+            labels=np.array([position[row.label] for row in chosen], dtype=np.int64),
             classes=classes,
         )
     return ImageDataset(path.stem, classes, splits, keys=tuple(keys))
 
 
-def _rows(path: Path) -> Iterator[tuple[str, str, str]]:
-    """Yield path, label and split of each row."""
+def _splits(path: Path, rows: list[_Row]) -> list[str]:
+    named = {row.split for row in rows}
+    if named == {""}:
+        return ["all"]
+    if "" in named:
+        line = next(row.line for row in rows if not row.split)
+        raise DataError(f"{str(path)!r}, line {line} has no split, but other rows have one")
+    return [split for split in SPLITS if split in named]
+
+
+def _rows(path: Path) -> Iterator[_Row]:
     seen: dict[str, int] = {}
-    for line, row in _records(path):
-        picture, label = (_cell(path, line, row, column) for column in ("path", "label"))
-        split = str(row.get("split") or "").strip().lower()
-        if picture in seen:
-            raise DataError(
-                f"{str(path)!r}, line {line}: the picture {picture!r} stands in line "
-                f"{seen[picture]} already"
-            )
-        seen[picture] = line
-        yield picture, label, _SPLITS.get(split, split)
+    for line, record in _records(path):
+        where = f"{str(path)!r}, line {line}"
+        picture = _cell(where, record, "path").replace("\\", "/")  # written on Windows
+        picture = posixpath.normpath(picture)
+        label = _cell(where, record, "class" if record.get("class") is not None else "label")
+        written = str(record.get("split") or "").strip()
+        split = split_name(written) if written else ""
+        if split is None:
+            raise DataError(f"{where}: the split {written!r} is none of {', '.join(SPLITS)}")
+        first = seen.setdefault(picture, line)
+        if first != line:
+            raise DataError(f"{where}: the picture {picture!r} stands in line {first} already")
+        yield _Row(line, picture, label, split)
 
 
-def _cell(path: Path, line: int, row: dict[str, Any], column: str) -> str:
-    value = row.get(column)
-    if isinstance(value, bool | float | list | dict) or value is None or not str(value).strip():
+def _cell(where: str, record: dict[str, Any], column: str) -> str:
+    value = record.get(column)
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise DataError(
-            f"{str(path)!r}, line {line}: {column!r} is {value!r}, but each row needs a {column}"
+            f"{where}: the {column} is {value!r}, but each row needs one, a text or an integer"
         )
     return str(value).strip()
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number and the columns of each row; numbers are lines, or items of a JSON list."""
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        yield from _items(path)
+        return
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            if path.suffix.lower() in _DELIMITERS:
-                yield from _table_records(path, stream)
+            if suffix in _SEPARATORS:
+                yield from _table_records(path, stream, _SEPARATORS[suffix])
             else:
                 yield from _line_records(path, stream)
+    except FileNotFoundError as error:
+        raise DataError(f"the table {str(path)!r} does not exist") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"the table {str(path)!r} cannot be read: {error}") from error
 
 
-def _table_records(path: Path, stream: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(stream, delimiter=_DELIMITERS[path.suffix.lower()])
-    missing = {"path", "label"} - set(reader.fieldnames or ())
+def _table_records(path: Path, stream: Any, separator: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    header = stream.readline()
+    if ";" in header and separator not in header:  # what Excel writes in half of Europe
+        separator = ";"
+    columns = [name.strip().lower() for name in next(csv.reader([header], delimiter=separator), [])]
+    missing = [name for name in ("path", "label") if name not in columns]
+    if "class" in columns:
+        missing = [name for name in missing if name != "label"]
     if missing:
         raise DataError(
-            f"the table {str(path)!r} has the columns {', '.join(reader.fieldnames or ())!r}; "
-            f"{' and '.join(sorted(missing))} must be among them"
+            f"the table {str(path)!r} lacks the column {missing[0]!r}: its first line should name the "
+            f"columns path and label, but it is {header.strip()[:80]!r}"
         )
-    for row in reader:
-        yield reader.line_num, row
+    reader = csv.reader(stream, delimiter=separator)
+    for values in reader:
+        line = reader.line_num + 1
+        if not values:
+            continue
+        if len(values) != len(columns):
+            raise DataError(
+                f"{str(path)!r}, line {line} has {len(values)} values for {len(columns)} columns; "
+                "put quotes around a value that holds the separator"
+            )
+        yield line, {key: value or None for key, value in zip(columns, values, strict=True)}
 
 
 def _line_records(path: Path, stream: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, text in enumerate(stream, 1):
+    for line, text in enumerate(stream, 1):
         if not text.strip():
             continue
         try:
-            row = json.loads(text)
+            record = json.loads(text)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise DataError(f"{str(path)!r}, line {number} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise DataError(
-                f"{str(path)!r}, line {number} is not a JSON object with path and label"
-            )
-        yield number, row
+            raise DataError(f"{str(path)!r}, line {line} is not JSON: {error}") from error
+        yield line, _object(path, line, record)
+
+
+def _items(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    records = read_json(path, error=DataError, what="the table")
+    if not isinstance(records, list):
+        raise DataError(
+            f"the table {str(path)!r} should hold a list of objects, not {type(records).__name__}"
+        )
+    for number, record in enumerate(records, 1):
+        yield number, _object(path, number, record)
+
+
+def _object(path: Path, line: int, record: object) -> dict[str, Any]:
+    if not isinstance(record, dict):
+        raise DataError(f"{str(path)!r}, line {line} is not a JSON object with path and label")
+    return record
 
 
 register_dataset(
     "TABLE.csv",
-    "a table (.csv, .tsv, .jsonl, .ndjson) with the columns path, label and, if wanted, split",
-    matches=lambda spec: Path(spec).suffix.lower() in (*_DELIMITERS, *_LINES),
+    "a table (.csv, .tsv, .jsonl, .ndjson, .json) with the columns path, label and, if wanted, split",
+    matches=lambda spec: Path(spec).suffix.lower() in _SUFFIXES,
     load=load_table,
+    is_path=True,
 )

@@ -67,4 +67,5 @@ register_dataset(
     "built in: 2,000 photos of fabric, nominal, local defect, global defect (extra: embedded)",
     matches=lambda spec: spec == "textiles",
     load=load_textiles,
+    requires=(_PACKAGE, "embedded"),
 )

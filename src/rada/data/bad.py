@@ -1,0 +1,118 @@
+"""Finding pictures that cannot be read, before anything is spent on them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from rada.data.dataset import ImageSplit, Skipped
+from rada.data.sampling import few_shot_indices
+from rada.errors import DataError
+from rada.progress import track
+
+__all__ = ["find_bad", "readable_shots", "without_bad"]
+
+
+def find_bad(
+    split: ImageSplit,
+    indices: Iterable[int] | None = None,
+    *,
+    name: str = "",
+    progress: bool | None = None,
+) -> dict[int, Skipped]:
+    """Decode pictures and return those that cannot be read.
+
+    Args:
+        split: The pictures.
+        indices: Which of them; all by default.
+        name: What the split is called in the result.
+        progress: Show a bar; None shows it on a terminal only.
+
+    Returns:
+        For each bad picture its index, key and reason, in the order of `indices`.
+
+    Example:
+        >>> split = ImageSplit.from_files("/nowhere", ["1.jpg"])
+        >>> find_bad(split)[0].reason
+        "'/nowhere/1.jpg' does not exist"
+    """
+    chosen = list(range(len(split)) if indices is None else indices)
+
+    def reason(index: int) -> str | None:
+        try:
+            split.load(index)
+        except DataError as error:
+            return str(error)
+        return None
+
+    # Threads are enough: Pillow decodes outside the interpreter's lock.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        answers = track(
+            threads.map(reason, chosen), "Checking pictures", total=len(chosen), enabled=progress
+        )
+        return {
+            index: Skipped(name, split.ids[index], answer)
+            for index, answer in zip(chosen, answers, strict=True)
+            if answer is not None
+        }
+
+
+def without_bad(
+    split: ImageSplit, *, name: str = "", progress: bool | None = None
+) -> tuple[ImageSplit, tuple[Skipped, ...]]:
+    """Return the pictures that can be read, and the others with the reason.
+
+    Decodes every picture once; where only a few shots are needed, `readable_shots` is quicker.
+
+    Raises:
+        DataError: If a class has no picture left, or no picture is left at all.
+    """
+    bad = find_bad(split, name=name, progress=progress)
+    kept = split.subset(np.setdiff1d(np.arange(len(split)), list(bad)))
+    emptied = np.flatnonzero((split.counts() > 0) & (kept.counts() == 0)).tolist()
+    if emptied or (bad and not len(kept)):
+        of = f" of the class {split.classes[emptied[0]]!r}" if emptied else ""
+        raise DataError(f"no picture{of} can be read; the first: {next(iter(bad.values())).reason}")
+    return kept, tuple(bad.values())
+
+
+def readable_shots(
+    split: ImageSplit,
+    shots: int,
+    seed: int,
+    *,
+    allow_fewer: bool = False,
+    progress: bool | None = None,
+) -> tuple[ImageSplit, tuple[Skipped, ...]]:
+    """Draw shots as `few_shot` does, with the next picture in place of each that cannot be read.
+
+    Only the pictures drawn are decoded, however many there are.
+
+    Returns:
+        The shots, and the bad pictures that were met.
+
+    Raises:
+        DataError: If a class has too few pictures that can be read; the message names it.
+    """
+    left = np.arange(len(split))
+    good: set[int] = set()
+    skipped: list[Skipped] = []
+    while True:
+        drawn = few_shot_indices(
+            split.labels[left],
+            [split.ids[index] for index in left],
+            shots,
+            seed,
+            classes=split.classes,
+            allow_fewer=allow_fewer,
+        )
+        chosen = left[drawn].tolist()
+        bad = find_bad(split, [index for index in chosen if index not in good], progress=progress)
+        if not bad:
+            return split.subset(chosen), tuple(skipped)
+        good.update(index for index in chosen if index not in bad)
+        skipped += bad.values()
+        left = np.setdiff1d(left, list(bad))
