@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -49,6 +50,12 @@ def ours(encoder, split, **options):
     return extract_features(encoder, split, cache=False, progress=False, **options).plain()
 
 
+def cpu_seconds() -> float:
+    """Seconds of processor time of this process and its workers, which a busy machine hardly changes."""
+    both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in both)
+
+
 def side(arguments) -> None:
     """Be one side: run whenever a line comes in, answer with the seconds."""
     import torch
@@ -64,9 +71,9 @@ def side(arguments) -> None:
     rows = run(encoder, split.subset(range(min(BATCH, len(split)))))  # warm up
     print(json.dumps(rows[:8].tolist()), flush=True)
     for _ in sys.stdin:
-        start = time.perf_counter()
+        start, used = time.perf_counter(), cpu_seconds()
         run(encoder, split)
-        print(time.perf_counter() - start, flush=True)
+        print(time.perf_counter() - start, cpu_seconds() - used, flush=True)
 
 
 def start_side(name: str, argv: list[str]) -> subprocess.Popen:
@@ -81,12 +88,15 @@ def compare(arguments, argv: list[str]) -> dict:
     processes = {name: start_side(name, argv) for name in ("naive", "rada")}
     first = {name: torch.tensor(json.loads(p.stdout.readline())) for name, p in processes.items()}
     seconds: dict[str, list[float]] = {name: [] for name in processes}
+    used: dict[str, list[float]] = {name: [] for name in processes}
     for number in range(arguments.rounds):
         order = list(processes) if number % 2 == 0 else list(reversed(processes))
         for name in order:
             processes[name].stdin.write("go\n")
             processes[name].stdin.flush()
-            seconds[name].append(float(processes[name].stdout.readline()))
+            elapsed, cpu = map(float, processes[name].stdout.readline().split())
+            seconds[name].append(elapsed)
+            used[name].append(cpu)
     for process in processes.values():
         process.stdin.close()
         process.wait()
@@ -97,6 +107,7 @@ def compare(arguments, argv: list[str]) -> dict:
         "images": count,
         "threads": arguments.threads,
         "ms_per_image": {k: 1000 * statistics.median(v) / count for k, v in seconds.items()},
+        "cpu_ms_per_image": {k: 1000 * statistics.median(v) / count for k, v in used.items()},
         "ratio": statistics.median(ratios),
         "ratio_of_each_round": ratios,
         "largest_difference": float((first["naive"] - first["rada"]).abs().max()),

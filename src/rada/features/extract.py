@@ -119,6 +119,7 @@ def iter_features(
         workers, device, None if total is None else math.ceil(total / batch_size) * views
     )
     work.encode_here = device == "cpu" or count == 0
+    work.one_thread = device == "cpu" and count > 0
     jobs = _Jobs(reader, batch_size, views)
     return _batches(work, answers(work, jobs, count), views, skip_bad)
 

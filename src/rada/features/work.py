@@ -101,7 +101,8 @@ class BatchWork(Dataset[Answer]):
         self.seed = seed
         self.cache = cache
         self.keep = keep
-        self.encode_here = True
+        self.encode_here = True  # False: the workers decode, the main process encodes
+        self.one_thread = False  # as the workers do, so that the main process can stand in for one
         self._plain = ViewTransform(encoder.preprocess, encoder.transform_key("preprocess"))
         self._folder = _folder_name(encoder)
         self._held: tuple[int, list[OpenPicture]] = (-1, [])
@@ -139,7 +140,14 @@ class BatchWork(Dataset[Answer]):
 
     def encode(self, pixels: Tensor) -> np.ndarray:
         """Encode `(n, 3, H, W)` to `(n, D)` float32."""
-        encoded = self.encoder.infer_images(pixels.to(self.encoder.device))
+        threads = torch.get_num_threads()
+        if self.one_thread and threads != 1:
+            torch.set_num_threads(1)
+        try:
+            encoded = self.encoder.infer_images(pixels.to(self.encoder.device))
+        finally:
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
         rows: np.ndarray = encoded.float().cpu().numpy()
         return rows
 
