@@ -116,8 +116,13 @@ class ImageSplit:
         return self.source.path(index)
 
     def subset(self, indices: ArrayLike) -> ImageSplit:
-        """Return the pictures at `indices`, in that order, with all classes kept."""
-        rows = np.asarray(indices, dtype=np.int64).reshape(-1)
+        """Return the pictures at `indices`, in that order, with all classes kept.
+
+        Args:
+            indices: (n,) integers, or (N,) booleans that say which pictures to keep.
+        """
+        rows = np.asarray(indices).reshape(-1)
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
         return dataclasses.replace(self, labels=self.labels[rows], source=self.source.take(rows))
 
     def select_classes(self, classes: Sequence[int], relabel: bool = True) -> ImageSplit:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rada.data.align import fold_name
+from rada.data.sources import id_bytes
 from rada.errors import DataError
 from rada.storage import read_json
 
@@ -28,7 +29,9 @@ def display_name(folder: str) -> str:
         >>> display_name("golden_retriever")
         'golden retriever'
     """
-    return " ".join(folder.replace("_", " ").split())
+    # A tokenizer takes no lone surrogates, which stand for bytes of a name that are no Unicode.
+    text = id_bytes(folder).decode("utf-8", "replace")
+    return " ".join(text.replace("_", " ").split())
 
 
 def check_class_names(names: Iterable[str]) -> tuple[str, ...]:
@@ -42,6 +45,8 @@ def check_class_names(names: Iterable[str]) -> tuple[str, ...]:
         >>> check_class_names(["cat", "dog"])
         ('cat', 'dog')
     """
+    if isinstance(names, str):
+        raise DataError(f"class names should be a list of names, not the text {names!r}")
     checked = tuple(names)
     if not checked:
         raise DataError("there are no class names: give at least one")
@@ -49,10 +54,12 @@ def check_class_names(names: Iterable[str]) -> tuple[str, ...]:
     for index, name in enumerate(checked):
         if not isinstance(name, str) or not name.strip():
             raise DataError(f"class name number {index} is {name!r}: give every class a name")
-        other = seen.setdefault(fold_name(name), name)
-        if other is not name:
+        folded = fold_name(name)
+        if folded in seen:
+            other = seen[folded]
             detail = "twice" if other == name else f"and {other!r}, which differ in spelling only"
             raise DataError(f"the class names hold {name!r} {detail}: give each class its own name")
+        seen[folded] = name
     return checked
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
+import os
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -141,10 +142,25 @@ def _load(spec: str | Path) -> ImageDataset:
     for kind in _kinds():
         if (kind.is_path or isinstance(spec, str)) and kind.matches(text):
             return kind.load(text)
-    if Path(text).expanduser().exists():
+    if os.path.exists(os.path.expanduser(text)):  # noqa: PTH110, PTH111 - pathlib raises for some texts
         raise DataError(
             f"{text!r} is not a folder or a table: a table ends in .csv, .tsv, .jsonl, .ndjson or .json"
         )
-    near = difflib.get_close_matches(text, _KINDS, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else "; `rada datasets` lists what there is"
-    raise DataError(f"there is no file, folder or data set {text!r}{hint}")
+    raise DataError(f"there is no file, folder or data set {text[:200]!r}{_hint(text)}")
+
+
+def _hint(text: str) -> str:
+    """Return what may have been meant: a kind, or a neighbour of a path that does not exist."""
+    scheme, colon, rest = text.partition(":")
+    heads = {name.partition(":")[0]: name for name in _KINDS}
+    near = difflib.get_close_matches(scheme.lower(), heads, n=1)
+    if near and (":" in heads[near[0]]) >= bool(colon):
+        return f"; did you mean {near[0] + colon + rest!r}?"
+    parent, name = os.path.split(os.path.expanduser(text))  # noqa: PTH111
+    try:
+        found = difflib.get_close_matches(name, os.listdir(parent or "."), n=1)  # noqa: PTH208
+    except (OSError, ValueError):
+        found = []
+    if found:
+        return f"; did you mean {os.path.join(parent, found[0])!r}?"  # noqa: PTH118
+    return "; `rada datasets` lists what there is"

@@ -10,20 +10,39 @@ from pathlib import Path
 from rada.data.images import IMAGE_SUFFIXES
 from rada.errors import DataError
 
-__all__ = ["has_pictures", "is_picture", "list_folders", "list_pictures", "natural_key"]
+__all__ = [
+    "has_pictures",
+    "is_folder",
+    "is_picture",
+    "list_folders",
+    "list_pictures",
+    "natural_key",
+]
 
 _DIGITS = re.compile(r"(\d+)")
 
 
-def natural_key(name: str) -> tuple[list[str | int], str]:
+def is_folder(spec: str) -> bool:
+    """Return whether a text is the path of a folder; never raises, whatever the text.
+
+    Example:
+        >>> is_folder("."), is_folder("~nobody/x"), is_folder("x" * 9999)
+        (True, False, False)
+    """
+    return os.path.isdir(os.path.expanduser(spec))  # noqa: PTH111, PTH112
+
+
+def natural_key(name: str) -> tuple[list[str | tuple[int, str]], str]:
     """Return a sorting key that counts: `2` comes before `10`.
 
     Example:
         >>> sorted(["img10", "img2", "img1"], key=natural_key)
         ['img1', 'img2', 'img10']
     """
-    parts: list[str | int] = list(_DIGITS.split(name))
-    parts[1::2] = [int(part) for part in parts[1::2]]
+    parts: list[str | tuple[int, str]] = list(_DIGITS.split(name))
+    # The longer number is the larger; int() refuses numbers of thousands of digits.
+    numbers = [str(part).lstrip("0") for part in parts[1::2]]
+    parts[1::2] = [(len(number), number) for number in numbers]
     return parts, name  # the name itself breaks ties such as 1 and 01
 
 
@@ -52,13 +71,20 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     return sorted(visible, key=lambda entry: natural_key(entry.name))
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
 def list_folders(folder: Path) -> list[str]:
     """Return the names of the visible sub-folders in natural order.
 
     Raises:
         DataError: If `folder` does not exist or cannot be read.
     """
-    return [entry.name for entry in _entries(folder) if entry.is_dir()]
+    return [entry.name for entry in _entries(folder) if _is_folder(entry)]
 
 
 def list_pictures(folder: Path, *, recursive: bool = True) -> list[str]:
@@ -88,7 +114,7 @@ def _walk(folder: Path, prefix: str, recursive: bool, above: tuple[str, ...]) ->
         return
     folders = []
     for entry in _entries(folder):
-        if entry.is_dir():
+        if _is_folder(entry):
             folders.append(entry.name)
         elif is_picture(entry.name):
             yield prefix + entry.name

@@ -24,7 +24,10 @@ _DIGEST_SIZE = 20
 
 def id_bytes(text: str) -> bytes:
     """Encode a key for hashing; file names may hold bytes that are no UTF-8."""
-    return text.encode("utf-8", "surrogateescape")
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a pair, from a damaged JSON file
+        return text.encode("utf-8", "surrogatepass")
 
 
 class Source(Protocol):

@@ -9,7 +9,7 @@ import numpy as np
 from rada.data.dataset import ImageDataset, ImageSplit
 from rada.data.prompts import display_name
 from rada.data.registry import register_dataset
-from rada.data.scan import has_pictures, list_folders, list_pictures, natural_key
+from rada.data.scan import has_pictures, is_folder, list_folders, list_pictures, natural_key
 from rada.data.splits import SPLITS, split_name
 from rada.errors import DataError
 
@@ -96,7 +96,7 @@ def _pictures(folder: Path) -> dict[str, list[str]]:
 register_dataset(
     "FOLDER",
     "one sub-folder per class; train/, val/, test/ above them if there are several splits",
-    matches=lambda spec: Path(spec).expanduser().is_dir(),
+    matches=is_folder,
     load=load_folder,
     is_path=True,
 )

@@ -148,7 +148,7 @@ def _line_records(path: Path, stream: Any) -> Iterator[tuple[int, dict[str, Any]
             continue
         try:
             record = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # also integers of 4300 digits
             raise DataError(f"{str(path)!r}, line {line} is not JSON: {error}") from error
         yield line, _object(path, line, record)
 
