@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
@@ -460,10 +460,26 @@ class RAdaClassifier:
         Raises:
             DataError: If a picture cannot be read and the classifier does not skip bad ones.
         """
-        if self.encoder is None:
-            raise FeatureError(
-                "pictures need an encoder, but this head was trained on features alone"
-            )
+        self._require_encoder()
+        text = self.text_features()
+        yield from self.stream(pictures, lambda views: self.logits(views[:, 0], text), top_k)
+
+    def stream(
+        self,
+        pictures: Iterable[str | Path | Image],
+        answer: Callable[[Tensor], Tensor],
+        top_k: int = 1,
+        **options: Any,
+    ) -> Iterator[StreamAnswer]:
+        """Do what `predict_stream` does with another way from views `(n, V, D)` to logits `(n, K)`.
+
+        Args:
+            pictures: Paths and pictures, consumed as answers are taken.
+            answer: Makes the logits.
+            top_k: Classes to name for each, best first.
+            options: `views`, `seed`, `batch_size` and `view_transform`, as for `iter_features`.
+        """
+        encoder = self._require_encoder()
         names: deque[str] = deque()
 
         def named() -> Iterator[Path | Image]:
@@ -472,21 +488,31 @@ class RAdaClassifier:
                 names.append(str(picture) if plain else f"picture {index}")
                 yield Path(picture) if isinstance(picture, str) else picture
 
-        text = self.text_features()
         batches = iter_features(
-            self.encoder, named(), workers=self.workers, cache=self.cache, skip_bad=self.skip_bad
+            encoder,
+            named(),
+            workers=self.workers,
+            cache=self.cache,
+            skip_bad=self.skip_bad,
+            **options,
         )
         for batch in batches:
             bad = {picture.index: picture.reason for picture in batch.bad}
             ranked: Iterator[list[Prediction]] = iter(())
             if len(batch.features):
-                logits = self.logits(batch.features[:, 0], text)
-                ranked = iter(self.rank(logits.softmax(-1), top_k))
+                ranked = iter(self.rank(answer(batch.features).softmax(-1), top_k))
             for index in range(batch.start, batch.stop):
                 if index in bad:
                     yield StreamAnswer(names.popleft(), None, bad[index])
                 else:
                     yield StreamAnswer(names.popleft(), next(ranked), "")
+
+    def _require_encoder(self) -> DualEncoder:
+        if self.encoder is None:
+            raise FeatureError(
+                "pictures need an encoder, but this head was trained on features alone"
+            )
+        return self.encoder
 
     def _features_to_predict(self, images: Any) -> Features:
         if isinstance(images, Features):
