@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from rada._version import __version__
-from rada.cli import cache, demo, encode, evaluate, fit, models, predict
+from rada.cli import bench, cache, demo, encode, evaluate, fit, models, predict
 from rada.errors import RadaError
 
 __all__ = ["app", "main"]
@@ -32,6 +32,7 @@ app.command("encode")(encode.encode)
 app.command("models")(models.models)
 app.command("datasets")(models.datasets)
 app.add_typer(cache.app, name="cache")
+app.add_typer(bench.app, name="bench")
 
 
 def _version(wanted: bool) -> None:

@@ -1,0 +1,219 @@
+"""One cell of a benchmark: what it is, and its result on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rada._version import __version__
+from rada.errors import CheckpointError, ConfigError
+from rada.storage import read_json, write_json
+
+__all__ = ["FORMAT", "Cell", "Folder", "data_name"]
+
+FORMAT = "rada-bench-1"
+
+
+def data_name(spec: str) -> str:
+    """Return a short name for a data set's specification.
+
+    Example:
+        >>> data_name("data/pacs/photo"), data_name("dtd?root=/data")
+        ('photo', 'dtd')
+    """
+    bare = spec.split("?")[0].rstrip("/").rsplit("/", 1)[-1].rsplit(":", 1)[-1]
+    return re.sub(r"\.(safetensors|npz|csv|tsv|jsonl|ndjson)$", "", bare) or spec
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a benchmark.
+
+    Attributes:
+        protocol: Name of the protocol.
+        label: Name of the row; the method's own, or a variant's.
+        method: The method.
+        options: Settings that differ from the method's defaults, as sorted pairs.
+        dataset: Specification of the data set to learn from.
+        targets: Specifications of further data sets to test on.
+        shots: Pictures a class; 0 for methods that learn nothing.
+        seed: Its seed; 0 for methods that learn nothing.
+        model: The encoder.
+    """
+
+    protocol: str
+    label: str
+    method: str
+    dataset: str
+    shots: int
+    seed: int
+    model: str = "embedded"
+    targets: tuple[str, ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()
+    allow_fewer: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON, as JSON would give it back."""
+        values = dataclasses.asdict(self) | {"options": dict(self.options)}
+        plain: dict[str, Any] = json.loads(json.dumps(values))
+        return plain
+
+    @property
+    def path(self) -> str:
+        """Path of the result within the benchmark's folder.
+
+        Example:
+            >>> Cell("few-shot", "rada", "rada", "textiles", 4, 1).path
+            'few-shot/textiles-7ba53a/rada/4-shots-seed-1.json'
+        """
+        digest = hashlib.blake2b(f"{self.dataset}{self.targets}".encode(), digest_size=3)
+        data = f"{_safe(data_name(self.dataset))}-{digest.hexdigest()}"
+        return (
+            f"{self.protocol}/{data}/{_safe(self.label)}/{self.shots}-shots-seed-{self.seed}.json"
+        )
+
+    def __str__(self) -> str:
+        what = f"{self.protocol}, {self.label} on {data_name(self.dataset)}"
+        return what if not self.shots else f"{what}, {self.shots} shots, seed {self.seed}"
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:60] or "-"
+
+
+class Folder:
+    """The folder of a benchmark: `bench.json`, `cells/` and `failed/`.
+
+    Args:
+        root: The folder.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def result_path(self, cell: Cell) -> Path:
+        """Return where the result of a cell stands."""
+        return self.root / "cells" / cell.path
+
+    def failure_path(self, cell: Cell) -> Path:
+        """Return where the failure of a cell stands."""
+        return self.root / "failed" / cell.path
+
+    def open(self, facts: dict[str, Any]) -> None:
+        """Take the folder into use.
+
+        Args:
+            facts: What all its cells share, such as the model.
+
+        Raises:
+            ConfigError: If it holds something else, or results of another version or model; nothing is
+                changed then.
+            StorageError: If it cannot be written.
+        """
+        facts = {"format": FORMAT, "rada_version": __version__} | facts
+        if (self.root / "bench.json").exists():
+            self._agree(facts)
+            return
+        if self.root.is_file() or (self.root.is_dir() and any(self.root.iterdir())):
+            raise ConfigError(
+                f"{str(self.root)!r} is in use for something else than a benchmark: "
+                "choose another --out"
+            )
+        write_json(self.root / "bench.json", facts)
+
+    def _agree(self, facts: dict[str, Any]) -> None:
+        found = self.facts()
+        for key, value in facts.items():
+            if key in found and found[key] != value and key != "recipe":
+                raise ConfigError(
+                    f"{str(self.root)!r} holds results with {key} {found[key]!r}, this run has "
+                    f"{value!r}: choose another --out"
+                )
+
+    def facts(self) -> dict[str, Any]:
+        """Return what `bench.json` says.
+
+        Raises:
+            CheckpointError: If the folder holds no benchmark.
+        """
+        found = read_json(
+            self.root / "bench.json", error=CheckpointError, what="the benchmark's description"
+        )
+        if not isinstance(found, dict):
+            raise CheckpointError(f"'{self.root}/bench.json' is not a benchmark's description")
+        return found
+
+    def finished(self, cell: Cell) -> bool:
+        """Whether a cell has its result.
+
+        Raises:
+            ConfigError: If there is a result of other settings under the same name.
+            CheckpointError: If the result is damaged.
+        """
+        path = self.result_path(cell)
+        if not path.exists():
+            return False
+        found = _read(path)
+        if found["cell"] != cell.to_dict() or found["rada_version"] != __version__:
+            differ = [
+                f"{key} {found['cell'].get(key)!r} instead of {value!r}"
+                for key, value in cell.to_dict().items()
+                if found["cell"].get(key) != value
+            ]
+            differ = differ or [f"rada {found['rada_version']} instead of {__version__}"]
+            raise ConfigError(
+                f"{str(path)!r} is the result of another run ({'; '.join(differ)}): "
+                "choose another --out, or another name for the variant"
+            )
+        return True
+
+    def write(self, cell: Cell, result: dict[str, Any]) -> None:
+        """Write the result of a cell in one step and forget its failure."""
+        head = {"format": FORMAT, "rada_version": __version__, "cell": cell.to_dict()}
+        write_json(self.result_path(cell), head | result)
+        self.failure_path(cell).unlink(missing_ok=True)
+
+    def write_failure(self, cell: Cell, error: BaseException, trace: str) -> None:
+        """Write why a cell failed."""
+        facts = {"cell": cell.to_dict(), "type": type(error).__name__, "error": str(error)}
+        write_json(self.failure_path(cell), facts | {"traceback": trace})
+
+    def results(self) -> Iterator[dict[str, Any]]:
+        """Yield all results in the order of their paths.
+
+        Raises:
+            CheckpointError: If one is damaged, or of another version.
+        """
+        version = self.facts().get("rada_version")
+        for path in sorted((self.root / "cells").glob("**/*.json")):
+            found = _read(path)
+            if found["rada_version"] != version:
+                raise CheckpointError(
+                    f"{str(path)!r} was made by rada {found['rada_version']}, the benchmark by "
+                    f"{version}: take it out of the folder"
+                )
+            yield found
+
+    def failures(self) -> list[dict[str, Any]]:
+        """Return all failures."""
+        paths = sorted((self.root / "failed").glob("**/*.json"))
+        return [read_json(path, error=CheckpointError, what="the failure") for path in paths]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found = read_json(path, error=CheckpointError, what="the result")
+    needed = ("format", "rada_version", "cell", "parts")
+    if not isinstance(found, dict) or any(key not in found for key in needed):
+        raise CheckpointError(f"{str(path)!r} is not a result of a benchmark: delete it")
+    if found["format"] != FORMAT:
+        raise CheckpointError(
+            f"{str(path)!r} has the format {found['format']!r}, this version reads {FORMAT!r}: "
+            "choose another folder"
+        )
+    return found

@@ -1,0 +1,198 @@
+"""What to run: a plan, from options or from a file, and the cells that it comes to."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rada.bench.cells import Cell
+from rada.config import Config
+from rada.errors import ConfigError
+from rada.methods import get_method
+
+__all__ = ["PROTOCOLS", "Plan", "load_plan", "parse_setting"]
+
+PROTOCOLS = ("few-shot", "base-to-new", "cross-dataset", "domain")
+
+
+class Settings(dict[str, Any]):
+    """Settings by method or variant: `{"rada": {"epochs": 10}}`."""
+
+
+@dataclass(frozen=True)
+class Plan(Config):
+    """A benchmark.
+
+    Attributes:
+        protocols: "few-shot", "base-to-new", "cross-dataset" or "domain".
+        methods: Names of methods or of variants in `options`.
+        datasets: What to learn from: specifications as for `rada fit`, or features files.
+        targets: What else to test on, for "cross-dataset" and "domain".
+        shots: Pictures a class.
+        seeds: Seeds of the shots and of training.
+        model: The encoder for pictures.
+        options: Settings by method or variant; a variant has an entry "method".
+        templates: Prompt templates instead of the data sets' own.
+        allow_fewer: Go on where a class has fewer pictures than `shots`.
+        recipe: Name of the recipe that the plan came from.
+
+    Example:
+        >>> plan = Plan(methods=("zero_shot", "rada"), datasets=("textiles",), shots=(1, 4))
+        >>> len(plan.cells())  # zero-shot does not depend on shots and seeds
+        7
+    """
+
+    methods: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+    protocols: tuple[str, ...] = ("few-shot",)
+    targets: tuple[str, ...] = ()
+    shots: tuple[int, ...] = (16,)
+    seeds: tuple[int, ...] = (1, 2, 3)
+    model: str = "embedded"
+    options: Settings = dataclasses.field(default_factory=lambda: Settings())
+    templates: tuple[str, ...] = ()
+    allow_fewer: bool = False
+    recipe: str = ""
+
+    def __post_init__(self) -> None:
+        if type(self.options) is dict:
+            object.__setattr__(self, "options", Settings(self.options))
+        super().__post_init__()
+
+    def validate(self) -> None:
+        """Check names and numbers, and the settings of every method."""
+        for name in ("methods", "datasets", "protocols", "shots", "seeds"):
+            values = getattr(self, name)
+            self.require(bool(values), name, "at least one entry long")
+            self.require(len(set(values)) == len(values), name, "free of repetitions")
+        for protocol in self.protocols:
+            if protocol not in PROTOCOLS:
+                near = difflib.get_close_matches(protocol, PROTOCOLS, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(PROTOCOLS)}"
+                raise ConfigError(f"there is no protocol {protocol!r}: {hint}")
+        self.require(all(shots >= 1 for shots in self.shots), "shots", "numbers from 1 on")
+        self.require(all(seed >= 0 for seed in self.seeds), "seeds", "numbers from 0 on")
+        if "cross-dataset" in self.protocols and not self.targets:
+            raise ConfigError("the protocol cross-dataset needs --targets: data sets to test on")
+        strangers = [label for label in self.options if label not in self.methods]
+        if strangers:
+            raise ConfigError(
+                f"there are settings for {strangers[0]!r}, which is none of the methods "
+                f"{', '.join(self.methods)}"
+            )
+        for label in self.methods:
+            self.settings(label)
+
+    def method(self, label: str) -> str:
+        """Return the method behind a label."""
+        return get_method(str(self.options.get(label, {}).get("method", label))).name
+
+    def settings(self, label: str) -> Config:
+        """Return the settings of a label.
+
+        Raises:
+            ConfigError: If there is no such method, or a setting is unknown or out of range.
+        """
+        values = self.options.get(label, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"the settings of {label!r} should be a table, not {values!r}")
+        method = get_method(self.method(label))
+        return method.settings.from_dict({k: v for k, v in values.items() if k != "method"})
+
+    def cells(self) -> list[Cell]:
+        """Return every cell, data set by data set, so that features are used while they are there."""
+        from rada.bench.sources import domain_folders
+
+        cells: dict[Cell, None] = {}
+        for protocol in self.protocols:
+            for spec in self.datasets:
+                pairs = [(spec, self.targets if protocol in ("cross-dataset", "domain") else ())]
+                if protocol == "domain" and not self.targets:
+                    domains = domain_folders(spec)
+                    pairs = [(one, tuple(o for o in domains if o != one)) for one in domains]
+                for dataset, targets in pairs:
+                    for cell in self._cells(protocol, dataset, targets):
+                        cells[cell] = None
+        return list(cells)
+
+    def _cells(self, protocol: str, dataset: str, targets: tuple[str, ...]) -> Iterable[Cell]:
+        runs = [(shots, seed) for shots in self.shots for seed in self.seeds]
+        # Zero-shot first: it shows at once whether the test set can be read.
+        learners = [label for label in self.methods if get_method(self.method(label)).learns]
+        others = [label for label in self.methods if label not in learners]
+        for shots, seed in [(0, 0), *runs]:
+            for label in learners if shots else others:
+                options = {k: v for k, v in self.options.get(label, {}).items() if k != "method"}
+                yield Cell(
+                    protocol=protocol,
+                    label=label,
+                    method=self.method(label),
+                    dataset=dataset,
+                    shots=shots,
+                    seed=seed,
+                    model=self.model,
+                    targets=targets,
+                    options=tuple(sorted((k, _frozen(v)) for k, v in options.items())),
+                    allow_fewer=self.allow_fewer,
+                )
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def load_plan(path: str | Path, changes: Mapping[str, Any] | None = None) -> Plan:
+    """Read a plan from a TOML or YAML file.
+
+    Args:
+        path: The file; `.toml`, `.yaml` or `.yml`.
+        changes: Fields that go before those of the file.
+
+    Raises:
+        ConfigError: If the file cannot be read or a field cannot be used.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+        if path.suffix.lower() == ".toml":
+            values: Any = tomllib.loads(content.decode())
+        elif path.suffix.lower() in (".yaml", ".yml"):
+            import yaml  # type: ignore[import-untyped,unused-ignore]
+
+            try:
+                values = yaml.safe_load(content)
+            except yaml.YAMLError as error:
+                raise ConfigError(f"the plan {str(path)!r} is not YAML: {error}") from error
+        else:
+            raise ConfigError(f"a plan ends in .toml, .yaml or .yml, not {path.name!r}")
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"the plan {str(path)!r} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"the plan {str(path)!r} should be a table of fields")
+    return Plan.from_dict(values | dict(changes or {}))
+
+
+def parse_setting(text: str) -> tuple[str, str, Any]:
+    """Read `LABEL.FIELD=VALUE`; the value is JSON, or else a word.
+
+    Raises:
+        ConfigError: If it has another form.
+
+    Example:
+        >>> parse_setting("rada.epochs=10"), parse_setting("mild.method=rada")
+        (('rada', 'epochs', 10), ('mild', 'method', 'rada'))
+    """
+    name, equals, value = text.partition("=")
+    label, dot, field = name.partition(".")
+    if not (equals and dot and label and field):
+        raise ConfigError(f"a setting reads METHOD.FIELD=VALUE, not {text!r}")
+    try:
+        return label, field, json.loads(value)
+    except json.JSONDecodeError:
+        return label, field, value

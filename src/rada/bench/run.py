@@ -1,0 +1,228 @@
+"""Running a plan: every cell once, however many processes work on the folder."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rada.bench.cells import Cell, Folder
+from rada.bench.locks import Locks
+from rada.bench.memory import PeakMemory
+from rada.bench.plan import Plan
+from rada.bench.protocols import Part, set_up
+from rada.bench.sources import EncoderSlot, Source, open_source
+from rada.errors import DataError, StorageError
+from rada.evaluation import environment, evaluate_logits, harmonic_mean
+from rada.features import FeatureCache
+from rada.methods import Predictor, UnknownClassError, get_method
+from rada.progress import progress_bar
+
+__all__ = ["RunSummary", "run_cell", "run_plan"]
+
+_POLL = 1.0  # seconds between looks at cells that another process has
+
+
+@dataclass
+class RunSummary:
+    """What became of a plan.
+
+    Attributes:
+        done: Cells that this process finished.
+        skipped: Cells that were finished before, or by another process.
+        failed: Cells that failed, with the reason.
+        seconds: Time taken.
+    """
+
+    done: int = 0
+    skipped: int = 0
+    failed: list[tuple[Cell, str]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class Sources:
+    """The data sets of a plan, opened as they are needed."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        locks: Locks,
+        cache: FeatureCache | Literal[False] | None,
+        device: str | None,
+        progress: bool | None,
+    ) -> None:
+        self.plan, self.locks, self.cache, self.progress = plan, locks, cache, progress
+        self.encoder = EncoderSlot(plan.model, device)
+        self._open: dict[str, Source] = {}
+
+    def get(self, cell: Cell) -> dict[str, Source]:
+        """Return the data sets of a cell; those of other cells are let go."""
+        wanted = (cell.dataset, *cell.targets)
+        self._open = {spec: source for spec, source in self._open.items() if spec in wanted}
+        for spec in wanted:
+            if spec not in self._open:
+                self._open[spec] = self._new(spec)
+        return dict(self._open)
+
+    def _new(self, spec: str) -> Source:
+        return open_source(
+            spec,
+            self.encoder,
+            templates=self.plan.templates,
+            cache=self.cache,
+            progress=self.progress,
+        )
+
+    @contextlib.contextmanager
+    def alone(self, cell: Cell) -> Iterator[None]:
+        """Keep other processes from encoding the same pictures: they read the cache afterwards."""
+        with self.locks.claim(f"data {cell.dataset}", wait=True):
+            yield
+
+
+def run_plan(
+    plan: Plan,
+    out: str | Path,
+    *,
+    cache: FeatureCache | Literal[False] | None = None,
+    device: str | None = None,
+    progress: bool | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> RunSummary:
+    """Run all cells of a plan that have no result yet.
+
+    Several processes may do so on one folder: they share the cells between them. A process that is
+    killed loses the cell that it was at.
+
+    Args:
+        plan: What to run.
+        out: The folder of the results.
+        cache: The feature cache; None for the default one, False for none.
+        device: Where the encoder runs.
+        progress: Show bars; None on a terminal only.
+        say: Called with a line about each failure.
+
+    Raises:
+        ConfigError: If the folder is used for something else, or holds other results.
+        StorageError: If results cannot be written.
+    """
+    began = time.time()
+    cells = plan.cells()
+    folder = Folder(out)
+    shared = {"model": plan.model, "templates": list(plan.templates)}
+    folder.open(shared | ({"recipe": plan.recipe} if plan.recipe else {}))
+    waiting = [cell for cell in cells if not folder.finished(cell)]
+    summary = RunSummary(skipped=len(cells) - len(waiting))
+    with (
+        Locks(folder.root) as locks,
+        progress_bar("Benchmark", len(waiting), enabled=progress, unit="cells") as advance,
+    ):
+        sources = Sources(plan, locks, cache, device, False if progress is None else progress)
+        while waiting:
+            busy = []
+            for cell in waiting:
+                with locks.claim(cell.path) as mine:
+                    if not mine:
+                        busy.append(cell)
+                        continue
+                    _settle(cell, folder, sources, summary, began, say)
+                advance(1)
+            if len(busy) == len(waiting):
+                time.sleep(_POLL)
+            waiting = busy
+    summary.seconds = time.time() - began
+    return summary
+
+
+def _settle(
+    cell: Cell,
+    folder: Folder,
+    sources: Sources,
+    summary: RunSummary,
+    began: float,
+    say: Callable[[str], None],
+) -> None:
+    """Run a claimed cell unless another process has done so in the meantime."""
+    if folder.finished(cell):
+        summary.skipped += 1
+        return
+    failure = folder.failure_path(cell)
+    if failure.exists() and failure.stat().st_mtime > began:
+        summary.failed.append((cell, "it failed in another process"))
+        return
+    try:
+        result = run_cell(cell, sources.get(cell), sources.alone)
+        folder.write(cell, result)
+        summary.done += 1
+    except StorageError:  # a full disk fails every cell, and nothing could be written about it
+        raise
+    except Exception as error:  # one cell must not end the others
+        folder.write_failure(cell, error, traceback.format_exc())
+        reason = f"{type(error).__name__}: {error}"
+        summary.failed.append((cell, reason))
+        say(f"failed: {cell}: {reason}")
+
+
+def run_cell(
+    cell: Cell,
+    sources: dict[str, Source],
+    alone: Callable[[Cell], contextlib.AbstractContextManager[None]] | None = None,
+) -> dict[str, Any]:
+    """Run one cell.
+
+    Args:
+        cell: The cell.
+        sources: Its data sets by specification.
+        alone: Guards the encoding of pictures.
+
+    Returns:
+        Its result as plain JSON, without the cell itself.
+    """
+    method = get_method(cell.method)
+    config = method.settings.from_dict(dict(cell.options))
+    with alone(cell) if alone is not None else contextlib.nullcontext():
+        setup = set_up(cell, method, config, sources)
+    with PeakMemory() as memory:
+        predictor = method.fit(setup.task, config)
+        started = time.perf_counter()
+        parts = [_judged(predictor, part) for part in setup.parts]
+        seconds = time.perf_counter() - started
+    result: dict[str, Any] = {
+        "parts": {part["name"]: part for part in parts},
+        "settings": config.to_dict(),
+        "trainable_parameters": predictor.trainable_parameters(),
+        "fit_seconds": predictor.record.pop("seconds"),
+        "predict_seconds": seconds,
+        "memory": memory.bytes,
+        "images": len(setup.task.labels),
+        "data": sources[cell.dataset].name,
+        "record": predictor.record,
+        "environment": environment(),
+    }
+    base, new = (result["parts"].get(name, {}).get("accuracy") for name in ("base", "new"))
+    if base is not None and new is not None:
+        result["harmonic_mean"] = harmonic_mean(base, new)
+    return result
+
+
+def _judged(predictor: Predictor, part: Part) -> dict[str, Any]:
+    """Return the metrics of one part, or why there are none."""
+    facts = {"name": part.name, "images": len(part.labels), "classes": len(part.names)}
+    if not len(part.labels):
+        raise DataError(f"the part {part.name!r} has no test pictures")
+    try:
+        logits = part.merge(predictor.predict(part.examples, part.classes))
+    except UnknownClassError as error:
+        return facts | {"accuracy": None, "reason": str(error)}
+    metrics = evaluate_logits(logits, part.labels, part.names)
+    return facts | {
+        "accuracy": metrics.accuracy,
+        "balanced_accuracy": metrics.balanced_accuracy,
+        "ece": metrics.ece,
+        "interval": list(metrics.interval),
+        "right": round(metrics.accuracy * metrics.images),
+    }

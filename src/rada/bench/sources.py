@@ -1,0 +1,324 @@
+"""Where a benchmark's pictures come from: data sets read by an encoder, or features files."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rada.data import ImageDataset, ImageSplit, few_shot, open_dataset
+from rada.data.sources import id_bytes
+from rada.errors import DataError, FeatureError
+from rada.features import FeatureCache, Features, extract_features
+from rada.methods import ClassSet, Examples
+
+if TYPE_CHECKING:
+    from rada.encoders import DualEncoder
+
+__all__ = ["FeatureSource", "Labelled", "PictureSource", "Source", "domain_folders", "open_source"]
+
+SUFFIXES = (".safetensors", ".npz")
+
+
+class Labelled(NamedTuple):
+    """Examples with their labels, which count in the classes of the source."""
+
+    examples: Examples
+    labels: Tensor
+
+    def of_classes(self, classes: Sequence[int]) -> Labelled:
+        """Return the examples of some classes, relabelled in the order given."""
+        largest = max(int(self.labels.max()), *classes)
+        place = torch.full((largest + 1,), -1)
+        place[list(classes)] = torch.arange(len(classes))
+        labels = place[self.labels]
+        rows = (labels >= 0).nonzero().flatten()
+        return Labelled(self.examples.take(rows), labels[rows])
+
+
+class Source(ABC):
+    """A data set in a benchmark.
+
+    Attributes:
+        name: What to call it.
+        classes: Its class names.
+        scale: The exponentiated logit scale.
+        encoder: The encoder; None for features.
+        groups: For each candidate of `class_set` the class that it stands for, where several
+            candidates share one; None where every class is its own candidate.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    scale: float
+    encoder: DualEncoder | None
+    groups: tuple[int, ...] | None = None
+
+    @abstractmethod
+    def class_set(self) -> ClassSet:
+        """Return all candidates."""
+
+    @abstractmethod
+    def draw(
+        self, classes: Sequence[int], shots: int, seed: int, *, views: int, allow_fewer: bool
+    ) -> Labelled:
+        """Return shots of some classes, relabelled in their order."""
+
+    @abstractmethod
+    def test(self, *, whole: bool = False) -> Labelled:
+        """Return the test examples; `whole` takes everything where there is no split."""
+
+    @abstractmethod
+    def trained(self) -> list[int]:
+        """Return the labels that have training pictures, in order."""
+
+
+class PictureSource(Source):
+    """Pictures and an encoder."""
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        encoder: DualEncoder,
+        cache: FeatureCache | Literal[False] | None,
+        progress: bool | None,
+    ) -> None:
+        self.dataset, self.encoder = dataset, encoder
+        self.name, self.classes = dataset.name, dataset.classes
+        self.scale = float(encoder.scale)
+        self._cache, self._progress = cache, progress
+        self.groups = getattr(dataset, "groups", None)
+        self._candidates: tuple[str, ...] = getattr(dataset, "candidates", None) or dataset.classes
+        self._train, self._test = _splits(dataset)
+        self._text: ClassSet | None = None
+        self._tested: dict[bool, Labelled] = {}
+
+    def class_set(self) -> ClassSet:
+        """Encode the class names, once."""
+        if self._text is None:
+            assert self.encoder is not None
+            templates = self.dataset.templates
+            text = self.encoder.encode_classes(self._candidates, templates)
+            self._text = ClassSet(self._candidates, text, templates)
+        return self._text
+
+    def trained(self) -> list[int]:
+        """Return the labels that have training pictures."""
+        return np.flatnonzero(self._train.counts()).tolist()
+
+    def draw(
+        self, classes: Sequence[int], shots: int, seed: int, *, views: int, allow_fewer: bool
+    ) -> Labelled:
+        """Draw from the training split and encode what was drawn."""
+        pool = self._train.select_classes(classes)
+        chosen = few_shot(pool, shots, seed, allow_fewer=allow_fewer)
+        return self._encoded(chosen, views=views, seed=seed)
+
+    def test(self, *, whole: bool = False) -> Labelled:
+        """Encode the test split, once."""
+        whole = whole and "all" in self.dataset.splits
+        if whole not in self._tested:
+            split = self.dataset.splits["all"] if whole else self._test
+            self._tested[whole] = self._encoded(split)
+        return self._tested[whole]
+
+    def _encoded(self, split: ImageSplit, views: int = 1, seed: int = 0) -> Labelled:
+        assert self.encoder is not None
+        features = extract_features(
+            self.encoder,
+            split,
+            views=views,
+            seed=seed,
+            cache=self._cache,
+            progress=self._progress,
+        )
+        return Labelled(Examples(features.image_features, split), features.labels)
+
+
+class FeatureSource(Source):
+    """Features that somebody made; there are no pictures and no encoder."""
+
+    encoder = None
+
+    def __init__(self, name: str, train: Features, test: Features | None) -> None:
+        whole = train
+        if test is None:
+            first, second = _halves(train.ids, train.labels.numpy())
+            train, test = whole.subset(first), whole.subset(second)
+            self._whole = whole
+        else:
+            _same_classes(name, train, test)
+            self._whole = test
+        if train.text_features is None or train.scale is None:
+            raise FeatureError(
+                f"the features {name!r} lack text_features or scale, which a benchmark needs: "
+                "write them with `rada encode`"
+            )
+        self.name, self.classes, self.scale = name, train.classes, float(train.scale)
+        self.fingerprint = train.encoder_fingerprint
+        self._text = train.text_features
+        self._templates = train.templates
+        self._train, self._test = train, test
+
+    def class_set(self) -> ClassSet:
+        """Return the class features of the file."""
+        if self._templates:
+            return ClassSet(self.classes, self._text, self._templates)
+        return ClassSet(self.classes, self._text)
+
+    def trained(self) -> list[int]:
+        """Return the labels that have training examples."""
+        counts = torch.bincount(self._train.labels, minlength=len(self.classes))
+        return [int(row) for row in counts.nonzero()]
+
+    def draw(
+        self, classes: Sequence[int], shots: int, seed: int, *, views: int, allow_fewer: bool
+    ) -> Labelled:
+        """Draw from the training features."""
+        if self._train.num_views < views:
+            raise FeatureError(
+                f"the method wants {views} views, but the features {self.name!r} have "
+                f"{self._train.num_views}: write them with `rada encode --views {views}`"
+            )
+        pool = self._train.select_classes(classes)
+        chosen = pool.few_shot(shots, seed, allow_fewer=allow_fewer)
+        return Labelled(Examples(chosen.image_features[:, :views]), chosen.labels)
+
+    def test(self, *, whole: bool = False) -> Labelled:
+        """Return the plain view of the test features."""
+        found = self._whole if whole else self._test
+        return Labelled(Examples(found.plain()), found.labels)
+
+
+@dataclass(frozen=True)
+class _Files:
+    train: Path
+    test: Path | None
+
+
+def _feature_files(spec: str) -> _Files | None:
+    path = Path(spec).expanduser()
+    if path.suffix.lower() in SUFFIXES:
+        return _Files(path, None)
+    for suffix in SUFFIXES:
+        train, test = path / f"train{suffix}", path / f"test{suffix}"
+        if train.is_file() and test.is_file():
+            return _Files(train, test)
+    return None
+
+
+def open_source(
+    spec: str,
+    encoder: EncoderSlot,
+    *,
+    templates: Sequence[str] = (),
+    cache: FeatureCache | Literal[False] | None = None,
+    progress: bool | None = None,
+) -> Source:
+    """Open a data set for a benchmark.
+
+    Args:
+        spec: What `rada.data.open_dataset` opens; a features file, whose pictures are halved into train
+            and test; or a folder with `train.safetensors` and `test.safetensors`.
+        encoder: Loads the encoder if it is needed.
+        templates: Prompt templates instead of the data set's own.
+        cache: The feature cache.
+        progress: Show bars.
+
+    Raises:
+        DataError: If there is no such data or it cannot be used.
+        FeatureError: If features cannot be used.
+    """
+    files = _feature_files(spec)
+    if files is not None:
+        name = files.train.stem if files.test is None else files.train.parent.name
+        test = None if files.test is None else Features.load(files.test)
+        return FeatureSource(name, Features.load(files.train), test)
+    dataset = open_dataset(spec, templates=tuple(templates) or None)
+    return PictureSource(dataset, encoder.get(), cache, progress)
+
+
+class EncoderSlot:
+    """Loads the encoder when it is first asked for."""
+
+    def __init__(self, model: str, device: str | None = None) -> None:
+        self.model, self.device = model, device
+        self._encoder: DualEncoder | None = None
+
+    def get(self) -> DualEncoder:
+        """Return the encoder.
+
+        Raises:
+            EncoderError: If it cannot be loaded.
+        """
+        if self._encoder is None:
+            from rada.encoders import load_encoder
+
+            self._encoder = load_encoder(self.model, device=self.device)
+            self._encoder.freeze()
+        return self._encoder
+
+
+def domain_folders(spec: str) -> list[str]:
+    """Return the domains of a folder `domain/class/...` or `domain/train/class/...`.
+
+    Raises:
+        DataError: If it holds fewer than two folders that are data sets.
+    """
+    root = Path(spec).expanduser()
+    if not root.is_dir():
+        raise DataError(
+            f"{spec!r} is not a folder of domains; give other domains with --targets instead"
+        )
+    from rada.data.scan import list_folders
+
+    names = list_folders(root)
+    if len(names) < 2 or {name.lower() for name in names} <= {"train", "val", "test"}:
+        raise DataError(
+            f"{spec!r} should hold one folder for each domain, with class folders inside; it holds "
+            f"{', '.join(names) or 'no folders'}"
+        )
+    return [str(root / name) for name in names]
+
+
+def _splits(dataset: ImageDataset) -> tuple[ImageSplit, ImageSplit]:
+    """Return what to learn from and what to test on; without a split, two halves of every class."""
+    if "test" in dataset.splits and "train" not in dataset.splits:  # a set for testing alone
+        test = dataset.splits["test"]
+        return test.subset([]), test
+    train = dataset.split("train", "all")
+    for name in ("test", "val"):
+        if name in dataset.splits:
+            return train, dataset.splits[name]
+    first, second = _halves(train.ids, train.labels)
+    return train.subset(first), train.subset(second)
+
+
+def _halves(ids: Sequence[str], labels: np.ndarray) -> tuple[list[int], list[int]]:
+    """Halve every class by a hash of the pictures' keys, whatever their order."""
+    ranks = [hashlib.blake2b(b"half/" + id_bytes(key), digest_size=16).digest() for key in ids]
+    first: list[int] = []
+    second: list[int] = []
+    for label in np.unique(labels[labels >= 0]):
+        members = sorted(np.flatnonzero(labels == label).tolist(), key=lambda row: ranks[row])
+        first += members[: (len(members) + 1) // 2]
+        second += members[(len(members) + 1) // 2 :]
+    return sorted(first), sorted(second)
+
+
+def _same_classes(name: str, train: Features, test: Features) -> None:
+    if train.classes != test.classes:
+        strangers = sorted(set(train.classes) ^ set(test.classes))
+        raise FeatureError(
+            f"the classes of train and test differ in {name!r}: "
+            f"{', '.join(map(repr, strangers[:5])) or 'they stand in another order'}"
+        )
+    if train.dim != test.dim or train.encoder_fingerprint != test.encoder_fingerprint:
+        raise FeatureError(f"train and test of {name!r} come from different encoders")

@@ -1,0 +1,264 @@
+"""`rada bench`: methods, data sets, shots and seeds in one table and on one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rada.cli.options import Device, JsonFlag, NoCache, cache_option, print_json
+
+if TYPE_CHECKING:
+    from rada.bench import Plan, RunSummary
+
+app = typer.Typer(
+    help="Compare methods on data sets, over shots and seeds, with resume and one page.",
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+EXIT_SOME_FAILED = 1
+
+Out = Annotated[Path, typer.Option(help="Folder of the results; used again, it is completed.")]
+Names = Annotated[
+    list[str] | None, typer.Option(help="Separated by commas, or the option repeated.")
+]
+Seeds = Annotated[str | None, typer.Option(help="Seeds, separated by commas.")]
+Reference = Annotated[str, typer.Option(help="The method that differences are taken against.")]
+Root = Annotated[str, typer.Option(help="Folder of the real data sets.")]
+
+
+@app.callback()
+def bench(
+    context: typer.Context,
+    methods: Names = None,
+    datasets: Names = None,
+    targets: Names = None,
+    protocol: Names = None,
+    shots: Annotated[str | None, typer.Option(help="Pictures a class, by commas.")] = None,
+    seeds: Seeds = None,
+    model: Annotated[str | None, typer.Option(help="The dual encoder for pictures.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="METHOD.FIELD=VALUE; repeat for several.")
+    ] = None,
+    template: Annotated[list[str] | None, typer.Option(help="Prompt with {}; repeatable.")] = None,
+    allow_fewer: Annotated[
+        bool, typer.Option("--allow-fewer", help="Go on where a class has too few pictures.")
+    ] = False,
+    plan: Annotated[Path | None, typer.Option(help="TOML or YAML file with the same.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results.")] = None,
+    reference: Reference = "zero_shot",
+    no_cache: NoCache = False,
+    device: Device = None,
+    json: JsonFlag = False,
+) -> None:
+    """Run every method on every data set, or finish what was begun in --out.
+
+    Protocols: few-shot (default), base-to-new, cross-dataset, domain. Finished cells are skipped;
+    several processes may share one --out.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from rada.bench import Plan, load_plan
+    from rada.errors import ConfigError
+
+    given: dict[str, Any] = {
+        "methods": _listed(methods),
+        "datasets": _listed(datasets),
+        "targets": _listed(targets),
+        "protocols": _listed(protocol),
+        "shots": _numbers("shots", shots),
+        "seeds": _numbers("seeds", seeds),
+        "model": model,
+        "templates": tuple(template) if template else None,
+        "allow_fewer": allow_fewer or None,
+        "options": _settings(settings),
+    }
+    changes = {key: value for key, value in given.items() if value is not None}
+    if plan is None and not ("methods" in changes and "datasets" in changes):
+        raise ConfigError(
+            "say --methods and --datasets, or --plan FILE; `rada bench quick` needs neither"
+        )
+    if out is None:
+        raise ConfigError("say where the results go: --out DIR")
+    wanted = Plan.from_dict(changes) if plan is None else load_plan(plan, changes)
+    _go(wanted, out, reference, no_cache, device, json)
+
+
+@app.command("quick")
+def quick(
+    out: Out = Path("rada-bench-quick"),
+    seeds: Seeds = None,
+    reference: Reference = "zero_shot",
+    no_cache: NoCache = False,
+    json: JsonFlag = False,
+) -> None:
+    """Compare all methods on features, with the embedded model and data; some minutes."""
+    _recipe("quick", "", out, seeds, reference, no_cache, None, json)
+
+
+@app.command("paper-eft")
+def paper_eft(
+    out: Out = Path("rada-bench-eft"),
+    data_root: Root = "data",
+    seeds: Seeds = None,
+    reference: Reference = "zero_shot",
+    no_cache: NoCache = False,
+    device: Device = None,
+    json: JsonFlag = False,
+) -> None:
+    """Base-to-new on the 11 CoOp sets with CLIP ViT-B/16, beside the published numbers."""
+    _recipe("paper-eft", data_root, out, seeds, reference, no_cache, device, json)
+
+
+@app.command("paper-cross")
+def paper_cross(
+    out: Out = Path("rada-bench-cross"),
+    data_root: Root = "data",
+    seeds: Seeds = None,
+    reference: Reference = "zero_shot",
+    no_cache: NoCache = False,
+    device: Device = None,
+    json: JsonFlag = False,
+) -> None:
+    """Learn ImageNet, test on the other ten sets, with CLIP ViT-B/16."""
+    _recipe("paper-cross", data_root, out, seeds, reference, no_cache, device, json)
+
+
+@app.command("paper-dg")
+def paper_dg(
+    out: Out = Path("rada-bench-dg"),
+    data_root: Root = "data",
+    seeds: Seeds = None,
+    reference: Reference = "zero_shot",
+    no_cache: NoCache = False,
+    device: Device = None,
+    json: JsonFlag = False,
+) -> None:
+    """Learn ImageNet, test on V2, R, A, Sketch and ObjectNet, with CLIP ViT-B/16."""
+    _recipe("paper-dg", data_root, out, seeds, reference, no_cache, device, json)
+
+
+@app.command("report")
+def report(
+    directory: Annotated[Path, typer.Argument(help="A folder that `rada bench` filled.")],
+    reference: Reference = "zero_shot",
+    json: JsonFlag = False,
+) -> None:
+    """Make CSV, Markdown, LaTeX and one HTML page from the results."""
+    from rada.bench.page import write_files
+
+    files = write_files(directory, reference)
+    if json:
+        print_json({name: str(path) for name, path in files.items()})
+    else:
+        for path in files.values():
+            typer.echo(str(path))
+
+
+def _recipe(
+    name: str,
+    root: str,
+    out: Path,
+    seeds: str | None,
+    reference: str,
+    no_cache: bool,
+    device: str | None,
+    json: bool,
+) -> None:
+    import dataclasses
+
+    from rada.bench.recipes import recipe
+
+    plan = recipe(name, root)
+    chosen = _numbers("seeds", seeds)
+    if chosen is not None:
+        plan = dataclasses.replace(plan, seeds=chosen)
+    _go(plan, out, reference, no_cache, device, json)
+
+
+def _go(
+    plan: Plan, out: Path, reference: str, no_cache: bool, device: str | None, json: bool
+) -> None:
+    from rada.bench import run_plan
+    from rada.bench.page import write_files
+    from rada.bench.tables import check_reference
+
+    check_reference(reference, plan.methods)
+    summary = run_plan(
+        plan,
+        out,
+        cache=cache_option(no_cache),
+        device=device,
+        say=lambda text: typer.echo(text, err=True),
+    )
+    files = write_files(out, reference) if (out / "cells").exists() else {}
+    if json:
+        print_json(_facts(summary) | {"files": {name: str(path) for name, path in files.items()}})
+    else:
+        _print(out, reference, summary, files)
+    if summary.failed:
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _facts(summary: RunSummary) -> dict[str, Any]:
+    return {
+        "done": summary.done,
+        "skipped": summary.skipped,
+        "failed": [{"cell": cell.to_dict(), "reason": reason} for cell, reason in summary.failed],
+        "seconds": summary.seconds,
+    }
+
+
+def _print(out: Path, reference: str, summary: RunSummary, files: dict[str, Path]) -> None:
+    from rada.bench.tables import load_runs, result_tables
+    from rada.cli.tables import console, plain_table
+
+    screen = console()
+    for found in result_tables(load_runs(out), reference) if files else []:
+        table = plain_table(found.title, found.columns[0], *found.columns[1:])
+        for row in found.rows:
+            table.add_row(*row)
+        screen.print(table)
+    screen.print(
+        f"{summary.done} cells run, {summary.skipped} there before, {len(summary.failed)} failed, "
+        f"{summary.seconds:.0f} s",
+        highlight=False,
+    )
+    if "html" in files:
+        screen.print(f"Page: [bold]{files['html']}[/bold]", highlight=False)
+
+
+def _listed(values: list[str] | None) -> tuple[str, ...] | None:
+    """Split at commas, but leave a path that has one alone."""
+    if not values:
+        return None
+    found: list[str] = []
+    for value in values:
+        found += [value] if Path(value).exists() else value.split(",")
+    return tuple(entry.strip() for entry in found if entry.strip())
+
+
+def _numbers(name: str, text: str | None) -> tuple[int, ...] | None:
+    from rada.errors import ConfigError
+
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(
+            f"--{name} should be numbers separated by commas, not {text!r}"
+        ) from error
+
+
+def _settings(texts: list[str] | None) -> dict[str, dict[str, Any]] | None:
+    from rada.bench.plan import parse_setting
+
+    if not texts:
+        return None
+    found: dict[str, dict[str, Any]] = {}
+    for text in texts:
+        label, field, value = parse_setting(text)
+        found.setdefault(label, {})[field] = value
+    return found
