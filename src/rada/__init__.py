@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rada.head import HeadOutput, RAdaHead, rational_matrix
     from rada.report import write_report
     from rada.settings import TrainedHead, train_head
+    from rada.settings.ttt import OnlineAdapter, TTTConfig, adapt_views
+    from rada.settings.ttt.adapter import TestTimeAdapter
 
 _HOMES = {
     "rada.classifier": ("Prediction", "RAdaClassifier"),
@@ -31,6 +33,8 @@ _HOMES = {
     "rada.head": ("HeadOutput", "RAdaHead", "rational_matrix"),
     "rada.report": ("write_report",),
     "rada.settings": ("TrainedHead", "train_head"),
+    "rada.settings.ttt": ("OnlineAdapter", "TTTConfig", "adapt_views"),
+    "rada.settings.ttt.adapter": ("TestTimeAdapter",),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -40,11 +44,15 @@ __all__ = [
     "FeatureCache",
     "Features",
     "HeadOutput",
+    "OnlineAdapter",
     "Prediction",
     "RAdaClassifier",
     "RAdaHead",
+    "TTTConfig",
+    "TestTimeAdapter",
     "TrainedHead",
     "__version__",
+    "adapt_views",
     "compare",
     "evaluate_logits",
     "extract_features",

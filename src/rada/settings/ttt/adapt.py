@@ -166,7 +166,8 @@ def _plan(start: Start, kept: int, batch_size: int | None) -> tuple[Method, int]
 
 def _adapt(start: Start, views: Tensor, method: Method) -> tuple[Tensor, ...]:
     """Return the fields of `Adaptation` for one chunk `(n, V, D)`."""
-    chosen = start.choose(views)
+    # The reference shares no shortcut with what it is the reference of.
+    chosen = start.choose(views, plainly=method is adapt_by_loop)
     logits, peaks = method(start, views[:, 0], chosen)
     active = chosen.active
     return (

@@ -68,6 +68,10 @@ class StackedHeads:
             output = functional_call(start.head, parameters, arguments)
             return output.logits, output.max_deviation
 
+        if len(views) == 1:
+            # Without the transform the head's own form runs, which never holds a map of all classes.
+            alone = one({name: p[0] for name, p in self.parameters.items()}, views[0])
+            return alone[0][None], alone[1][None]
         logits, deviation = vmap(one)(self.parameters, views)
         return logits, deviation
 

@@ -67,22 +67,25 @@ class Start:
     untrained: bool
 
     @torch.no_grad()
-    def logits(self, views: Tensor) -> Tensor:
-        """Return the start's logits of views, `(n, V, D)` to `(n, V, K)`."""
-        if self.untrained:
+    def logits(self, views: Tensor, *, plainly: bool = False) -> Tensor:
+        """Return the start's logits of views, `(n, V, D)` to `(n, V, K)`.
+
+        `plainly` runs the head even where its mask is known to be one.
+        """
+        if self.untrained and not plainly:
             return self.scale * views @ self.text.T
-        flat = self.head(views.flatten(0, 1), self.text, self.scale, self.strength).logits
+        flat: Tensor = self.head(views.flatten(0, 1), self.text, self.scale, self.strength).logits
         return flat.unflatten(0, views.shape[:2])
 
-    def choose(self, views: Tensor) -> Chosen:
+    def choose(self, views: Tensor, *, plainly: bool = False) -> Chosen:
         """Keep the confident views of pictures `(n, V, D)`."""
-        logits = self.logits(views)
-        entropies = view_entropies(logits)
-        if self.untrained:
+        logits = self.logits(views, plainly=plainly)
+        if self.untrained and not plainly:
             # Its own float64 product: rounding must not choose other views for another batch.
-            wide = self.scale * views.double() @ self.text.double().T
-            entropies = view_entropies(wide)
-        return self.choose_by(views, logits, entropies)
+            return self.choose_by(
+                views, logits, view_entropies(self.scale * views.double() @ self.text.double().T)
+            )
+        return self.choose_by(views, logits, view_entropies(logits))
 
     def choose_by(self, views: Tensor, logits: Tensor, entropies: Tensor) -> Chosen:
         """Do the same with logits and entropies from elsewhere."""
@@ -94,9 +97,7 @@ class Start:
         if self.config.max_entropy < 1:
             active = uncertain <= self.config.max_entropy * math.log(logits.shape[-1])
         answer = mean if self.config.predict_with == "kept" else logits[:, 0]
-        return Chosen(
-            gather_views(views, kept), kept, entropies, answer, uncertain, active
-        )
+        return Chosen(gather_views(views, kept), kept, entropies, answer, uncertain, active)
 
     def loss(self, logits: Tensor, deviation: Tensor) -> Tensor:
         """Return the loss of each picture from its kept views' logits and largest deviations."""
@@ -162,8 +163,6 @@ def make_start(
 
 
 def _frozen_copy(head: RAdaHead, like: Tensor) -> RAdaHead:
-    copy = RAdaHead(
-        head.dim, head.num_heads, head.temperature, memory_budget=head.memory_budget
-    )
+    copy = RAdaHead(head.dim, head.num_heads, head.temperature, memory_budget=head.memory_budget)
     copy.load_state_dict(head.state_dict())
     return copy.to(device=like.device, dtype=like.dtype).eval().requires_grad_(False)
