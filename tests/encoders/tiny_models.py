@@ -84,7 +84,7 @@ def siglip(folder: Path) -> None:
 def siglip2(folder: Path) -> None:
     from transformers import Siglip2Config, Siglip2ImageProcessor, Siglip2Model
 
-    tok = tokenizer("<s>", "</s>", bos_token="<s>", eos_token="</s>")
+    tok = tokenizer("<s>", "</s>", bos_token="<s>", eos_token="</s>", padding_side="right")
     tok.model_input_names = ["input_ids"]
     text = {**LAYER, **_ids(tok), "max_position_embeddings": 16, "projection_size": 32}
     vision = {**LAYER, "patch_size": 8, "num_patches": 16}

@@ -22,6 +22,7 @@ __all__ = [
     "LoadOptions",
     "ModelInfo",
     "describe_model",
+    "families_table",
     "list_families",
     "list_models",
     "load_encoder",
@@ -103,10 +104,12 @@ class EncoderFamily(DualEncoder):
     Attributes:
         spelling: How its models are called, for lists.
         summary: What it holds, in one line.
+        conditional: Those of its capabilities that not every one of its models has.
     """
 
     spelling: ClassVar[str] = ""
     summary: ClassVar[str] = ""
+    conditional: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     @abstractmethod
@@ -188,6 +191,21 @@ def list_families() -> list[FamilyInfo]:
         FamilyInfo(f.family, f.spelling, f.summary, tuple(sorted(f.capabilities)))
         for f in _families()
     ]
+
+
+def families_table() -> str:
+    """Return families x capabilities as the Markdown table of the documentation.
+
+    "if" marks what depends on the model's architecture: the encoder's own `capabilities` say.
+    """
+    names = list(CAPABILITIES)
+    header = ["family", "models", *names]
+    rows = [header, ["---", "---", *[":-:"] * len(names)]]
+    for family in _families():
+        marks = ["if" if name in family.conditional else "yes" for name in names]
+        offered = [m if n in family.capabilities else "" for n, m in zip(names, marks, strict=True)]
+        rows.append([f"`{family.family}`", f"{family.summary}: `{family.spelling}`", *offered])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def list_models() -> list[ModelInfo]:

@@ -69,6 +69,7 @@ class CustomEncoder(EncoderFamily):
     spelling = "rada.CustomEncoder(...)"
     summary = "your own pair of functions"
     capabilities = frozenset({"image_gradients", "text_gradients"})
+    conditional = capabilities
 
     def __init__(
         self,

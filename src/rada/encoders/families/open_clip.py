@@ -70,6 +70,7 @@ class OpenClipEncoder(EncoderFamily):
             "save",
         }
     )
+    conditional = frozenset({"logit_bias", "deep_text_prompts", "deep_image_prompts", "save"})
     model: Any
 
     def __init__(
