@@ -51,36 +51,30 @@ def align_classes(
         position.get(renamed.get(fold_name(name), ""), position.get(fold_name(name)))
         for name in found
     ]
-    result = [index for index in exact if index is not None]
+    near = [
+        _near_by_words(name, wanted) if index is None else [index]
+        for name, index in zip(found, exact, strict=True)
+    ]
+    result = [indices[0] for indices in near if len(indices) == 1]
     if len(result) == len(found) and len(set(result)) == len(found):
         return result
-    by_words = _match_by_words(found, wanted)
-    if by_words is not None:
-        return by_words
     words = [set(fold_name(name).split()) for name in (*found, *wanted)]
     strangers = not any(one & other for one in words[: len(found)] for other in words[len(found) :])
     if strangers and len(found) == len(wanted):
         pairs = ", ".join(f"{a!r} = {b!r}" for a, b in zip(found, wanted, strict=True))
         warnings.warn(f"classes matched by their order: {pairs}", UserWarning, stacklevel=3)
         return list(range(len(found)))
-    lost = [name for name, index in zip(found, exact, strict=True) if index is None] or list(found)
+    lost = [name for name, indices in zip(found, near, strict=True) if len(indices) != 1]
+    lost = lost or [name for name, index in zip(found, exact, strict=True) if index is None]
+    lost = lost or list(found)
     raise DataError(
         f"the data has the class {lost[0]!r}, which is none of {', '.join(map(repr, wanted))}: "
         "name the classes as in the data, or give a mapping from its names to yours"
     )
 
 
-def _match_by_words(found: Sequence[str], wanted: Sequence[str]) -> list[int] | None:
-    """Match names one of which holds all words of the other, if that is one to one."""
-    result = []
-    for name in found:
-        words = set(fold_name(name).split())
-        near = [
-            index
-            for index, other in enumerate(wanted)
-            if words <= set(fold_name(other).split()) or set(fold_name(other).split()) <= words
-        ]
-        if len(near) != 1:
-            return None
-        result.append(near[0])
-    return result if len(set(result)) == len(result) else None
+def _near_by_words(name: str, wanted: Sequence[str]) -> list[int]:
+    """Return the names that hold all words of `name`, or all of whose words it holds."""
+    words = set(fold_name(name).split())
+    others = [set(fold_name(other).split()) for other in wanted]
+    return [index for index, other in enumerate(others) if words <= other or other <= words]

@@ -1,0 +1,145 @@
+"""Tables in every format that is accepted, and rows that cannot be used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data.pictures import draw_folder
+from rada.data import open_dataset, write_manifest
+from rada.errors import DataError
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    return draw_folder(tmp_path, {"img": 6})
+
+
+def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
+    path.write_text(text, encoding=encoding, newline="")
+    return path
+
+
+ROWS = [("img/0.png", "cat"), ("img/1.png", "hot_dog"), ("img/2.png", "cat")]
+OBJECTS = [{"path": path, "label": label} for path, label in ROWS]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "encoding"),
+    [
+        ("t.csv", "path,label\n" + "".join(f"{p},{c}\n" for p, c in ROWS), "utf-8"),
+        ("t.csv", "path,label\r\n" + "".join(f"{p},{c}\r\n" for p, c in ROWS), "utf-8-sig"),
+        ("t.CSV", "Label; Path\n" + "".join(f'"{c}";{p}\n' for p, c in ROWS), "utf-8"),
+        ("t.csv", "x,path,label\n\n" + "".join(f'"a,b",{p}, {c} \n' for p, c in ROWS), "utf-8"),
+        ("t.tsv", "path\tlabel\n" + "".join(f"{p}\t{c}\n" for p, c in ROWS), "utf-8"),
+        ("t.csv", "path,label\n" + "".join(f".\\{p},{c}\n" for p, c in ROWS), "utf-8"),
+        ("t.jsonl", "\n\n".join(map(json.dumps, OBJECTS)), "utf-8"),
+        ("t.ndjson", "\n".join(map(json.dumps, OBJECTS)), "utf-8-sig"),
+        ("t.json", json.dumps(OBJECTS), "utf-8"),
+    ],
+)
+def test_formats(place: Path, name: str, text: str, encoding: str) -> None:
+    dataset = open_dataset(write(place / name, text, encoding))
+    split = dataset.split("all")
+    assert dataset.name == "t" and dataset.classes == ("cat", "hot dog")
+    assert split.ids == ("img/0.png", "img/1.png", "img/2.png")
+    assert split.labels.tolist() == [0, 1, 0]
+    assert split.path(0) == place / "img" / "0.png"
+
+
+def test_splits_and_absolute_paths(place: Path, tmp_path: Path) -> None:
+    table = write(
+        place / "t.csv",
+        f"path,label,split\n{place}/img/0.png,a,training\nimg/1.png,b,train\nimg/2.png,b,Test\n",
+    )
+    dataset = open_dataset(table)
+    assert list(dataset.splits) == ["train", "test"]
+    assert dataset.split("test").labels.tolist() == [1]
+    assert dataset.split("train").load(0).size == (12, 8)
+
+
+def test_numbers_as_labels(place: Path) -> None:
+    lines = [
+        json.dumps({"path": f"img/{i}.png", "label": label}) for i, label in enumerate([10, 2])
+    ]
+    table = write(place / "t.jsonl", "\n".join(lines))
+    with pytest.warns(UserWarning, match="called by numbers"):
+        dataset = open_dataset(table)
+    assert dataset.classes == ("2", "10") and dataset.split("all").labels.tolist() == [1, 0]
+    names = [f"class {number}" for number in range(12)]
+    dataset = open_dataset(table, class_names=names)
+    assert dataset.classes == tuple(names) and dataset.split("all").labels.tolist() == [10, 2]
+    assert open_dataset(table, class_names=["two", "ten"]).classes == ("two", "ten")
+    with pytest.raises(DataError, match="4 names were given for the 2 classes"):
+        open_dataset(table, class_names=["a", "b", "c", "d"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("t.csv", "", "lacks the column 'path'"),
+        ("t.csv", "path,label\n", "no rows"),
+        ("t.csv", "img/0.png,cat\n", "lacks the column 'path'"),
+        ("t.csv", "path,class_id\nimg/0.png,cat\n", "lacks the column 'label'"),
+        ("t.csv", "path,label\nimg/0.png,cat\nimg/1.png,\n", "line 3: the label is None"),
+        ("t.csv", "path,label\nimg/0.png,cat\n ,dog\n", "line 3: the path is ' '"),
+        ("t.csv", "path,label\nimg/0.png,cat\nimg/1.png,hot, dog\n", "line 3 has 3 values for 2"),
+        ("t.csv", "path,label\nimg/0.png\n", "line 2 has 1 values"),
+        ("t.csv", "path,label\nimg/0.png,cat\n./img/0.png,dog\n", "line 3: .* in line 2 already"),
+        ("t.csv", "path,label\nimg/0.png,cat\nimg/1.png,cat\n", r"1 class \('cat'\)"),
+        ("t.csv", "path,label\nimg/0.png,Cat\nimg/1.png,cat\n", "differ in spelling only"),
+        ("t.csv", "path,label,split\nimg/0.png,a,train\nimg/1.png,b,\n", "line 3 has no split"),
+        ("t.csv", "path,label,split\nimg/0.png,a,treno\n", "the split 'treno' is none of train"),
+        (
+            "t.csv",
+            "path,label,split\nimg/0.png,a,train\nimg/1.png,b,train\nimg/2.png,c,test\n",
+            "'c' of 't' has pictures in test but none in train",
+        ),
+        ("t.csv", "path,label\nimg/0.png,a\nimg/8.png,b\nimg/9.png,a\n", "2 of the pictures"),
+        ("t.jsonl", '{"path": "img/0.png"}', "line 1: the label is None"),
+        ("t.jsonl", '{"path": "img/0.png", "label": 1.5}', "the label is 1.5"),
+        ("t.jsonl", '{"path": "img/0.png", "label": true}', "the label is True"),
+        ("t.jsonl", '{"path": ["img/0.png"], "label": 1}', "the path is"),
+        ("t.jsonl", '["img/0.png", 1]', "line 1 is not a JSON object"),
+        ("t.jsonl", '\n{"path": }', "line 2 is not JSON"),
+        ("t.json", '{"path": "img/0.png"}', "list of objects"),
+        ("t.json", "[", "cannot be read as JSON"),
+    ],
+)
+def test_bad_tables(place: Path, name: str, text: str, message: str) -> None:
+    table = write(place / name, text)
+    with pytest.raises(DataError, match=message):
+        open_dataset(table)
+
+
+def test_a_table_that_cannot_be_read(place: Path) -> None:
+    (place / "binary.csv").write_bytes(b"path,label\n\xff\xfe\x00")
+    with pytest.raises(DataError, match="cannot be read"):
+        open_dataset(place / "binary.csv")
+    with pytest.raises(DataError, match="does not exist"):
+        open_dataset(place / "absent.csv")
+
+
+def test_missing_files_can_be_skipped(place: Path) -> None:
+    text = "path,label\nimg/0.png,a\nimg/1.png,b\nimg/8.png,b\n"
+    dataset = open_dataset(write(place / "t.csv", text), skip_bad=True)
+    assert [(entry.split, entry.id) for entry in dataset.skipped] == [("all", "img/8.png")]
+    assert dataset.split("all").labels.tolist() == [0, 1]
+    write(place / "t.csv", "path,label\nimg/0.png,a\nimg/1.png,a\nimg/8.png,b\n")
+    with pytest.raises(DataError, match=r"class 'b' .* has no picture left"):
+        open_dataset(place / "t.csv", skip_bad=True)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json", "jsonl"])
+def test_a_manifest_is_a_table(tmp_path: Path, suffix: str) -> None:
+    root = draw_folder(tmp_path / "d", {"train/a_b": 2, "train/ü, x": 1, "test/a_b": 1})
+    dataset = open_dataset(root)
+    write_manifest(tmp_path / f"used.{suffix}", dataset.splits)
+    again = open_dataset(tmp_path / f"used.{suffix}")
+    assert again.classes == dataset.classes and list(again.splits) == ["train", "test"]
+    for name, split in dataset.splits.items():
+        assert again.splits[name].fingerprint() == split.fingerprint()
+    with pytest.raises(DataError, match=r"ends in \.csv"):
+        write_manifest(tmp_path / "used.txt", dataset.splits)
