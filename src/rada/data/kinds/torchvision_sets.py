@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
+import operator
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import parse_qsl
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from rada.data.dataset import ImageDataset, ImageSplit
 from rada.data.prompts import display_name
 from rada.data.registry import register_dataset
+from rada.data.scan import is_folder
 from rada.data.sources import FileSource, IndexedSource, Source
 from rada.errors import DataError
 
@@ -28,6 +32,11 @@ _SPELLINGS = {"train": ("train", "trainval"), "val": ("val", "valid"), "test": (
 # Where they keep their files and their labels, if they do.
 _FILES = ("samples", "_samples", "_image_files", "_images", "_image_paths", "imgs")
 _LABELS = ("targets", "_labels", "labels", "_targets", "y")
+_PAIRS = ("samples", "_samples", "index")  # (file, label), or (label, file) in INaturalist
+_NAMES = ("classes", "categories", "all_categories")
+_ABSTRACT = ("VisionDataset", "DatasetFolder")
+# Options that are functions cannot be written in a specification.
+_FUNCTIONS = {"transform", "target_transform", "transforms", "loader", "is_valid_file"}
 
 
 def load_torchvision(spec: str) -> ImageDataset:
@@ -45,8 +54,7 @@ def load_torchvision(spec: str) -> ImageDataset:
     options = _options(name, parameters, query)
     opened = _open(name, make, parameters, options)
     labels = {split: _labels(name, items) for split, items in opened.items()}
-    keys = _keys(next(iter(opened.values())), labels)
-    classes = tuple(display_name(key) for key in keys)
+    keys, classes = _classes(name, opened, labels)
     root = Path(options.get("root", _ROOT)).absolute()
     splits = {
         split: ImageSplit(classes, labels[split], _source(items, root, f"{name}/{split}"))
@@ -58,12 +66,16 @@ def load_torchvision(spec: str) -> ImageDataset:
 def _find(name: str) -> Callable[..., Any]:
     from torchvision import datasets
 
-    found = getattr(datasets, name, None) if name in datasets.__all__ else None
-    if found is None or not hasattr(found, "__getitem__"):
-        near = difflib.get_close_matches(name, datasets.__all__, n=3)
+    known = [
+        key
+        for key in datasets.__all__
+        if key not in _ABSTRACT and hasattr(getattr(datasets, key), "__getitem__")
+    ]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise DataError(f"torchvision has no data set {name!r}{hint}")
-    return found  # type: ignore[no-any-return]
+    return getattr(datasets, name)  # type: ignore[no-any-return]
 
 
 def _parameters(make: Any) -> dict[str, inspect.Parameter]:
@@ -81,17 +93,19 @@ def _parameters(make: Any) -> dict[str, inspect.Parameter]:
 def _options(name: str, parameters: Mapping[str, inspect.Parameter], query: str) -> dict[str, Any]:
     """Read the options of a specification as the types that the class has by default."""
     given = dict(parse_qsl(query, keep_blank_values=True))
-    unknown = sorted(set(given) - set(parameters))
+    allowed = [key for key in parameters if key not in _FUNCTIONS]
+    unknown = sorted(set(given) - set(allowed))
     if unknown:
         raise DataError(
-            f"torchvision's {name} has no option {unknown[0]!r}; it has {', '.join(parameters)}"
+            f"torchvision's {name} has no option {unknown[0]!r}; it has {', '.join(allowed)}"
         )
-    options: dict[str, Any] = {}
+    # Some classes would download by themselves.
+    options: dict[str, Any] = {"download": False} if "download" in parameters else {}
     for key, text in given.items():
         default = parameters[key].default
         if isinstance(default, bool) or key in ("download", "train"):
             options[key] = text.lower() in ("1", "true", "yes")
-        elif isinstance(default, int):
+        elif isinstance(default, int) or (default is None and text.isdecimal()):
             options[key] = _number(name, key, text)
         else:
             options[key] = text
@@ -116,6 +130,10 @@ def _open(
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Open every split that is there."""
+    root = options.get("root")
+    if root is not None and not options.get("download") and not is_folder(root):
+        # Some classes make the folder, as if this were of any use.
+        _refuse(name, options, {"": FileNotFoundError("there is no such folder.")})
     needed = [
         key
         for key, entry in parameters.items()
@@ -130,11 +148,9 @@ def _open(
             continue
         try:
             opened[split] = make(**options, **arguments)
-        except ValueError as error:
-            if "split" not in arguments:  # otherwise: the class does not know such a split
+        except Exception as error:  # whatever the reader of another library raises for its files
+            if not ("split" in arguments and "Unknown value" in str(error)):
                 failures[split] = error
-        except (RuntimeError, OSError, ImportError, TypeError, EOFError) as error:
-            failures[split] = error
     if not opened:
         _refuse(name, options, failures)
     for split, failure in failures.items():
@@ -158,7 +174,7 @@ def _refuse(name: str, options: Mapping[str, Any], failures: Mapping[str, Except
     reason = next(
         iter(failures.values()), "it knows none of the usual splits: name one, ?split=..."
     )
-    text = " ".join(str(reason).split())
+    text = " ".join((str(reason) or type(reason).__name__).split())
     if "root" not in options or not failures:
         raise DataError(f"torchvision's {name} cannot be opened: {text}")
     raise DataError(
@@ -168,37 +184,104 @@ def _refuse(name: str, options: Mapping[str, Any], failures: Mapping[str, Except
 
 
 def _labels(name: str, items: Any) -> NDArray[np.int64]:
+    """Return the label of each item, without decoding pictures where the data set keeps a list."""
+    _check_item(name, items)
+    kept = _kept_labels(items)
+    if kept is None:
+        return _as_labels(name, [items[index][1] for index in range(len(items))])
+    labels = _as_labels(name, kept)
+    for index in {0, len(items) - 1} if len(items) else ():
+        with contextlib.suppress(Exception):  # a bad picture, which is reported when it is loaded
+            if _as_labels(name, [items[index][1]])[0] != labels[index]:  # an option chose others
+                return _as_labels(name, [items[index][1] for index in range(len(items))])
+    return labels
+
+
+def _check_item(name: str, items: Any) -> None:
+    """Check by its first item that a data set is one of pictures and classes."""
+    try:
+        first = items[0]
+    except Exception:  # an empty set, or a bad picture, which is reported when it is loaded
+        return
+    if (
+        not isinstance(first, tuple)
+        or len(first) != 2
+        or not isinstance(first[0], Image.Image)
+        or not (first[1] is None or _is_integer(first[1]))
+    ):
+        kinds = [type(part).__name__ for part in first] if isinstance(first, tuple) else [first]
+        shown = ", ".join(map(str, kinds)) if isinstance(first, tuple) else type(first).__name__
+        raise DataError(
+            f"torchvision's {name} does not have one class for each picture: its items are ({shown})"
+        )
+
+
+def _is_integer(value: Any) -> bool:
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _kept_labels(items: Any) -> list[Any] | None:
     for attribute in _LABELS:
         values = getattr(items, attribute, None)
-        if values is not None and len(values) == len(items):
-            break
-    else:
-        values = _second(items) or [items[index][1] for index in range(len(items))]
-    try:
-        labels = np.asarray(values)
-    except ValueError:  # boxes: lists of different lengths
-        labels = np.array([None])
-    if labels.shape != (len(items),) or labels.dtype.kind not in "iu":
-        raise DataError(f"torchvision's {name} does not have one class for each picture")
-    return labels.astype(np.int64)
-
-
-def _second(items: Any) -> list[Any] | None:
-    """Return the labels of a data set that keeps pairs of file and label."""
-    for attribute in ("samples", "_samples"):
+        if values is not None and not isinstance(values, str) and len(values) == len(items):
+            return list(values.tolist() if hasattr(values, "tolist") else values)
+    for attribute in _PAIRS:
         pairs = getattr(items, attribute, None)
-        if isinstance(pairs, list) and len(pairs) == len(items) and isinstance(pairs[0], tuple):
-            return [pair[1] for pair in pairs]
+        if _are_pairs(pairs, len(items)):
+            return [pair[0] if attribute == "index" else pair[1] for pair in pairs]
     return None
 
 
-def _keys(items: Any, labels: Mapping[str, NDArray[np.int64]]) -> tuple[str, ...]:
-    """Return the class names that the data set says; numbers where it says none."""
-    names = getattr(items, "classes", None) or getattr(items, "categories", None)
+def _are_pairs(values: Any, count: int) -> TypeGuard[list[tuple[Any, Any]]]:
+    return (
+        isinstance(values, list)
+        and len(values) == count > 0
+        and all(isinstance(pair, tuple) and len(pair) == 2 for pair in values)
+    )
+
+
+def _as_labels(name: str, values: list[Any]) -> NDArray[np.int64]:
+    """Return (N,) int64; None is -1, the label of pictures without one."""
+    try:
+        labels = [-1 if value is None else operator.index(value) for value in values]
+    except TypeError as error:
+        raise DataError(f"torchvision's {name} does not have one class for each picture") from error
+    return np.array(labels, dtype=np.int64)
+
+
+def _classes(
+    name: str, opened: Mapping[str, Any], labels: Mapping[str, NDArray[np.int64]]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return keys and display names; numbers where the data set says no names."""
     count = 1 + max(int(values.max(initial=-1)) for values in labels.values())
-    if not isinstance(names, list | tuple) or len(names) < count:
-        return tuple(map(str, range(count)))
-    return tuple(entry if isinstance(entry, str) else str(entry[0]) for entry in names)
+    found = {split: _names(items) for split, items in opened.items()}
+    split, names = next(iter(found.items()))
+    differing = [other for other, entry in found.items() if entry != names]
+    if differing:
+        raise DataError(
+            f"torchvision's {name} has other classes in {differing[0]} than in {split}: the files of "
+            "one of them are incomplete"
+        )
+    if names is None or len(names) < count:
+        numbers = tuple(map(str, range(count)))
+        return numbers, numbers
+    # Those of ImageNet are no keys: it has two cranes.
+    wnids = getattr(opened[split], "wnids", None)
+    keys = tuple(wnids) if isinstance(wnids, list) and len(wnids) == len(names) else names
+    return keys, tuple(display_name(entry) for entry in names)
+
+
+def _names(items: Any) -> tuple[str, ...] | None:
+    for attribute in _NAMES:
+        names = getattr(items, attribute, None)
+        if isinstance(names, list | tuple) and names:
+            return tuple(entry if isinstance(entry, str) else str(entry[0]) for entry in names)
+    table = getattr(items, "class_to_idx", None)
+    return tuple(sorted(table, key=table.__getitem__)) if isinstance(table, dict) else None
 
 
 def _source(items: Any, root: Path, prefix: str) -> Source:
@@ -208,8 +291,13 @@ def _source(items: Any, root: Path, prefix: str) -> Source:
         if not isinstance(files, list) or len(files) != len(items) or not files:
             continue
         paths = [entry[0] if isinstance(entry, tuple) else entry for entry in files]
-        if all(isinstance(path, str | Path) for path in paths) and Path(paths[0]).is_file():
+        texts = all(isinstance(path, str | Path) for path in paths)
+        if texts and any(Path(path).is_file() for path in paths[:100]):  # some may be missing
             return FileSource(root, tuple(_relative(Path(path), root) for path in paths))
+    if hasattr(items, "all_categories"):  # INaturalist: (category, file name)
+        folder = Path(items.root).absolute()
+        files = [folder / items.all_categories[category] / name for category, name in items.index]
+        return FileSource(root, tuple(_relative(path, root) for path in files))
     return IndexedSource(items, np.arange(len(items)), prefix)
 
 
