@@ -158,3 +158,15 @@ def test_a_new_kind_is_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("mine:NAME", " "):
         with pytest.raises(ValueError, match="blank or registered already"):
             register_dataset(name, "again", matches=lambda spec: False, load=load)
+
+
+def test_the_kind_of_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_KINDS", dict(registry._KINDS))
+    page = Path(__file__).parents[2] / "docs" / "datasets.md"
+    code = page.read_text(encoding="utf-8").split("```python\n")[-1].split("```")[0]
+    exec(compile(code, str(page), "exec"), {"__name__": "documentation"})
+    for name in ("ant-1", "bee-1", "ant-2"):
+        draw(tmp_path / f"{name}.jpg")
+    dataset = open_dataset(f"numbered:{tmp_path}", class_names={"ant": "red ant"})
+    assert dataset.classes == ("red ant", "bee")
+    assert dataset.split("all").labels.tolist() == [0, 0, 1]
