@@ -354,6 +354,7 @@ def test_models_datasets_and_cache(environment: dict[str, str], fitted: Path) ->
     assert "textiles" in names
     entries = json.loads(ok("cache", "list", "--json", environment=environment))
     assert sum(entry["pictures"] for entry in entries) > 0
+    assert "embedded" in ok("cache", "list", environment=environment)
     folder = ok("cache", "path", environment=environment).strip()
     assert folder.startswith(environment["RADA_CACHE"])
     assert "freed" in ok("cache", "clear", environment=environment)

@@ -23,6 +23,7 @@ def path() -> None:
 def list_entries(json: JsonFlag = False) -> None:
     """List what the cache holds, by encoder."""
     import dataclasses
+    import datetime
 
     from rada.cli.tables import console, plain_table
     from rada.features import FeatureCache
@@ -36,7 +37,7 @@ def list_entries(json: JsonFlag = False) -> None:
         return
     table = plain_table(None, "encoder", "pictures", "MB", "last used")
     for entry in entries:
-        used = f"{entry.last_used:%Y-%m-%d %H:%M}"
+        used = f"{datetime.datetime.fromtimestamp(entry.last_used):%Y-%m-%d %H:%M}"
         table.add_row(entry.encoder, str(entry.pictures), f"{entry.bytes / 1e6:.1f}", used)
     console().print(table)
 
