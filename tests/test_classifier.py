@@ -208,3 +208,18 @@ def test_names_that_share_nothing_go_by_order_with_a_warning(features: Features)
         clf = RAdaClassifier(None, names, config=QUICK).fit(features)
     assert any("'class 0' = 'ant'" in str(entry.message) for entry in caught)
     assert clf.aliases["class 5"] == "fox"
+
+
+def test_bad_pictures_are_replaced_by_the_next(embedded, photos: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    import shutil
+
+    from rada import few_shot, open_dataset
+
+    root = Path(shutil.copytree(photos / "train", tmp_path / "photos"))
+    drawn = few_shot(open_dataset(root).split("all"), 3, 1)
+    drawn.path(0).write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"\.png"):
+        RAdaClassifier(embedded, config=QUICK).fit(root, shots=3, seed=1)
+    clf = RAdaClassifier(embedded, config=QUICK, skip_bad=True).fit(root, shots=3, seed=1)
+    assert clf.record["images"] == 9
+    assert [entry[0] for entry in clf.record["skipped"]] == [drawn.ids[0]]

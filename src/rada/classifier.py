@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rada.config import EFTConfig
-from rada.data import ImageDataset, ImageSplit, few_shot, open_dataset
+from rada.data import ImageDataset, ImageSplit, few_shot, open_dataset, readable_shots
 from rada.data.align import align_classes, fold_name
 from rada.data.prompts import DEFAULT_TEMPLATE, check_class_names, load_templates
 from rada.encoders import DualEncoder, load_encoder
@@ -312,7 +312,7 @@ class RAdaClassifier:
         """
         found = self._open(data, TRAIN_SPLITS)
         classes, places = self._aligned(found)
-        chosen = _draw(found, shots, seed, allow_fewer)
+        chosen, skipped = self._draw(found, shots, seed, allow_fewer)
         features = self._encode(chosen, views=self.config.views, seed=seed)
         if (features.labels < 0).any():
             raise DataError("training needs a label for every picture, but some have none")
@@ -340,7 +340,7 @@ class RAdaClassifier:
             "shots": shots,
             "data": str(data) if isinstance(data, str | Path) else getattr(data, "name", None),
             "data_fingerprint": features.fingerprint,
-            "skipped": [list(entry) for entry in features.skipped],
+            "skipped": [*skipped, *(list(entry) for entry in features.skipped)],
             "origin": features.encoder_fingerprint,
             "origin_name": features.encoder,
             **describe(self.trained),
@@ -349,6 +349,21 @@ class RAdaClassifier:
             self.save_pretrained(folder)
             shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)
         return self
+
+    def _draw(
+        self, found: ImageSplit | Features, shots: int | None, seed: int, allow_fewer: bool
+    ) -> tuple[ImageSplit | Features, list[list[str]]]:
+        """Return `shots` pictures of each class, or all, and the bad ones that were passed over."""
+        if shots is None:
+            return found, []
+        if isinstance(found, Features):
+            return found.few_shot(shots, seed, allow_fewer=allow_fewer), []
+        if not self.skip_bad:
+            return few_shot(found, shots, seed, allow_fewer=allow_fewer), []
+        good, bad = readable_shots(
+            found, shots, seed, allow_fewer=allow_fewer, progress=self.progress
+        )
+        return good, [[entry.id, entry.reason] for entry in bad]
 
     def _finished(self, folder: Path, key: str, overwrite: bool) -> bool:
         """Take over the head in `folder` if it is of this very run; refuse to replace another."""
@@ -714,17 +729,6 @@ def _training_config(saved: HeadConfig) -> EFTConfig:
         return EFTConfig.from_dict(saved.training.get("config", {}))
     except ConfigError as error:
         raise CheckpointError(f"the head's training configuration is damaged: {error}") from error
-
-
-def _draw(
-    found: ImageSplit | Features, shots: int | None, seed: int, allow_fewer: bool
-) -> ImageSplit | Features:
-    """Return `shots` pictures of each class, or all."""
-    if shots is None:
-        return found
-    if isinstance(found, Features):
-        return found.few_shot(shots, seed, allow_fewer=allow_fewer)
-    return few_shot(found, shots, seed, allow_fewer=allow_fewer)
 
 
 def _is_picture(value: object) -> bool:

@@ -479,14 +479,13 @@ class DualEncoder(ABC):
 
         It is computed once and again only after the weights have changed.
         """
-        version = (weights_version(self.model), self._scale)
+        version = weights_version(self.model)
         if self._fingerprint is None or self._fingerprint[0] != version:
             parts = (
                 self.family,
                 module_digest(self.model),
                 self.transform_key("preprocess"),
                 self._tokenizer_digest,
-                repr(self._scale),
             )
             self._fingerprint = (version, digest(*parts))
         return self._fingerprint[1]
