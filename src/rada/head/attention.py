@@ -49,8 +49,9 @@ def mask_attention(
             temperature=settings.temperature,
         )
         return shift, peak, change if settings.with_change else None
-    features = (t.contiguous() for t in (image, text, image_query, text_query))
-    shift, peak, change = _fast(settings, *features, *weights)
+    inputs = *(t.contiguous() for t in (image, text, image_query, text_query)), *weights
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+    shift, peak, change = _fast(settings._replace(keep=keep), *inputs)
     return shift, peak, change
 
 
@@ -59,5 +60,5 @@ def _apply(settings: Settings, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor
     return shift, peak, change
 
 
-_fast = torch.compiler.disable(_apply)  # type: ignore[no-untyped-call]
+_fast = torch.compiler.disable(_apply)
 """Compiled callers run it as it is: its work is matrix products, which are compiled already."""

@@ -24,15 +24,21 @@ _INPUTS = 4 + len(AttentionWeights._fields)
 
 
 class Settings(NamedTuple):
-    """What is not differentiable: heads, temperature, memory budget, and whether the mask is kept.
+    """What is not differentiable.
 
-    A budget of None stands for `default_budget`.
+    Attributes:
+        num_heads: `H`.
+        temperature: tau.
+        memory_budget: bytes; None stands for `default_budget`.
+        with_change: whether `M - 1` is returned.
+        keep: whether activations are kept for a backward pass, if they fit.
     """
 
     num_heads: int
     temperature: float
     memory_budget: int | None = None
     with_change: bool = False
+    keep: bool = False
 
     def factor(self, dim: int) -> float:
         """Return what multiplies the scores, `1 / (tau sqrt(d))`."""
@@ -42,7 +48,7 @@ class Settings(NamedTuple):
 class _Activations(NamedTuple):
     """Results of one chunk that its backward pass uses."""
 
-    queries: Tensor
+    rational_query: Tensor
     keys: Tensor
     values: Tensor
     mixed: Tensor
@@ -107,22 +113,24 @@ def _run_chunk(
 ) -> tuple[Tensor, _Activations | None]:
     """Return `M - 1` as `(images K, D)`, and the activations if they are to be kept."""
     images, num_heads, weights = inputs.image.shape[0], settings.num_heads, inputs.weights
-    queries = _stack_queries(
-        torch.addmm(weights.rational_bias, tokens, weights.rational.T), inputs, num_heads
-    )
+    rational = torch.addmm(weights.rational_bias, tokens, weights.rational.T)
+    queries = _stack_queries(rational, inputs, num_heads)
     keys = _split_heads(torch.addmm(weights.key_bias, tokens, weights.key.T), images, num_heads)
     values = _split_heads(
         torch.addmm(weights.value_bias, tokens, weights.value.T), images, num_heads
     )
-    parts, state = maps_forward(queries, keys, values, settings.factor(tokens.shape[1]), plan)
     if not keep:
-        del queries, keys, values
+        del rational
+    parts, state = maps_forward(queries, keys, values, settings.factor(tokens.shape[1]), plan)
+    del queries
+    if not keep:
+        del keys, values
     mixed = _merge_heads(parts, images)
     del parts
     change = torch.addmm(weights.out_bias, mixed, weights.out.T).clamp_(min=-1)
     if not keep:
         return change, None
-    return change, _Activations(queries, keys, values, mixed, change, *state)
+    return change, _Activations(rational, keys, values, mixed, change, *state)
 
 
 def _peak(change: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,7 +188,7 @@ class MaskAttention(torch.autograd.Function):
             itemsize=image.element_size(),
             budget=budget,
         )
-        keep = plan.keep and any(ctx.needs_input_grad)
+        keep = plan.keep and settings.keep
         shift, peak = image.new_empty(batch, classes), image.new_empty(batch)
         changes, kept = [], []
         for start in range(0, batch, plan.images):
@@ -298,7 +306,7 @@ def _chunk_backward(
     d_mixed = torch.mm(d_out, weights.out)
     del d_out
     d_queries, d_keys, d_values = maps_backward(
-        kept.queries,
+        _stack_queries(kept.rational_query, inputs, num_heads),
         kept.keys,
         kept.values,
         _split_heads(kept.mixed, images, num_heads) if plan.rows is not None else kept.mixed,

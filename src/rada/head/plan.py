@@ -11,16 +11,16 @@ import torch
 
 __all__ = ["Plan", "default_budget", "make_plan"]
 
-_CHUNK_ROWS = 768
+_CHUNK_ROWS = 256
 """Rows (images times classes) per linear product: enough for full speed, few enough for caches."""
-_MAP_BYTES = 4 << 20
+_MAP_BYTES = 8 << 20
 """Bytes of class-by-class maps held at once where one map is smaller than that."""
 _LARGEST_MAP_BYTES = 16 << 20
 """A map of more bytes than this is never held whole, however much memory is free."""
 _BUDGET_CAP = 1 << 30
 _FORWARD_UNITS = 12
 _BACKWARD_UNITS = 20
-_KEPT_UNITS = 7
+_KEPT_UNITS = 6
 """Tensors of `(B, K, D)` size that a chunk works on, and that are kept for the backward pass."""
 
 
