@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rada.cli.options import (
+    ClassNames,
     Device,
+    HeadOrModel,
     JsonFlag,
     NoCache,
+    OnlyModel,
     SkipBad,
+    Templates,
+    TestTime,
+    TestTimeConfig,
+    TestTimeOnline,
+    TestTimeViews,
     Workers,
     cache_option,
     print_json,
@@ -22,19 +30,26 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    head: Annotated[str, typer.Argument(help="Folder of a saved head.")],
+    head: HeadOrModel,
     data: Annotated[
-        str,
+        str | None,
         typer.Argument(
             help="Labelled pictures, as for fit; their classes may be ones the head never saw."
         ),
-    ],
+    ] = None,
     split: Annotated[
         str | None, typer.Option(help="Split to use: test, else val, else all, if not given.")
     ] = None,
     strength: Annotated[
         float | None, typer.Option(help="Mask strength in [0, 1] instead of the head's.")
     ] = None,
+    class_names: ClassNames = None,
+    template: Templates = None,
+    model: OnlyModel = None,
+    test_time: TestTime = False,
+    views: TestTimeViews = None,
+    online: TestTimeOnline = False,
+    test_time_config: TestTimeConfig = None,
     report: Annotated[Path | None, typer.Option(help="Folder for a report in HTML.")] = None,
     skip_bad: SkipBad = False,
     no_cache: NoCache = False,
@@ -43,19 +58,35 @@ def evaluate(
     json: JsonFlag = False,
 ) -> None:
     """Judge a head: accuracy, per class, confusion and calibration, beside zero-shot."""
-    from rada.classifier import RAdaClassifier
+    from rada.cli.test_time import (
+        TestTimeOptions,
+        named_classes,
+        open_classifier,
+        split_arguments,
+    )
+    from rada.errors import DataError
     from rada.evaluation import Timer, environment
     from rada.evaluation.provenance import command_line
 
+    options = TestTimeOptions(test_time, test_time_config, views, online, strength)
+    head_or_model, places = split_arguments(head, [] if data is None else [data], model)
+    if len(places) != 1:
+        raise DataError("one folder, table or data set is evaluated: rada evaluate HEAD DATA")
     with Timer() as timer:
-        classifier = RAdaClassifier.from_pretrained(
-            head, device=device, cache=cache_option(no_cache), workers=workers, skip_bad=skip_bad
+        classifier = open_classifier(
+            head_or_model,
+            is_model=model is not None,
+            classes=named_classes(None, class_names),
+            templates=template,
+            device=device,
+            cache=cache_option(no_cache),
+            workers=workers,
+            skip_bad=skip_bad,
         )
-        if strength is not None:
-            classifier.strength = strength
-        result, evaluated = classifier.evaluate(data, split=split)
+        judge = options.adapter(classifier) or classifier
+        result, evaluated = judge.evaluate(places[0], split=split)
     result |= {
-        "head": head,
+        "head": None if classifier.trained is None else head_or_model,
         "environment": environment(),
         "timing": timer.to_dict(),
         "command": command_line(),

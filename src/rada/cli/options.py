@@ -29,6 +29,29 @@ Templates = Annotated[
     list[str] | None,
     typer.Option("--template", help="Prompt with {} for the class; repeat to average several."),
 ]
+HeadOrModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="HEAD_OR_MODEL",
+        help="Folder of a saved head, or a model without one. Leave it out with --model.",
+    ),
+]
+OnlyModel = Annotated[
+    str | None, typer.Option("--model", help="Use this model, without a head; see `rada models`.")
+]
+TestTime = Annotated[
+    bool, typer.Option("--test-time", help="Adapt to each picture from random views of it.")
+]
+TestTimeViews = Annotated[
+    int | None, typer.Option("--views", min=1, help="Views of each picture, with --test-time.")
+]
+TestTimeOnline = Annotated[
+    bool, typer.Option("--online", help="With --test-time: go on from picture to picture.")
+]
+TestTimeConfig = Annotated[
+    Path | None,
+    typer.Option("--test-time-config", help="JSON file with fields of TTTConfig."),
+]
 
 
 def cache_option(no_cache: bool) -> FeatureCache | Literal[False] | None:

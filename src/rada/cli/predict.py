@@ -6,34 +6,67 @@ import csv
 import io
 import json as jsonlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
 
 import typer
 
-from rada.cli.options import Device, JsonFlag, NoCache, SkipBad, Workers, cache_option
+from rada.cli.options import (
+    ClassNames,
+    Device,
+    HeadOrModel,
+    JsonFlag,
+    NoCache,
+    OnlyModel,
+    SkipBad,
+    Templates,
+    TestTime,
+    TestTimeConfig,
+    TestTimeOnline,
+    TestTimeViews,
+    Workers,
+    cache_option,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from rada.classifier import RAdaClassifier
+    from rada.classifier import StreamAnswer
+    from rada.settings.ttt import Explanation
+    from rada.settings.ttt.adapter import TestTimeAdapter
+
+    Answer = tuple[StreamAnswer, Explanation | None]
+
+
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 
 
 def predict(
-    head: Annotated[str, typer.Argument(help="Folder of a saved head.")],
+    head: HeadOrModel,
     paths: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
-            help="Pictures or folders; - reads a picture, or one path a line, from stdin."
+            help="Pictures, folders or tables; - reads a picture, or one path a line, from stdin."
         ),
-    ],
+    ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Classes to name for each picture.")] = 1,
     classes: Annotated[
         list[str] | None,
         typer.Option("--class", help="Candidate class instead of the head's; repeat."),
     ] = None,
+    class_names: ClassNames = None,
+    template: Templates = None,
+    model: OnlyModel = None,
+    test_time: TestTime = False,
+    views: TestTimeViews = None,
+    online: TestTimeOnline = False,
+    test_time_config: TestTimeConfig = None,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="With --test-time: tell views kept and what changed."),
+    ] = False,
     strength: Annotated[
         float | None, typer.Option(help="Mask strength in [0, 1] instead of the head's.")
     ] = None,
@@ -47,20 +80,43 @@ def predict(
     json: JsonFlag = False,
 ) -> None:
     """Name the class of each picture: CSV, or JSON lines with --json, as answers come."""
-    from rada.classifier import RAdaClassifier
+    from rada.cli.test_time import (
+        TestTimeOptions,
+        named_classes,
+        open_classifier,
+        split_arguments,
+    )
+    from rada.errors import DataError
     from rada.storage import atomic_path
 
-    classifier = RAdaClassifier.from_pretrained(
-        head, device=device, cache=cache_option(no_cache), workers=workers, skip_bad=skip_bad
+    options = TestTimeOptions(test_time, test_time_config, views, online, strength, explain)
+    head_or_model, places = split_arguments(head, paths or [], model)
+    if not places:
+        raise DataError("there is nothing to predict: name pictures, folders, tables or -")
+    classifier = open_classifier(
+        head_or_model,
+        is_model=model is not None,
+        classes=named_classes(classes, class_names),
+        templates=template,
+        data=places[0] if len(places) == 1 else "-",
+        device=device,
+        cache=cache_option(no_cache),
+        workers=workers,
+        skip_bad=skip_bad,
     )
-    if classes:
-        classifier.classes = classes
-    if strength is not None:
-        classifier.strength = strength
+    adapter = options.adapter(classifier)
+    if adapter is not None:
+        adapter.config.kept(adapter.config.views)  # too few views: say so before the first line
+    if explain and adapter is not None:
+        answers = _explained(adapter, pictures(places), top_k, skip_bad)
+    else:
+        found = (adapter or classifier).predict_stream(pictures(places), top_k)
+        answers = ((answer, None) for answer in found)
     with nullcontext() if out is None else atomic_path(out) as temporary:
         stream = sys.stdout if temporary is None else temporary.open("w", encoding="utf-8")
         try:
-            skipped = _write_answers(classifier, paths, top_k, stream, json)
+            columns = min(top_k, len(classifier.classes))
+            skipped = _write_answers(answers, columns, stream, json)
         finally:
             if temporary is not None:
                 stream.close()
@@ -68,22 +124,46 @@ def predict(
         typer.echo(f"{skipped} unreadable pictures were left out", err=True)
 
 
-def _write_answers(
-    classifier: RAdaClassifier, paths: list[str], top_k: int, stream: TextIO, json: bool
-) -> int:
+def _explained(
+    adapter: TestTimeAdapter, found: Iterable[Path | Image], top_k: int, skip_bad: bool
+) -> Iterator[Answer]:
+    """Yield answers with their explanations, picture by picture."""
+    from rada.classifier import Prediction, StreamAnswer
+    from rada.errors import DataError
+
+    for index, picture in enumerate(found):
+        name = str(picture) if isinstance(picture, Path) else f"picture {index}"
+        try:
+            explanation = adapter.explain(picture)
+        except DataError as error:
+            if not skip_bad:
+                raise
+            yield StreamAnswer(name, None, str(error)), None
+            continue
+        best = explanation.classes[:top_k]
+        ranked = [Prediction(entry.name, entry.after) for entry in best]
+        yield StreamAnswer(name, ranked, ""), explanation
+
+
+def _write_answers(answers: Iterable[Answer], columns: int, stream: TextIO, json: bool) -> int:
     if not json:
-        stream.write(_csv_line(["path", *_columns(min(top_k, len(classifier.classes)))]))
+        stream.write(_csv_line(["path", *_columns(columns)]))
     skipped = 0
-    for name, ranked, reason in classifier.predict_stream(pictures(paths), top_k):
+    for (name, ranked, reason), explanation in answers:
         if ranked is None:
             skipped += 1
             typer.echo(f"skipped: {reason}", err=True)
         elif json:
-            answer = {"path": name, "predictions": [entry._asdict() for entry in ranked]}
+            answer: dict[str, Any] = {"path": name, "predictions": [entry._asdict() for entry in ranked]}
+            if explanation is not None:
+                answer["explanation"] = explanation.to_dict()
             stream.write(jsonlib.dumps(answer, ensure_ascii=False) + "\n")
         else:
             cells = [cell for entry in ranked for cell in (entry.name, f"{entry.probability:.4f}")]
             stream.write(_csv_line([name, *cells]))
+            if explanation is not None:
+                # Beside the table, which stays one for programs.
+                typer.echo("\n".join(f"  {line}" for line in explanation.lines()), err=True)
         stream.flush()
     return skipped
 
@@ -111,8 +191,19 @@ def pictures(paths: list[str]) -> Iterator[Path | Image]:
     for path in paths:
         if path == "-":
             yield from _standard_input()
+        elif Path(path).suffix.lower() in TABLES:
+            yield from _table(path)
         else:
             yield from expand_pictures(path)
+
+
+def _table(path: str) -> Iterator[Path | Image]:
+    """Yield the pictures of all splits of a table."""
+    from rada.data import open_dataset
+
+    for split in open_dataset(path).splits.values():
+        for index in range(len(split)):
+            yield split.path(index) or split.load(index)
 
 
 def _standard_input() -> Iterator[Path | Image]:

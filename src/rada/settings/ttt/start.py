@@ -75,7 +75,8 @@ class Start:
         if self.untrained and not plainly:
             return self.scale * views @ self.text.T
         flat: Tensor = self.head(views.flatten(0, 1), self.text, self.scale, self.strength).logits
-        return flat.unflatten(0, views.shape[:2])
+        logits: Tensor = flat.unflatten(0, views.shape[:2])
+        return logits
 
     def choose(self, views: Tensor, *, plainly: bool = False) -> Chosen:
         """Keep the confident views of pictures `(n, V, D)`."""

@@ -1,0 +1,172 @@
+"""What `predict` and `evaluate` share: a head or a model as the first argument, `--test-time`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rada.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from rada.classifier import RAdaClassifier
+    from rada.settings.ttt.adapter import TestTimeAdapter
+
+__all__ = ["TestTimeOptions", "named_classes", "open_classifier", "split_arguments"]
+
+
+def split_arguments(first: str, others: Sequence[str], model: str | None) -> tuple[str, list[str]]:
+    """Return the head or model, and the other arguments: with `--model` all of them are others.
+
+    Example:
+        >>> split_arguments("cat.jpg", [], "embedded")
+        ('embedded', ['cat.jpg'])
+    """
+    if model is None:
+        return first, list(others)
+    return model, [first, *others]
+
+
+def named_classes(
+    classes: list[str] | None, file: Path | None
+) -> Sequence[str] | Mapping[str, str] | None:
+    """Return the candidate classes of `--class` or `--class-names`, or None.
+
+    Raises:
+        ConfigError: If both are given.
+    """
+    from rada.data import load_class_names
+
+    if classes and file is not None:
+        raise ConfigError("give the classes with --class or with --class-names, not both")
+    return load_class_names(file) if file is not None else classes or None
+
+
+def open_classifier(
+    head_or_model: str,
+    *,
+    is_model: bool,
+    classes: Sequence[str] | Mapping[str, str] | None = None,
+    templates: list[str] | None = None,
+    data: str | None = None,
+    device: str | None = None,
+    **options: Any,
+) -> RAdaClassifier:
+    """Load a saved head, or a model without one.
+
+    Args:
+        head_or_model: Folder or hub name of a head, or name or folder of a model.
+        is_model: Whether it is certainly a model.
+        classes: Candidate classes instead of the head's; a model needs them.
+        templates: Prompt templates of a model.
+        data: Where a model takes its classes from if `classes` is None; None for nowhere.
+        device: Where the encoder runs.
+        options: As for `RAdaClassifier`.
+
+    Raises:
+        RadaError: If it cannot be loaded; `DataError` if a model's classes cannot be told.
+    """
+    from rada.classifier import RAdaClassifier
+
+    if not is_model and not _names_model(head_or_model):
+        classifier = RAdaClassifier.from_pretrained(head_or_model, device=device, **options)
+        if classes is not None:
+            named = classes.values() if isinstance(classes, Mapping) else classes
+            classifier.classes = tuple(dict.fromkeys(named))
+        if templates:
+            classifier.templates = tuple(templates)
+        return classifier
+    if classes is None and data is not None:
+        classes, found = _classes_of(data)
+        templates = templates or list(found)
+    return RAdaClassifier(head_or_model, classes, templates=templates, device=device, **options)
+
+
+def _names_model(name: str) -> bool:
+    """Whether a name is a model's rather than a head's."""
+    from rada.encoders import list_models
+    from rada.pretrained import CONFIG_FILE, WEIGHTS_FILE
+
+    folder = Path(name)
+    if folder.is_dir():
+        config = folder / CONFIG_FILE
+        written_by_us = config.is_file() and b'"rada_version"' in config.read_bytes()
+        return not (folder / WEIGHTS_FILE).exists() and not written_by_us
+    return ":" in name or name in {model.name for model in list_models()}
+
+
+def _classes_of(data: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    from rada.data import open_dataset
+
+    try:
+        dataset = open_dataset(data)
+    except DataError as error:
+        raise DataError(
+            f"a model without a head needs the candidate classes, which {data!r} does not tell "
+            f"({error}): name them with --class, or give a --class-names file"
+        ) from error
+    return dataset.classes, dataset.templates
+
+
+class TestTimeOptions:
+    """The options of `--test-time`, checked against each other.
+
+    Args:
+        wanted: `--test-time`.
+        file: `--test-time-config`.
+        views: `--views`.
+        online: `--online`.
+        strength: `--strength`.
+        explain: `--explain`.
+
+    Raises:
+        ConfigError: If an option is given without `--test-time`, or a value is out of range.
+    """
+
+    __test__ = False
+
+    def __init__(
+        self,
+        wanted: bool,
+        file: Path | None,
+        views: int | None,
+        online: bool,
+        strength: float | None,
+        explain: bool = False,
+    ) -> None:
+        if not wanted:
+            given = {
+                "--test-time-config": file is not None,
+                "--views": views is not None,
+                "--online": online,
+                "--explain": explain,
+            }
+            for name, value in given.items():
+                if value:
+                    raise ConfigError(f"{name} belongs to --test-time: add --test-time")
+        self.wanted, self.strength = wanted, strength
+        self._fields: dict[str, Any] = {}
+        self._file = file
+        if views is not None:
+            self._fields["views"] = views
+        if online:
+            self._fields["episodic"] = False
+        if strength is not None:
+            self._fields["strength"] = float(strength)
+
+    def adapter(self, classifier: RAdaClassifier) -> TestTimeAdapter | None:
+        """Return the adapter, or None without `--test-time`; set the strength."""
+        from rada.settings.ttt.adapter import TestTimeAdapter
+        from rada.settings.ttt.config import TTTConfig
+        from rada.storage import read_json
+
+        if self.strength is not None and (classifier.trained is not None or not self.wanted):
+            classifier.strength = self.strength
+        if not self.wanted:
+            return None
+        values: dict[str, Any] = {}
+        if self._file is not None:
+            values = read_json(self._file, error=ConfigError, what="the configuration")
+        if not isinstance(values, dict):
+            raise ConfigError(f"{str(self._file)!r} should hold a JSON object")
+        return TestTimeAdapter(classifier, TTTConfig.from_dict(values | self._fields))
