@@ -28,6 +28,14 @@ def test_subset_keeps_the_classes(split: ImageSplit) -> None:
     assert len(split.subset([])) == 0
 
 
+def test_a_mask_says_what_to_keep(split: ImageSplit) -> None:
+    kept = split.subset(split.labels == 1)
+    assert len(kept) == (split.labels == 1).sum() and set(kept.labels.tolist()) == {1}
+    assert len(split.subset(np.zeros(len(split), dtype=bool))) == len(split.subset([])) == 0
+    with pytest.raises(DataError, match="a mask of 1 does not fit"):
+        split.subset([True])
+
+
 def test_select_classes(split: ImageSplit) -> None:
     part = split.select_classes([2, 0])
     assert part.classes == ("cat", "ant") and part.labels.tolist() == [1, 1, 0, 0, 0]

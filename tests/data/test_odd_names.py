@@ -105,6 +105,29 @@ def test_did_you_mean(wrong: str, right: str) -> None:
         open_dataset(wrong)
 
 
+def test_accents_that_a_file_system_takes_apart(tmp_path: Path) -> None:
+    """A Mac stores "ä" as "a" and two dots; the prompt must not change with the disk."""
+    together, apart = "K\u00e4se", "Ka\u0308se"
+    draw_folder(tmp_path, {apart: 1, "tea": 1})
+    assert open_dataset(tmp_path).classes == (together, "tea")
+    assert open_dataset(tmp_path, class_names={together: "cheese"}).classes == ("cheese", "tea")
+
+
+def test_a_mapping_tells_folders_of_nearly_the_same_name_apart(tmp_path: Path) -> None:
+    draw_folder(tmp_path, {"hot_dog": 1, "hot dog": 1, "Tea": 1})
+    with pytest.raises(DataError, match=".hot dog. twice"):
+        open_dataset(tmp_path)
+    names = {"hot_dog": "sausage", "hot dog": "warm dog", "tea": "tea"}
+    dataset = open_dataset(tmp_path, class_names=names)
+    assert dict(zip(dataset.keys, dataset.classes, strict=True)) == {
+        "hot_dog": "sausage",
+        "hot dog": "warm dog",
+        "Tea": "tea",
+    }
+    with pytest.raises(DataError, match="two class names are given for 'TEA'"):
+        open_dataset(tmp_path, class_names={**names, "TEA": "coffee"})
+
+
 # -- in tables -----------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
 
@@ -18,7 +19,8 @@ def fold_name(name: str) -> str:
         >>> fold_name("Golden_Retriever")
         'golden retriever'
     """
-    return re.sub(r"[\s_\-]+", " ", name).strip().casefold()
+    text = unicodedata.normalize("NFC", name)  # file systems spell accented letters in two ways
+    return re.sub(r"[\s_\-]+", " ", text).strip().casefold()
 
 
 def align_classes(

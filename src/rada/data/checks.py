@@ -99,17 +99,22 @@ def _are_below(keys: Sequence[str], limit: int) -> bool:
 
 
 def _from_mapping(dataset: ImageDataset, given: Mapping[str, str]) -> list[str]:
-    table = {fold_name(key): name for key, name in given.items()}
-    keys = {fold_name(key): key for key in dataset.keys}
-    strangers = [key for key in given if fold_name(key) not in keys]
-    unnamed = [key for folded, key in keys.items() if folded not in table]
-    if strangers and (unnamed or not keys):
+    table: dict[str, str] = {}  # by folded key, for keys that are spelt in another way
+    for key, name in given.items():
+        if key not in dataset.keys and table.setdefault(fold_name(key), name) != name:
+            raise DataError(
+                f"two class names are given for {key!r}: {table[fold_name(key)]!r}, {name!r}"
+            )
+    folded = {fold_name(key) for key in dataset.keys}
+    strangers = [key for key in given if fold_name(key) not in folded]
+    unnamed = [key for key in dataset.keys if key not in given and fold_name(key) not in table]
+    if strangers and unnamed:
         raise DataError(
             f"a class name is given for {strangers[0]!r}, which is none of the classes "
             f"{_some(dataset.keys)}, and none for {unnamed[0]!r}"
         )
     return [
-        table.get(fold_name(key), name)
+        given[key] if key in given else table.get(fold_name(key), name)
         for key, name in zip(dataset.keys, dataset.classes, strict=True)
     ]
 

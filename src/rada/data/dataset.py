@@ -120,9 +120,16 @@ class ImageSplit:
 
         Args:
             indices: (n,) integers, or (N,) booleans that say which pictures to keep.
+
+        Raises:
+            DataError: If a mask is not as long as the split.
         """
         rows = np.asarray(indices).reshape(-1)
-        rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
+        if rows.dtype == bool:
+            if len(rows) != len(self):
+                raise DataError(f"a mask of {len(rows)} does not fit {len(self)} pictures")
+            rows = np.flatnonzero(rows)
+        rows = rows.astype(np.int64)
         return dataclasses.replace(self, labels=self.labels[rows], source=self.source.take(rows))
 
     def select_classes(self, classes: Sequence[int], relabel: bool = True) -> ImageSplit:

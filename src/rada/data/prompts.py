@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -29,8 +30,9 @@ def display_name(folder: str) -> str:
         >>> display_name("golden_retriever")
         'golden retriever'
     """
-    # A tokenizer takes no lone surrogates, which stand for bytes of a name that are no Unicode.
-    text = id_bytes(folder).decode("utf-8", "replace")
+    # A tokenizer takes no lone surrogates, which stand for bytes of a name that are no Unicode, and
+    # reads an accented letter otherwise when a file system has taken it apart.
+    text = unicodedata.normalize("NFC", id_bytes(folder).decode("utf-8", "replace"))
     return " ".join(text.replace("_", " ").split())
 
 

@@ -174,7 +174,7 @@ def _refuse(name: str, options: Mapping[str, Any], failures: Mapping[str, Except
     reason = next(
         iter(failures.values()), "it knows none of the usual splits: name one, ?split=..."
     )
-    text = " ".join((str(reason) or type(reason).__name__).split())
+    text = " ".join((str(reason) or type(reason).__name__).split()).rstrip(".") + "."
     if "root" not in options or not failures:
         raise DataError(f"torchvision's {name} cannot be opened: {text}")
     raise DataError(
