@@ -64,13 +64,9 @@ def test_modules_can_be_trained():
 def test_fingerprint():
     assert make().fingerprint == make().fingerprint
     brighter = CustomEncoder(lambda pixels: image_fn(pixels) + 1, text_fn, scale=10.0, dim=3)
-    assert brighter.fingerprint != make_probe().fingerprint
+    assert brighter.fingerprint != make().fingerprint
     assert make(fingerprint="1").fingerprint != make(fingerprint="2").fingerprint
     assert make(fingerprint="1").fingerprint == make(fingerprint="1").fingerprint
-
-
-def make_probe():
-    return make()
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def test_own_embeddings_change_nothing(encoder):
 def test_context_of_words_is_a_prompt_of_words(encoder):
     """Learned vectors equal to the embeddings of "a photo of" give the prompt "a photo of ..."."""
     if encoder.family == "siglip2":
-        pytest.skip("its tokenizer makes other pieces of words at the start of a text")
+        pytest.skip("its tokenizer writes the space before a word into the word's token")
     context, names = "a photo of", ["red dog", "green cat"]
     start, length = encoder.context_start, 3
     vectors = encoder.embed_tokens(encoder.tokenize([context]))[:, start : start + length]

@@ -9,7 +9,7 @@ from typing import Any
 
 import timm
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 WORDS = (
     "a an the photo of picture red green blue yellow black white dog cat car 犬 猫 . , !".split()
@@ -82,10 +82,22 @@ def siglip(folder: Path) -> None:
 
 
 def siglip2(folder: Path) -> None:
-    from transformers import Siglip2Config, Siglip2ImageProcessor, Siglip2Model
+    from transformers import Siglip2Config, Siglip2ImageProcessor, Siglip2Model, Siglip2Tokenizer
 
-    tok = tokenizer("<s>", "</s>", bos_token="<s>", eos_token="</s>", padding_side="right")
-    tok.model_input_names = ["input_ids"]
+    pieces = Tokenizer(models.BPE())
+    marks = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    trainer = trainers.BpeTrainer(special_tokens=marks, show_progress=False)
+    pieces.train_from_iterator([word for w in WORDS for word in (w, f"▁{w}")] * 2, trainer)
+    learned = json.loads(pieces.to_str())["model"]
+    tok = Siglip2Tokenizer(
+        learned["vocab"],
+        [tuple(pair) for pair in learned["merges"]],
+        padding_side="right",
+        model_max_length=16,
+        add_bos_token=False,
+        add_eos_token=True,
+        model_input_names=["input_ids"],
+    )
     text = {**LAYER, **_ids(tok), "max_position_embeddings": 16, "projection_size": 32}
     vision = {**LAYER, "patch_size": 8, "num_patches": 16}
     model = Siglip2Model(Siglip2Config(text_config=text, vision_config=vision))

@@ -18,6 +18,7 @@ from rada.errors import EncoderError
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL.Image import Image
 
 __all__ = ["CustomEncoder"]
 
@@ -155,11 +156,12 @@ class CustomEncoder(EncoderFamily):
             return self._own_fingerprint
         if any(True for _ in self.model.parameters()):
             return f"{_code(self._image_fn)}|{_code(self._text_fn)}|{_code(self._tokenize)}"
-        from PIL import Image
-
-        gradient = Image.linear_gradient("L").convert("RGB")
-        features = torch.cat([self.encode_images([gradient]), self.encode_texts(["a photo."])])
-        return digest(features.numpy().tobytes().hex())
+        with torch.no_grad():
+            pixels = torch.stack([self.preprocess(picture) for picture in _probe_pictures()])
+            texts = self._tokens(self.tokenize(["a photo of a dog.", "red"]))
+            # Before normalising: a function that only scales its result is another function.
+            outputs = [self.image_embeddings(pixels.to(self.device)), self.text_embeddings(texts)]
+        return digest(*(part.cpu().double().numpy().tobytes().hex() for part in outputs))
 
     def _checked(self, features: Any, count: int, function: str) -> Tensor:
         found = torch.as_tensor(features, device=self.device)
@@ -170,6 +172,14 @@ class CustomEncoder(EncoderFamily):
         if not found.isfinite().all() or not found.any(dim=-1).all():
             raise EncoderError(f"{function} returned NaN, Inf or a row of zeros")
         return found
+
+
+def _probe_pictures() -> list[Image]:
+    """Make two coloured pictures, always the same."""
+    from torchvision.transforms.functional import to_pil_image
+
+    generator = torch.Generator().manual_seed(0)
+    return [to_pil_image(torch.rand(3, 8, 8, generator=generator)) for _ in range(2)]
 
 
 def _code(function: Any) -> str:
