@@ -138,10 +138,10 @@ def read_json(path: str | Path, *, error: type[Exception], what: str, limit: int
     path = Path(path)
     try:
         size = path.stat().st_size
-        if size > limit:
-            raise error(f"{what} {str(path)!r} has {size} bytes, more than the {limit} allowed")
-        return json.loads(path.read_text(encoding="utf-8"))
+        if size <= limit:
+            return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as cause:
         raise error(f"{what} {str(path)!r} does not exist") from cause
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as cause:
+    except (OSError, ValueError, RecursionError) as cause:
         raise error(f"{what} {str(path)!r} cannot be read as JSON: {cause}") from cause
+    raise error(f"{what} {str(path)!r} has {size} bytes, more than the {limit} allowed")
