@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,6 +25,7 @@ class ClipAdapterSettings(Recipe):
     """Settings of CLIP-Adapter; the training recipe is CoOp's, as in its public code.
 
     Attributes:
+        epochs: Passes with more than 4 shots; a half of them with 2 to 4, a quarter with 1.
         reduction: The bottleneck has D / reduction units.
         ratio: Part of the adapter in the mixture.
     """
@@ -88,7 +89,10 @@ class ClipAdapter(Method):
         progress: bool | None,
     ) -> Predictor:
         """Train the two layers."""
-        return train(predictor, task, config, state_path=state_path, progress=progress)
+        shots = len(task.labels) / len(task.labels.bincount().nonzero())
+        part = 4 if shots <= 1 else 2 if shots <= 4 else 1
+        recipe = replace(config, epochs=max(1, config.epochs // part))
+        return train(predictor, task, recipe, state_path=state_path, progress=progress)
 
 
 register_method(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,10 @@ def _regression(
     if folds >= 2:
         splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
         model = GridSearchCV(model, {"C": _STRENGTHS}, cv=splitter)
-    model.fit(image_features.numpy(), targets)
+    with warnings.catch_warnings():
+        # Few shots of many classes look like a regression to scikit-learn.
+        warnings.filterwarnings("ignore", message="The number of unique classes")
+        model.fit(image_features.numpy(), targets)
     best = getattr(model, "best_estimator_", model)
     rows = torch.from_numpy(best.coef_).float()
     offsets = torch.from_numpy(best.intercept_).float()

@@ -133,7 +133,7 @@ def train(
                     group["lr"] = learning_rate(recipe, epoch * steps + step, steps)
                 loss = predictor.loss(images, labels, task.classes if classes is None else classes)
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
                 total, seen = total + float(loss.detach()) * len(labels), seen + len(labels)
                 advance(1)
