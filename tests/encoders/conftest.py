@@ -12,6 +12,15 @@ from encoders.tiny_models import MAKERS
 from rada.encoders import DualEncoder, load_encoder
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Run small models on one thread: waiting for a second one takes longer than they do."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory):
     """Return a function that gives the directory of a family's tiny model, made once."""

@@ -11,7 +11,8 @@ from torch import nn
 
 from rada.encoders import load_encoder
 from rada.encoders.families import embedded
-from rada.encoders.inference import FoldedModule, fold_batch_norms, keep_freed_memory
+from rada.encoders.inference import FoldedModule, fold_batch_norms
+from rada.encoders.memory import keep_freed_memory
 from rada.errors import EncoderError, MissingExtraError
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rada.encoders.fingerprint import digest, module_digest, weights_version
+from rada.encoders.memory import keep_freed_memory
 from rada.encoders.prompts import deep_prompts, insert_context, output_replaced
 from rada.encoders.tokens import Tokens, check_prompts, stack_pixels, token_count, token_slice
 from rada.errors import DataError, EncoderError
@@ -181,6 +182,7 @@ class DualEncoder(ABC):
 
     def infer_images(self, pixels: Tensor) -> Tensor:
         """Do the same without gradients, in evaluation mode, as fast as the family can."""
+        keep_freed_memory()
         with torch.no_grad(), evaluating(self.model):
             return self.forward_images(pixels)
 

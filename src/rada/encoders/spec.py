@@ -21,7 +21,7 @@ class ModelSpec:
     """A model's name, taken apart.
 
     Attributes:
-        text: The name as it was given.
+        text: The name as it was given; of a directory the whole path.
         scheme: "embedded", "open_clip", "hf-hub" (open_clip from a hub), "hf" (transformers),
             or another word that a family claims.
         target: What follows the colon, or the path of a directory.
@@ -55,10 +55,10 @@ def parse_spec(text: str) -> ModelSpec:
         path = Path(target).expanduser()
         if scheme == "open_clip" or not path.is_dir():
             return ModelSpec(text, scheme, target)
-        return _directory(text, path)
+        return _directory(path)
     path = Path(text).expanduser()
     if path.is_dir():
-        return _directory(text, path)
+        return _directory(path)
     raise EncoderError(_unknown(text))
 
 
@@ -71,14 +71,19 @@ def _unknown(text: str) -> str:
     return f"unknown model {text!r}{hint or ';'} a model is {_SPELLINGS}; `rada models` lists names"
 
 
-def _directory(text: str, path: Path) -> ModelSpec:
-    """Tell the libraries' directories apart by the file that each of them writes."""
+def _directory(path: Path) -> ModelSpec:
+    """Tell the libraries' directories apart by the file that each of them writes.
+
+    The name becomes the whole path: what remembers it may be used from another folder.
+    """
+    path = path.resolve()
+    text = str(path)
     if (path / "open_clip_config.json").is_file():
-        return ModelSpec(text, "hf-hub", str(path), path)
+        return ModelSpec(text, "hf-hub", text, path)
     if (path / "config.json").is_file():
-        return ModelSpec(text, "hf", str(path), path)
+        return ModelSpec(text, "hf", text, path)
     raise EncoderError(
-        f"model directory {str(path)!r} has neither config.json (transformers) nor "
+        f"model directory {text!r} has neither config.json (transformers) nor "
         "open_clip_config.json (open_clip); a saved model has one of them"
     )
 
