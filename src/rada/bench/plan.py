@@ -80,6 +80,8 @@ class Plan(Config):
         self.require(all(seed >= 0 for seed in self.seeds), "seeds", "numbers from 0 on")
         if "cross-dataset" in self.protocols and not self.targets:
             raise ConfigError("the protocol cross-dataset needs --targets: data sets to test on")
+        for label in self.methods:
+            self.method(label)
         strangers = [label for label in self.options if label not in self.methods]
         if strangers:
             raise ConfigError(

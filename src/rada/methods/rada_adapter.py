@@ -44,10 +44,11 @@ class RAdaAdapterSettings(EFTConfig):
         super().validate()
         self.require(self.hidden >= 1, "hidden", "a positive integer")
 
-    def recipe(self) -> Recipe:
-        """Return the recipe of the head."""
+    def recipe(self, examples: int) -> Recipe:
+        """Return the recipe of the head for so many examples."""
+        steps = -(-examples // self.batch_size)
         return Recipe(
-            epochs=self.epochs,
+            epochs=max(self.epochs, -(-self.min_steps // steps)),
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             optimizer="adamw",
@@ -168,7 +169,7 @@ class RAdaAdapter(Method):
         return train(
             predictor,
             task,
-            config.recipe(),
+            config.recipe(len(task.labels)),
             classes_per_step=config.subset(len(task.classes)),
             state_path=state_path,
             progress=progress,
