@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rada.classifier import Prediction, RAdaClassifier
     from rada.config import EFTConfig
     from rada.data import few_shot, list_datasets, open_dataset
-    from rada.encoders import DualEncoder, list_models, load_encoder
+    from rada.encoders import CustomEncoder, DualEncoder, list_models, load_encoder
     from rada.evaluation import compare, evaluate_logits, harmonic_mean
     from rada.features import FeatureCache, Features, extract_features
     from rada.head import HeadOutput, RAdaHead, rational_matrix
@@ -27,7 +27,7 @@ _HOMES = {
     "rada.classifier": ("Prediction", "RAdaClassifier"),
     "rada.config": ("EFTConfig",),
     "rada.data": ("few_shot", "list_datasets", "open_dataset"),
-    "rada.encoders": ("DualEncoder", "list_models", "load_encoder"),
+    "rada.encoders": ("CustomEncoder", "DualEncoder", "list_models", "load_encoder"),
     "rada.evaluation": ("compare", "evaluate_logits", "harmonic_mean"),
     "rada.features": ("FeatureCache", "Features", "extract_features"),
     "rada.head": ("HeadOutput", "RAdaHead", "rational_matrix"),
@@ -39,6 +39,7 @@ _HOMES = {
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "CustomEncoder",
     "DualEncoder",
     "EFTConfig",
     "FeatureCache",
