@@ -14,7 +14,7 @@ from rada.bench.cells import Folder, data_name
 from rada.errors import CheckpointError, ConfigError
 from rada.evaluation import Spread, harmonic_mean, mean_std
 from rada.methods import get_method, list_methods
-from rada.report.text import DASH, points, spread
+from rada.report.text import DASH, count, points, spread
 
 __all__ = [
     "Difference",
@@ -27,7 +27,7 @@ __all__ = [
     "result_tables",
 ]
 
-HM, MEAN = "HM", "mean of the targets"
+HM, MEAN, BALANCED = "HM", "mean of the targets", "test, balanced"
 Values = Mapping[int, float]
 """A value for each seed; the seed 0 stands for every seed where a method learns nothing."""
 
@@ -128,6 +128,9 @@ class Runs:
             cell = result["cell"]
             key = (cell["protocol"], self.data(cell), cell["label"], cell["shots"])
             parts = {name: part["accuracy"] for name, part in result["parts"].items()}
+            balanced = result["parts"].get("test", {}).get("balanced_accuracy")
+            if balanced is not None:
+                parts[BALANCED] = balanced
             if "harmonic_mean" in result:
                 parts[HM] = result["harmonic_mean"]
             targets = [parts[name] for name in parts if name != "source"]
@@ -194,6 +197,15 @@ class Runs:
         """Return how tables name a label."""
         methods = {r["cell"]["method"] for r in self.results if r["cell"]["label"] == label}
         return get_method(label).title if methods == {label} else label.replace("_", " ")
+
+    def unbalanced(self, protocol: str, datas: Sequence[str]) -> bool:
+        """Whether test classes are of such different sizes that balanced accuracy differs."""
+        return any(
+            abs(part["accuracy"] - part.get("balanced_accuracy", part["accuracy"])) > 5e-4
+            for r in self.cells(protocol=protocol)
+            for part in r["parts"].values()
+            if self.data(r["cell"]) in datas and part["accuracy"] is not None
+        )
 
     def parts(self, protocol: str, data: str) -> list[str]:
         """Return the parts of a protocol on a data set."""
@@ -274,22 +286,27 @@ def _gap(values: Values, reference: Values) -> str:
 
 
 def _few_shot(runs: Runs, protocol: str, reference: str) -> list[ResultTable]:
-    shots, datas = runs.shots(protocol), runs.datas(protocol)
     tables = []
-    for name, group in _groups(datas):
-        labels = runs.labels(protocol)
-        rows = []
-        for label in labels:
-            series = [runs.mean_over_data(protocol, group, label, n, "test") for n in shots]
-            last = runs.mean_over_data(protocol, group, reference, shots[-1], "test")
-            gap = DASH if label == reference else _gap(series[-1], last)
-            rows.append([runs.title(label), *map(_cell, series), gap])
-        heads = [f"{n} shots" if n != 1 else "1 shot" for n in shots]
-        gap_head = f"{shots[-1]} shots against {runs.title(reference)}"
-        tables.append(
-            ResultTable(f"Few-shot accuracy, {name}, %", ["Method", *heads, gap_head], rows, labels)
-        )
+    for name, group in _groups(runs.datas(protocol)):
+        tables.append(_shots_table(runs, group, reference, "test", f"Few-shot accuracy, {name}, %"))
+        if runs.unbalanced(protocol, group):
+            title = f"Few-shot balanced accuracy, {name}, %"
+            tables.append(_shots_table(runs, group, reference, BALANCED, title))
     return tables
+
+
+def _shots_table(
+    runs: Runs, group: Sequence[str], reference: str, part: str, title: str
+) -> ResultTable:
+    shots, labels, rows = runs.shots("few-shot"), runs.labels("few-shot"), []
+    for label in labels:
+        series = [runs.mean_over_data("few-shot", group, label, n, part) for n in shots]
+        last = runs.mean_over_data("few-shot", group, reference, shots[-1], part)
+        gap = DASH if label == reference else _gap(series[-1], last)
+        rows.append([runs.title(label), *map(_cell, series), gap])
+    heads = [count(n, "shot") for n in shots]
+    against = f"{heads[-1]} against {runs.title(reference)}"
+    return ResultTable(title, ["Method", *heads, against], rows, labels)
 
 
 def _base_to_new(runs: Runs, protocol: str, reference: str) -> list[ResultTable]:
@@ -305,7 +322,7 @@ def _base_to_new(runs: Runs, protocol: str, reference: str) -> list[ResultTable]
                 rows.append([runs.title(label), *map(_cell, cells), gap])
             heads = ["HM of the averages", "mean of the HMs"] if len(group) > 1 else ["HM"]
             columns = ["Method", "Base", "New", *heads, f"HM against {runs.title(reference)}"]
-            title = f"Base to new, {name}, {shots} shots, %"
+            title = f"Base to new, {name}, {count(shots, 'shot')}, %"
             tables.append(ResultTable(title, columns, rows, labels, _one_new_class(runs, group)))
     return tables
 
@@ -348,7 +365,7 @@ def _transfer(runs: Runs, protocol: str, reference: str) -> list[ResultTable]:
             heads = [f"{data} (source)" if part == "source" else part for part in parts]
             columns = ["Method", *heads, f"mean against {runs.title(reference)}"]
             kind = "Cross-dataset" if protocol == "cross-dataset" else "Domain generalisation"
-            title = f"{kind}, trained on {data}, {shots} shots, %"
+            title = f"{kind}, trained on {data}, {count(shots, 'shot')}, %"
             tables.append(ResultTable(title, columns, rows, labels))
         if len(runs.datas(protocol)) > 1:
             tables.append(_transfer_average(runs, protocol, reference, shots))
@@ -366,7 +383,7 @@ def _transfer_average(runs: Runs, protocol: str, reference: str, shots: int) -> 
         gap = DASH if label == reference else _gap(mean, other)
         rows.append([runs.title(label), _cell(source), _cell(mean), gap])
     columns = ["Method", "source", MEAN, f"mean against {runs.title(reference)}"]
-    title = f"Average over {len(datas)} sources, {shots} shots, %"
+    title = f"Average over {len(datas)} sources, {count(shots, 'shot')}, %"
     return ResultTable(title, columns, rows, labels)
 
 
@@ -414,6 +431,7 @@ def long_rows(runs: Runs, reference: str) -> list[dict[str, Any]]:
     for protocol in runs.protocols():
         for data in runs.datas(protocol):
             parts = [*runs.parts(protocol, data), *([HM] if protocol == "base-to-new" else [])]
+            parts += [BALANCED] if protocol == "few-shot" else []
             parts += [MEAN] if protocol in ("cross-dataset", "domain") else []
             for shots in runs.shots(protocol):
                 for label in runs.labels(protocol):
