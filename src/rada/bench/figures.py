@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from rada.bench.tables import HM, MEAN, Runs, Values
 from rada.report.blocks import FigureBlock
@@ -159,6 +160,7 @@ def cost_figure(runs: Runs, protocol: str) -> FigureBlock | None:
                 )  # fmt: skip
             # Both begin at nothing at all, which a logarithm cannot show.
             axes.set_xscale("symlog", linthresh=(1000.0, 0.1)[number])
+            axes.xaxis.set_major_formatter(FuncFormatter(_plain_tick))
             axes.set_xlim(left=(-200.0, -0.02)[number])
             axes.set_xlabel(title)
             axes.set_ylabel(name)
@@ -171,6 +173,14 @@ def cost_figure(runs: Runs, protocol: str) -> FigureBlock | None:
     )
     caption = f"{shots} shots. The axes are linear near zero and logarithmic beyond."
     return responsive_figure(paint, wide=400, narrow=760, alt=alt, caption=caption)
+
+
+def _plain_tick(value: float, _: object) -> str:
+    """Spell a number of a logarithmic axis, 10k for 10000."""
+    for size, sign in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{sign}"
+    return f"{value:g}"
 
 
 def _legend(figure: Figure, axes: Axes, columns: int) -> None:

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CachePredictor", "TipAdapter", "TipSettings", "choose_mixture"]
 
-ALPHAS = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0)
-BETAS = (1.0, 2.0, 3.5, 5.5, 8.0, 12.0, 20.0)
+# Wider than the paper's grid: encoders other than CLIP crowd their features more.
+ALPHAS = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 40.0)
+BETAS = (1.0, 2.0, 3.5, 5.5, 8.0, 12.0, 20.0, 40.0, 80.0)
 
 
 @dataclass(frozen=True)
