@@ -11,20 +11,27 @@ from __future__ import annotations
 
 import argparse
 import io
+import tempfile
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as pixels
 
 from rada.data import ImageSplit, few_shot, open_dataset
 from rada.encoders import DualEncoder, load_encoder
+from rada.evaluation import environment
 from rada.features import Features, extract_features
-from rada.settings.ttt import TTTConfig
+from rada.settings.ttt import TTTConfig, adapt_views, tpt_logits, view_baselines
 from rada.settings.ttt.views import view_transform
+from rada.storage import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -85,7 +92,7 @@ def conditions(part: str, per_class: int, folder: Path) -> dict[str, ImageSplit]
         pictures = open_dataset(DATA / "pacs" / domain).split(part)
         found[f"pacs {domain}"] = few_shot(pictures, per_class, 0)
     # Fewer of each: there are ten classes and six conditions. The same pictures in each condition.
-    clean = few_shot(open_dataset(DATA / "cifar10").split(part), max(1, per_class * 2 // 5), 0)
+    clean = few_shot(open_dataset(DATA / "cifar10").split(part), max(1, per_class // 3), 0)
     found["cifar10 clean"] = clean
     for name, corruption in CORRUPTIONS.items():
         found[f"cifar10 {name}"] = corrupted(clean, corruption, folder / part / name)
@@ -98,7 +105,8 @@ def encode(
     """Return the features of the views, from the file or the cache where they have them."""
     path = None
     if kept_in is not None:
-        words = (name, config.views, config.augmentation, config.smallest_crop, config.seed)
+        words = (name, len(pictures), config.views, config.augmentation, config.smallest_crop)
+        words = (*words, config.seed)
         path = kept_in / f"{'-'.join(str(word).replace(' ', '_') for word in words)}.safetensors"
         if path.exists():
             return Features.load(path)
@@ -118,9 +126,9 @@ def encode(
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--per-class", type=int, default=5, help="pictures per class and condition")
+    parser.add_argument("--per-class", type=int, default=3, help="pictures per class and condition")
     parser.add_argument("--views", type=int, default=32)
-    parser.add_argument("--seeds", type=int, default=3, help="seeds of the views")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of the views")
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--tune", action="store_true", help="choose defaults on training pictures")
     parser.add_argument("--features", type=Path, help="folder that keeps the views' features")
@@ -128,20 +136,175 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    import tempfile
+def rows(encoder: DualEncoder, features: Features, config: TTTConfig) -> dict[str, Tensor]:
+    """Return the logits of every row on the same views."""
+    text = encoder.encode_classes(features.classes)
+    views, scale = features.image_features, encoder.scale
+    found = view_baselines(views, text, scale, config)
+    found["tpt"] = tpt_logits(encoder, features.classes, views, config)
+    found["rada"] = adapt_views(views, text, scale, None, config)
+    found["rada_kept"] = adapt_views(views, text, scale, None, replace(config, predict_with="kept"))
+    return found
 
+
+def variants() -> dict[str, TTTConfig]:
+    """Return what `--tune` compares."""
+    base = TTTConfig()
+    found = {
+        f"rate {rate:g}, selection {selection:g}": replace(
+            base, learning_rate=rate, selection=selection
+        )
+        for rate in (1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
+        for selection in (0.1, 0.3, 1.0)
+    }
+    found["3 steps of 0.001"] = replace(base, steps=3, learning_rate=1e-3)
+    found["3 steps, alpha 1"] = replace(base, steps=3, alpha=1.0)
+    found["kept views"] = replace(base, predict_with="kept")
+    found["strength 0.5"] = replace(base, strength=0.5)
+    found["max entropy 0.5"] = replace(base, max_entropy=0.5)
+    return found
+
+
+def bootstrap(right: np.ndarray, draws: int = 2000) -> list[float]:
+    """95 % interval of the mean over pictures; `right` is `(seeds, pictures)`."""
+    mean = right.mean(0)
+    generator = np.random.default_rng(0)
+    chosen = generator.integers(len(mean), size=(draws, len(mean)))
+    return [float(q) for q in np.quantile(mean[chosen].mean(1), [0.025, 0.975])]
+
+
+def summary(right: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Return accuracy over seeds with its interval, and the paired difference from zero-shot."""
+    table = {}
+    for name, hits in right.items():
+        gain = hits - right["zero_shot"]
+        table[name] = {
+            "accuracy": float(hits.mean()),
+            "by_seed": [float(value) for value in hits.mean(1)],
+            "interval": bootstrap(hits),
+            "gain": float(gain.mean()),
+            "gain_interval": bootstrap(gain),
+        }
+    return table
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Draw the gain over zero-shot of every row, by condition."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot as plt
+
+    names = [name for name in result["groups"]["all"] if name != "zero_shot"]
+    groups = list(result["groups"])
+    figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
+    for place, name in enumerate(names):
+        entries = [result["groups"][group][name] for group in groups]
+        gains = [100 * entry["gain"] for entry in entries]
+        bounds = [[100 * bound for bound in entry["gain_interval"]] for entry in entries]
+        errors = [
+            [gain - low for gain, (low, _) in zip(gains, bounds, strict=True)],
+            [high - gain for gain, (_, high) in zip(gains, bounds, strict=True)],
+        ]
+        shift = (place - (len(names) - 1) / 2) * 0.14
+        axes.errorbar(
+            [number + shift for number in range(len(groups))],
+            gains,
+            errors,
+            fmt="o",
+            label=name.replace("_", " "),
+        )
+    axes.axhline(0, color="grey", linewidth=1)
+    axes.set_xticks(
+        range(len(groups)),
+        [
+            f"{group}\nzero-shot {100 * result['groups'][group]['zero_shot']['accuracy']:.0f} %"
+            for group in groups
+        ],
+    )
+    axes.set_ylabel("accuracy minus zero-shot, points")
+    axes.legend(ncols=3, fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def grouped(right: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
+    """Return the summary of PACS, of clean and corrupted CIFAR-10, and of everything."""
+    parts = {
+        "PACS": [name for name in right if name.startswith("pacs")],
+        "CIFAR-10": ["cifar10 clean"],
+        "CIFAR-10 corrupted": [f"cifar10 {name}" for name in CORRUPTIONS],
+        "all": list(right),
+    }
+    methods = next(iter(right.values())).keys()
+    return {
+        group: summary(
+            {m: np.concatenate([right[name][m] for name in names], axis=1) for m in methods}
+        )
+        for group, names in parts.items()
+    }
+
+
+def judge(
+    options: argparse.Namespace, encoder: DualEncoder, found: dict[str, ImageSplit], part: str
+) -> dict[str, dict[str, np.ndarray]]:
+    """Return for every condition and row whether each picture is right, `(seeds, pictures)`."""
+    seeds = options.seeds[:1] if options.tune else options.seeds
+    right: dict[str, dict[str, np.ndarray]] = {}
+    for name, pictures in found.items():
+        by_seed: dict[str, list[np.ndarray]] = {}
+        for seed in seeds:
+            config = TTTConfig(views=options.views, seed=seed)
+            features = encode(encoder, pictures, config, options.features, f"{part} {name}")
+            print(f"{part} {name} seed {seed}: {len(pictures)} pictures", flush=True)
+            if options.encode_only:
+                continue
+            if options.tune:
+                text = encoder.encode_classes(features.classes)
+                views = features.image_features
+                logits = view_baselines(views, text, encoder.scale)
+                for key, variant in variants().items():
+                    logits[key] = adapt_views(views, text, encoder.scale, None, variant)
+            else:
+                logits = rows(encoder, features, config)
+            for key, values in logits.items():
+                hits = (values.argmax(-1) == features.labels).double().numpy()
+                by_seed.setdefault(key, []).append(hits)
+        right[name] = {key: np.stack(hits) for key, hits in by_seed.items()}
+    return right
+
+
+def main() -> None:
     options = arguments()
     encoder = load_encoder(options.model)
     part = "train" if options.tune else "test"
-    seeds = range(1, 2 if options.tune else options.seeds + 1)
     with tempfile.TemporaryDirectory() as folder:
         found = conditions(part, options.per_class, Path(folder))
-        for seed in seeds:
-            for name, pictures in found.items():
-                config = TTTConfig(views=options.views, seed=seed)
-                encode(encoder, pictures, config, options.features, f"{part} {name}")
-                print(f"{part} {name} seed {seed}: {len(pictures)} pictures", flush=True)
+        right = judge(options, encoder, found, part)
+    if options.encode_only:
+        return
+    result = {
+        "pictures": {name: len(pictures) for name, pictures in found.items()},
+        "views": options.views,
+        "seeds": options.seeds[:1] if options.tune else options.seeds,
+        "part": part,
+        "encoder": encoder.name,
+        "config": TTTConfig(views=options.views).to_dict(),
+        "groups": grouped(right),
+        "conditions": {name: summary(table) for name, table in right.items()},
+        "environment": environment(),
+    }
+    name = "test_time_tuning" if options.tune else "test_time"
+    write_json(RESULTS / f"{name}.json", result)
+    if not options.tune:
+        draw(result, ROOT / "docs" / "figures" / "test_time.svg")
+    for group, table in result["groups"].items():
+        for row, entry in table.items():
+            low, high = entry["gain_interval"]
+            print(
+                f"{group:20} {row:32} {100 * entry['accuracy']:5.1f}  gain {100 * entry['gain']:+5.1f} "
+                f"[{100 * low:+.1f}, {100 * high:+.1f}]"
+            )
 
 
 if __name__ == "__main__":
