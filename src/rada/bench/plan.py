@@ -93,7 +93,10 @@ class Plan(Config):
 
     def method(self, label: str) -> str:
         """Return the method behind a label."""
-        return get_method(str(self.options.get(label, {}).get("method", label))).name
+        values = self.options.get(label, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"the settings of {label!r} should be a table, not {values!r}")
+        return get_method(str(values.get("method", label))).name
 
     def settings(self, label: str) -> Config:
         """Return the settings of a label.
@@ -101,10 +104,7 @@ class Plan(Config):
         Raises:
             ConfigError: If there is no such method, or a setting is unknown or out of range.
         """
-        values = self.options.get(label, {})
-        if not isinstance(values, dict):
-            raise ConfigError(f"the settings of {label!r} should be a table, not {values!r}")
-        method = get_method(self.method(label))
+        method, values = get_method(self.method(label)), self.options.get(label, {})
         return method.settings.from_dict({k: v for k, v in values.items() if k != "method"})
 
     def cells(self) -> list[Cell]:
