@@ -96,7 +96,10 @@ def test_outputs_and_gradients(
 
 
 def test_budgets_force_the_paths() -> None:
-    plans = {b: make_plan(3, 17, 24, 4, itemsize=8, budget=b) for b in (TILED, RECOMPUTED, GROUPED)}
+    plans = {
+        b: make_plan(3, 17, 24, 4, itemsize=8, budget=b, keep=True)
+        for b in (TILED, RECOMPUTED, GROUPED)
+    }
     assert plans[TILED].rows == 8
     assert not plans[TILED].keep
     assert plans[RECOMPUTED].rows is None
@@ -168,7 +171,7 @@ def test_any_strides(layout: str, budget: int | None) -> None:
 
 def test_images_in_several_chunks() -> None:
     head = make_head(16, 4, 1.0, 0)
-    assert make_plan(23, 40, 16, 4, itemsize=8, budget=1 << 30).images < 23
+    assert make_plan(23, 40, 16, 4, itemsize=8, budget=1 << 30, keep=True).images < 23
     assert_same_as_oracle(
         head,
         unit(23, 16).requires_grad_(),

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from rada.errors import ConfigError, FeatureError
 from rada.head.attention import mask_attention, transforms_active
+from rada.head.chunk import Settings
 from rada.head.classes import ClassSet, ClassSetCache, apply_linear, make_class_set
-from rada.head.function import Settings
 from rada.head.reference import AttentionWeights
 
 __all__ = ["HeadOutput", "RAdaHead", "rational_matrix"]
@@ -80,7 +80,7 @@ class RAdaHead(nn.Module):
         >>> output = head(image, text, scale=100.0)
         >>> bool((output.logits == 100.0 * (image @ text.T)).all())
         True
-        >>> float(output.max_deviation.max())
+        >>> float(output.max_deviation.detach().max())
         0.0
     """
 

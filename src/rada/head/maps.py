@@ -22,7 +22,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from rada.head.plan import Plan
-from rada.head.scores import MapState, Operands, is_bounded
+from rada.head.scores import MapState, Operands, classes_are_few, is_bounded
 from rada.head.tiles import tiled_backward, tiled_forward
 from rada.head.whole import whole_backward, whole_forward
 
@@ -45,8 +45,10 @@ def maps_forward(
         The output, `(N, K, d)`, and the state for `maps_backward`.
     """
     operands = Operands(queries, keys, values, factor, plan)
-    forward = whole_forward if plan.rows is None else tiled_forward
-    return forward(operands, is_bounded(operands))
+    if plan.rows is not None:
+        return tiled_forward(operands, is_bounded(operands))
+    few = classes_are_few(operands)
+    return whole_forward(operands, not few and is_bounded(operands))
 
 
 def maps_backward(
@@ -60,6 +62,8 @@ def maps_backward(
     plan: Plan,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of queries `(N, 2 K + 1, d)`, keys and values `(N, K, d)`.
+
+    The queries are overwritten.
 
     Args:
         queries: as in the forward pass.

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rada.head.chunk import Inputs, Settings, attend
 from rada.head.classes import apply_linear, make_class_set
-from rada.head.function import Settings, _Inputs, _merge_heads, _split_heads, _stack_queries
 from rada.head.head import RAdaHead
-from rada.head.maps import maps_forward
 from rada.head.plan import default_budget, make_plan
 from rada.head.reference import AttentionWeights
 
@@ -44,7 +43,7 @@ def mixed_values(
         *(p.to(image.dtype) for layer in layers for p in (layer.weight, layer.bias))
     )
     query = apply_linear(head.query_image, image)
-    inputs = _Inputs(image, class_set.text, query, class_set.query, weights)
+    inputs = Inputs(image, class_set.text, query, class_set.query, weights)
     plan = make_plan(
         batch,
         classes,
@@ -57,18 +56,7 @@ def mixed_values(
     mixed = torch.empty_like(tokens)
     for start in range(0, batch, plan.images):
         chunk = inputs.chunk(start, plan.images)
-        images = len(chunk.image)
-        rows = tokens[start : start + images].flatten(0, 1)
-        rational, keys, values = (
-            torch.addmm(bias, rows, weight.T)
-            for weight, bias in zip(weights[:6:2], weights[1:6:2], strict=True)
-        )
-        parts, _ = maps_forward(
-            _stack_queries(rational, chunk, head.num_heads),
-            _split_heads(keys, images, head.num_heads),
-            _split_heads(values, images, head.num_heads),
-            settings.factor(dim),
-            plan,
-        )
-        mixed[start : start + images] = _merge_heads(parts, images).view(images, classes, dim)
+        rows = tokens[start : start + plan.images].flatten(0, 1)
+        own = attend(rows, chunk, settings, plan).mixed
+        mixed[start : start + plan.images] = own.view(-1, classes, dim)
     return tokens, mixed

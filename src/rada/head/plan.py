@@ -11,9 +11,9 @@ import torch
 
 __all__ = ["Plan", "default_budget", "make_plan"]
 
-_CHUNK_ROWS = 256
-"""Rows (images times classes) per linear product: enough for full speed, few enough for caches."""
-_MAP_BYTES = 8 << 20
+_CHUNK_ROWS = {False: 288, True: 336}
+"""Rows (images times classes) per chunk, by whether activations are kept: enough for full speed."""
+_MAP_BYTES = 3 << 20
 """Bytes of class-by-class maps held at once where one map is smaller than that."""
 _LARGEST_MAP_BYTES = 16 << 20
 """A map of more bytes than this is never held whole, however much memory is free."""
@@ -44,7 +44,14 @@ class Plan:
 
 
 def make_plan(
-    batch: int, classes: int, dim: int, num_heads: int, *, itemsize: int, budget: int
+    batch: int,
+    classes: int,
+    dim: int,
+    num_heads: int,
+    *,
+    itemsize: int,
+    budget: int,
+    keep: bool = False,
 ) -> Plan:
     """Choose the pieces for `batch` images, `classes` classes and width `dim`.
 
@@ -55,22 +62,23 @@ def make_plan(
         num_heads: attention heads `H`.
         itemsize: bytes per number.
         budget: bytes of working memory to stay under, where at all possible.
+        keep: whether activations are wanted for a backward pass.
 
     Returns:
         The plan. It depends on nothing but the arguments.
     """
     unit = classes * dim * itemsize
-    images = min(_CHUNK_ROWS // classes, budget // (2 * _BACKWARD_UNITS * unit), batch)
+    images = min(_CHUNK_ROWS[keep] // classes, budget // (2 * _BACKWARD_UNITS * unit), batch)
     images = max(1, images)
     images = -(-batch // -(-batch // images)) if batch else 1
-    one_map = 4 * classes * (classes + 1) * itemsize
+    one_map = 5 * classes * (classes + 1) * itemsize
     whole = one_map <= min(_LARGEST_MAP_BYTES, budget // 4)
     rows, columns = None, classes
     if not whole:
         columns = max(8, min(512, classes))
         rows = max(8, min(512, budget // (16 * columns * itemsize)))
     maps = max(1, min(images * num_heads, min(_MAP_BYTES, budget // 4) // one_map))
-    keep = _KEPT_UNITS * unit * batch <= budget // 2
+    keep = keep and _KEPT_UNITS * unit * batch <= budget // 2
     return Plan(images=images, maps=maps, rows=rows, columns=columns, keep=keep)
 
 

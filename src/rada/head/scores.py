@@ -1,4 +1,4 @@
-"""What the two ways of computing the maps share: operands, scores, exponentials."""
+"""What the two ways of computing the maps share: operands, scores, bounds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ __all__ = [
     "MapState",
     "Operands",
     "column",
-    "exponentiate",
     "is_bounded",
     "scores",
     "sections",
@@ -66,6 +65,11 @@ def is_bounded(operands: Operands) -> bool:
     return bound <= _SAFE_EXPONENT
 
 
+def classes_are_few(operands: Operands) -> bool:
+    """Whether subtracting every map's maximum costs less than proving that it need not be."""
+    return operands.keys.shape[1] < 2 * operands.keys.shape[2]
+
+
 def sections(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Split `(N, 2 K + 1, ...)` into its rational, text and image rows."""
     classes = rows.shape[1] // 2
@@ -78,18 +82,5 @@ def column(numbers: Tensor) -> Tensor:
 
 
 def scores(queries: Tensor, keys: Tensor, factor: float, out: Tensor) -> Tensor:
-    """Compute scores in base two, for `exponentiate`."""
+    """Compute scores in base two: its exponential is the faster one."""
     return torch.baddbmm(out, queries, keys.transpose(1, 2), beta=0, alpha=factor * LOG2_E, out=out)
-
-
-def exponentiate(rows: Tensor, shift: Tensor | None) -> Tensor:
-    """Turn scores in base two into `E`, in place: the faster exponential.
-
-    Args:
-        rows: `(N, 2 K + 1, m)`.
-        shift: what to subtract from the three sections, `(N, 3)`.
-    """
-    if shift is not None:
-        for number, section in enumerate(sections(rows)):
-            section.sub_(column(shift[:, number]))
-    return rows.exp2_()
