@@ -178,7 +178,7 @@ class Process:
 
 def fresh_memory(form: str, size: Size, task: str, budget: int | None = None) -> int:
     words = ["--memory", form, *size, task, *([] if budget is None else ["--budget", budget])]
-    return int(subprocess.check_output(_command(*words), text=True))
+    return int(subprocess.check_output(_command(*words), text=True, stderr=subprocess.DEVNULL))
 
 
 def race(size: Size, forms: list[str], tasks: list[str], options: argparse.Namespace) -> dict:
