@@ -47,11 +47,11 @@ def test_flops_of_a_step_are_those_of_the_page(benchmark: ModuleType) -> None:
 
 
 def test_memory_is_that_of_the_form(benchmark: ModuleType) -> None:
-    size = benchmark.Size(4, 60, 64)
+    size = benchmark.Size(8, 150, 64)
     plain, ours = (benchmark.measure_memory(f, size, "forward", None) for f in ("plain", "ours"))
-    one_map = 4 * 8 * 60 * 60 * 4
+    one_map = 8 * 8 * 150 * 150 * 4
     assert plain > 3 * one_map
-    assert 0 < ours < plain / 2
+    assert 0 < ours < one_map
 
 
 def test_the_exponent_is_the_slope(benchmark: ModuleType) -> None:
