@@ -70,7 +70,7 @@ class Cell:
 
         Example:
             >>> Cell("few-shot", "rada", "rada", "textiles", 4, 1).path
-            'few-shot/textiles-7ba53a/rada/4-shots-seed-1.json'
+            'few-shot/textiles-38c908/rada/4-shots-seed-1.json'
         """
         digest = hashlib.blake2b(f"{self.dataset}{self.targets}".encode(), digest_size=3)
         data = f"{_safe(data_name(self.dataset))}-{digest.hexdigest()}"
