@@ -132,6 +132,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--tune", action="store_true", help="choose defaults on training pictures")
     parser.add_argument("--features", type=Path, help="folder that keeps the views' features")
+    parser.add_argument("--conditions", nargs="+", help="only these, such as 'pacs sketch'")
     parser.add_argument("--encode-only", action="store_true", help="fill the cache and stop")
     return parser.parse_args()
 
@@ -237,11 +238,13 @@ def grouped(right: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
         "all": list(right),
     }
     methods = next(iter(right.values())).keys()
+    parts = {group: [name for name in names if name in right] for group, names in parts.items()}
     return {
         group: summary(
             {m: np.concatenate([right[name][m] for name in names], axis=1) for m in methods}
         )
         for group, names in parts.items()
+        if names
     }
 
 
@@ -280,6 +283,8 @@ def main() -> None:
     part = "train" if options.tune else "test"
     with tempfile.TemporaryDirectory() as folder:
         found = conditions(part, options.per_class, Path(folder))
+        if options.conditions:
+            found = {name: found[name] for name in options.conditions}
         right = judge(options, encoder, found, part)
     if options.encode_only:
         return

@@ -65,7 +65,7 @@ class TTTConfig(Config):
     head_seed: int = 0
     episodic: bool = True
     online_restart: int = 1000
-    online_decay: float = 0.01
+    online_decay: float = 0.1
     online_collapse: float = 0.5
     memory_budget: int = 256 << 20
 
