@@ -193,10 +193,12 @@ def _print(result: dict[str, Any], dataset: ImageDataset, out: Path, page: Path)
     samples = [int((test.labels == label).nonzero()[0][0]) for label in range(len(test.classes))]
     paths = [str(test.path(index)) for index in samples]
     screen.print("\nSingle pictures, with the head that was saved:", highlight=False)
-    for index, path, ranked in zip(samples, paths, loaded.predict(paths, top_k=2), strict=True):
+    for index, ranked in zip(samples, loaded.predict(paths, top_k=2), strict=True):
         answer = ", ".join(f"{entry.name} {entry.probability:.2f}" for entry in ranked)
         true = test.classes[test.labels[index]]
-        screen.print(f"  {Path(path).name} (in truth {true}): {answer}", highlight=False)
+        screen.print(
+            f"  {test.ids[index]} (in truth {true}): {answer}", highlight=False, soft_wrap=True
+        )
     screen.print(
         f"\nReport: [bold]{page}[/bold]   ({result['timing']['seconds']:.0f} s in all)\n\n"
         "The same with your own pictures, one folder for each class:\n"
@@ -204,6 +206,7 @@ def _print(result: dict[str, Any], dataset: ImageDataset, out: Path, page: Path)
         "  rada evaluate my-head MY_TEST_PICTURES --report my-report\n"
         "  rada predict my-head PICTURE...",
         highlight=False,
+        soft_wrap=True,
     )
 
 

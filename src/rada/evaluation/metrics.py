@@ -226,7 +226,9 @@ def checked_logits(logits: ArrayLike, classes: Sequence[str]) -> Tensor:
 
 def checked_labels(labels: ArrayLike, classes: Sequence[str]) -> Tensor:
     """Return the labels as an `(N,)` int64 CPU tensor, or raise a `FeatureError`."""
-    truth = torch.as_tensor(labels).detach().to("cpu")
+    # A split's labels are read-only; torch warns of sharing such memory.
+    own = np.array(labels) if isinstance(labels, np.ndarray) else labels
+    truth = torch.as_tensor(own).detach().to("cpu")
     if truth.numel() == 0:
         truth = truth.to(torch.int64)
     if truth.ndim != 1 or truth.is_floating_point() or truth.is_complex():

@@ -193,6 +193,10 @@ class HeadTrainer:
             self.seed,
         )
 
+    def with_config(self, config: EFTConfig) -> HeadTrainer:
+        """Return the run on the same images with another configuration."""
+        return HeadTrainer(self.images, self.labels, self.text, self.scale, config, self.seed)
+
     def train(self, folder: Path | None = None, *, progress: bool | None = None) -> TrainedHead:
         """Train the head and choose its strength; `folder` keeps the state of both."""
         head, history = self.run(folder and folder / "head.safetensors", progress=progress)

@@ -9,7 +9,7 @@ zero-shot on the pseudo-new classes. (Mask strength is ours; the paper has none.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +88,9 @@ def choose_strength(
     """
     classes = len(trainer.text)
     shots = torch.bincount(trainer.labels.cpu(), minlength=classes)
+    # The folds compare strengths with each other, for which a third of the least steps is enough.
+    config = replace(trainer.config, min_steps=trainer.config.min_steps // 3)
+    trainer = trainer.with_config(config)
     if classes >= 4:
         return _over_classes(trainer, folder, progress)
     if int(shots.min()) >= 2:
