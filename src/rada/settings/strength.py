@@ -4,7 +4,8 @@ The mask used at inference is `M_lambda = 1 + lambda (M - 1)`. A head that learn
 do worse than zero-shot on classes that it never saw; a smaller strength mends that. Here a part of
 the classes is held out as pseudo-new classes, a head learns the others, and the strength with
 the best harmonic mean of pseudo-base and pseudo-new accuracy is taken, among those that are not below
-zero-shot on the pseudo-new classes. (Mask strength is ours; the paper has none.)
+zero-shot on the pseudo-new classes by more than one standard error. (Mask strength is ours; the
+paper has none.)
 """
 
 from __future__ import annotations
@@ -56,20 +57,31 @@ class StrengthChoice:
 
 @dataclass
 class _Counts:
-    """Right answers at every strength, and the images asked."""
+    """Right answers at every strength, answers that became right or wrong, and the images asked."""
 
     correct: Tensor
+    changed: Tensor
     images: int
 
     @classmethod
     def none(cls) -> _Counts:
-        return cls(torch.zeros(len(STRENGTHS), dtype=torch.long), 0)
+        nothing = torch.zeros(len(STRENGTHS), dtype=torch.long)
+        return cls(nothing, nothing, 0)
 
     def __add__(self, other: _Counts) -> _Counts:
-        return _Counts(self.correct + other.correct, self.images + other.images)
+        return _Counts(
+            self.correct + other.correct, self.changed + other.changed, self.images + other.images
+        )
 
     def accuracy(self) -> Tensor:
         return self.correct.double() / max(1, self.images)
+
+    def not_below_zero_shot(self) -> Tensor:
+        """Mark the strengths whose loss against zero-shot is within one standard error.
+
+        The standard error of a paired difference of n answers, of which m changed, is sqrt(m)/n.
+        """
+        return self.correct >= self.correct[0] - self.changed.double().sqrt()
 
 
 def choose_strength(
@@ -136,7 +148,7 @@ def _best(base: _Counts, new: _Counts) -> StrengthChoice:
     means = torch.tensor(
         [harmonic_mean(b, n) for b, n in zip(base_accuracy, new_accuracy, strict=True)]
     )
-    means[new_accuracy < new_accuracy[0]] = -1.0
+    means[~new.not_below_zero_shot()] = -1.0
     best = int(means.argmax())
     return StrengthChoice(
         STRENGTHS[best],
@@ -158,7 +170,7 @@ def _fold(
     if record is not None and record.exists():
         saved = read_json(record, error=CheckpointError, what="the training state")
         if saved.get("key") == learner.key:
-            return [_Counts(torch.tensor(c), n) for c, n in saved["counts"]]
+            return [_Counts(torch.tensor(c), torch.tensor(m), n) for c, m, n in saved["counts"]]
     head, _ = learner.run(
         folder and folder / f"strength-{name}.safetensors",
         progress=progress,
@@ -166,7 +178,7 @@ def _fold(
     )
     counts = [count_correct(head, tester) for tester in testers]
     if record is not None:
-        rows = [[entry.correct.tolist(), entry.images] for entry in counts]
+        rows = [[entry.correct.tolist(), entry.changed.tolist(), entry.images] for entry in counts]
         write_json(record, {"key": learner.key, "counts": rows})
     return counts
 
@@ -180,11 +192,10 @@ def count_correct(head: RAdaHead, tester: HeadTrainer) -> _Counts:
         labels = tester.labels[start : start + 256]
         zero_shot = tester.scale * images @ tester.text.T
         change = head(images, tester.text, tester.scale).logits - zero_shot
-        right = [
-            int(((zero_shot + strength * change).argmax(1) == labels).sum())
-            for strength in STRENGTHS
-        ]
-        total += _Counts(torch.tensor(right), len(labels))
+        right = torch.stack(
+            [(zero_shot + strength * change).argmax(1) == labels for strength in STRENGTHS]
+        )
+        total += _Counts(right.sum(1).cpu(), (right != right[0]).sum(1).cpu(), len(labels))
     return total
 
 
