@@ -154,7 +154,10 @@ def _write_answers(answers: Iterable[Answer], columns: int, stream: TextIO, json
             skipped += 1
             typer.echo(f"skipped: {reason}", err=True)
         elif json:
-            answer: dict[str, Any] = {"path": name, "predictions": [entry._asdict() for entry in ranked]}
+            answer: dict[str, Any] = {
+                "path": name,
+                "predictions": [entry._asdict() for entry in ranked],
+            }
             if explanation is not None:
                 answer["explanation"] = explanation.to_dict()
             stream.write(jsonlib.dumps(answer, ensure_ascii=False) + "\n")
