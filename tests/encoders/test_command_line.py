@@ -1,0 +1,55 @@
+"""`rada fit --model DIRECTORY`, evaluate and predict, for every family from disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from encoders.tiny_models import MAKERS
+from rada import RAdaClassifier
+from rada.config import EFTConfig
+from rada.errors import CheckpointError
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(0)
+    for name, colour in {
+        "red": (220, 30, 30),
+        "green": (30, 200, 40),
+        "blue": (40, 40, 220),
+    }.items():
+        (root / name).mkdir()
+        for index in range(4):
+            pixels = np.clip(random.normal(colour, 12, (40, 40, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
+    return root
+
+
+@pytest.mark.parametrize("family", sorted(MAKERS))
+def test_fit_save_load_evaluate_predict(family: str, saved, photos: Path, tmp_path: Path) -> None:
+    config = EFTConfig(epochs=2, min_steps=0, num_heads=1, strength=1.0)
+    classifier = RAdaClassifier(str(saved(family)), config=config, workers=0, progress=False)
+    classifier.fit(photos, shots=3, seed=1, output_dir=tmp_path / "head")
+    loaded = RAdaClassifier.from_pretrained(tmp_path / "head", workers=0, progress=False)
+    assert loaded.encoder is not None
+    assert loaded.encoder.fingerprint == classifier.encoder.fingerprint
+    result, _ = loaded.evaluate(photos)
+    assert result["images"] == 12
+    assert result["adapted"]["accuracy"] == classifier.score(photos)
+    json.dumps(result, allow_nan=False)
+    answers = loaded.predict([photos / "red" / "0.png"], top_k=3)
+    assert {entry.name for entry in answers[0]} == {"red", "green", "blue"}
+
+
+def test_head_of_another_family(saved, photos: Path, tmp_path: Path) -> None:
+    config = EFTConfig(epochs=1, min_steps=0, num_heads=1, strength=1.0)
+    classifier = RAdaClassifier(str(saved("clip")), config=config, workers=0, progress=False)
+    classifier.fit(photos, shots=2, seed=1, output_dir=tmp_path / "head")
+    with pytest.raises(CheckpointError, match="encoder"):
+        RAdaClassifier.from_pretrained(tmp_path / "head", encoder=str(saved("siglip")))
