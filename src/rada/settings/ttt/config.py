@@ -43,8 +43,9 @@ class TTTConfig(Config):
         online_restart: Pictures after which the online head starts anew; 0 for never.
         online_decay: Part of its way from the start that the online head goes back after each picture,
             in [0, 1].
-        online_collapse: The online head starts anew when the entropy of its mean prediction falls below
-            this part of the unadapted head's, in [0, 1); 0 for never.
+        online_collapse: The online head starts anew when its predictions hold less than this part of the
+            unadapted head's information about the class, or agree with it by less than this, in
+            [0, 1); 0 for never.
         memory_budget: Bytes that the per-picture parameters and activations may take.
     """
 

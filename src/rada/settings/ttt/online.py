@@ -4,9 +4,10 @@ Four of them, in the order of what they cost:
 
 - *decay*: after every picture the head goes back a part of its way from the start, so that no weight
   can leave a ball around it, whatever the pictures;
-- *collapse*: when the running mean of the adapted predictions has much less entropy than that of the
-  unadapted ones on the same pictures, the head has begun to name one class for everything: it
-  starts anew;
+- *collapse*: when the adapted predictions say much less about the class than the unadapted ones on the
+  same pictures, in mutual information (entropy of the mean prediction minus mean entropy of the
+  predictions), the head names one class for everything, or none; when they agree with the unadapted
+  ones too little, it has swapped classes: it starts anew;
 - *restart*: it starts anew every `online_restart` pictures in any case ("RDumb", NeurIPS 2023, found
   this to beat all adaptation without it on long streams);
 - numbers that are not finite: it starts anew.
@@ -83,8 +84,12 @@ class OnlineAdapter:
     def _begin(self) -> None:
         self.heads = StackedHeads(self.start, self.streams)
         classes = len(self.start.text)
-        uniform = self.start.text.new_full((self.streams, classes), 1 / classes)
-        self._own, self._unadapted = uniform, uniform
+        # Running means of the probabilities and, in the last column, of their entropy; and of the
+        # part of the probability that both heads give to the same class.
+        self._agreement = self.start.text.new_ones(self.streams)
+        means = self.start.text.new_full((self.streams, classes + 1), 1 / classes)
+        means[:, -1] = 0
+        self._own, self._unadapted = means, means
 
     def predict(self, view_features: Any) -> Tensor:
         """Adapt to the pictures of one stream, in order.
@@ -127,11 +132,14 @@ class OnlineAdapter:
     def _guard(self, answer: Tensor, unadapted: Tensor) -> Tensor:
         """Update the running means, restore heads that are lost, and return which."""
         broken = ~(answer.isfinite().all(-1) & self.heads.finite())
-        self._unadapted = torch.lerp(self._unadapted, unadapted.softmax(-1), _NEWEST)
-        own = torch.where(broken[:, None], unadapted, answer).softmax(-1)
-        self._own = torch.lerp(self._own, own, _NEWEST)
-        limit = self.start.config.online_collapse * entropy(self._unadapted.log())
-        collapsed = (entropy(self._own.log()) < limit) & ~broken
+        self._unadapted = torch.lerp(self._unadapted, _described(unadapted), _NEWEST)
+        valid = torch.where(broken[:, None], unadapted, answer)
+        self._own = torch.lerp(self._own, _described(valid), _NEWEST)
+        shared = torch.minimum(valid.softmax(-1), unadapted.softmax(-1)).sum(-1)
+        self._agreement = torch.lerp(self._agreement, shared, _NEWEST)
+        least = self.start.config.online_collapse
+        uninformed = _information(self._own) < least * _information(self._unadapted)
+        collapsed = (uninformed | (self._agreement < least)) & ~broken
         self._restore(broken, "not finite")
         self._restore(collapsed, "collapse")
         return broken | collapsed
@@ -142,3 +150,15 @@ class OnlineAdapter:
             self.restores[reason] += count
             self.heads.restore(rows)
             self._own = torch.where(rows[:, None], self._unadapted, self._own)
+            self._agreement[rows] = 1
+
+
+def _described(logits: Tensor) -> Tensor:
+    """Return probabilities and their entropy, `(n, K)` to `(n, K + 1)`."""
+    log_probabilities = logits.log_softmax(-1)
+    return torch.cat([log_probabilities.exp(), entropy(log_probabilities)[:, None]], -1)
+
+
+def _information(means: Tensor) -> Tensor:
+    """Return how much predictions with these means say about the class, in nats, `(n,)`."""
+    return entropy(means[:, :-1].log()) - means[:, -1]
