@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from rada import EFTConfig, Features, RAdaClassifier
 from rada.errors import CheckpointError
 from rada.pretrained import load_head
-from safetensors.torch import load_file, save_file
 from toy import SCALE, toy
 
 
