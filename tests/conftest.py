@@ -6,6 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# In CI the same examples every time: a change is judged by itself, not by luck.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 # Set before anything imports transformers or huggingface_hub: a test that reaches for a hub must fail at
 # once, not after retries.

@@ -134,7 +134,9 @@ def save_head(directory: str | Path, head: RAdaHead, config: HeadConfig) -> None
     config = dataclasses.replace(config, weights_hash=_hash(state), rada_version=__version__)
     text = json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_directory(directory) as temporary:
-        save_file(state, temporary / WEIGHTS_FILE, metadata={"format": "pt", "rada": __version__})
+        # One entry of metadata: safetensors writes several in random order, and equal heads should be
+        # equal files.
+        save_file(state, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
         (temporary / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
 
