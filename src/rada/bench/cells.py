@@ -88,7 +88,7 @@ def _safe(name: str) -> str:
 
 
 class Folder:
-    """The folder of a benchmark: `bench.json`, `cells/` and `failed/`.
+    """The folder of a benchmark: `bench.json`, `cells/`, `failed/` and `training/`.
 
     Args:
         root: The folder.
@@ -100,6 +100,10 @@ class Folder:
     def result_path(self, cell: Cell) -> Path:
         """Return where the result of a cell stands."""
         return self.root / "cells" / cell.path
+
+    def training_path(self, cell: Cell) -> Path:
+        """Return the folder of a cell's training state, which is there until the cell is finished."""
+        return self.root / "training" / cell.path.removesuffix(".json")
 
     def failure_path(self, cell: Cell) -> Path:
         """Return where the failure of a cell stands."""

@@ -92,8 +92,7 @@ def _task(cell: Cell, views: int, source: Source, classes: list[int]) -> Task:
             classes, cell.shots, cell.seed, views=views, allow_fewer=cell.allow_fewer
         )
     else:
-        empty = torch.empty(0, 1, candidates.text_features.shape[1])
-        drawn = Labelled(Examples(empty), torch.empty(0, dtype=torch.long))
+        drawn = source.nothing()
     return Task(
         drawn.examples,
         drawn.labels,

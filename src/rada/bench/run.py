@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -95,8 +96,8 @@ def run_plan(
 ) -> RunSummary:
     """Run all cells of a plan that have no result yet.
 
-    Several processes may do so on one folder: they share the cells between them. A process that is
-    killed loses the cell that it was at.
+    Several processes may do so on one folder: they share the cells between them. The cell at which a
+    process is killed goes on from the state of its training, if its method keeps one.
 
     Args:
         plan: What to run.
@@ -155,8 +156,10 @@ def _settle(
         summary.failed.append((cell, "it failed in another process"))
         return
     try:
-        result = run_cell(cell, sources.get(cell), sources.alone)
+        training = folder.training_path(cell)
+        result = run_cell(cell, sources.get(cell), sources.alone, training / "state.safetensors")
         folder.write(cell, result)
+        shutil.rmtree(training, ignore_errors=True)
         summary.done += 1
     except StorageError:  # a full disk fails every cell, and nothing could be written about it
         raise
@@ -171,6 +174,7 @@ def run_cell(
     cell: Cell,
     sources: dict[str, Source],
     alone: Callable[[Cell], contextlib.AbstractContextManager[None]] | None = None,
+    state_path: Path | None = None,
 ) -> dict[str, Any]:
     """Run one cell.
 
@@ -178,6 +182,8 @@ def run_cell(
         cell: The cell.
         sources: Its data sets by specification.
         alone: Guards the encoding of pictures.
+        state_path: File, in a folder of its own, for the state of training, from which the same
+            call goes on.
 
     Returns:
         Its result as plain JSON, without the cell itself.
@@ -187,7 +193,7 @@ def run_cell(
     with alone(cell) if alone is not None else contextlib.nullcontext():
         setup = set_up(cell, method, config, sources)
     with PeakMemory() as memory:
-        predictor = method.fit(setup.task, config)
+        predictor = method.fit(setup.task, config, state_path=state_path)
         started = time.perf_counter()
         parts = [_judged(predictor, part) for part in setup.parts]
         seconds = time.perf_counter() - started

@@ -71,6 +71,11 @@ class Source(ABC):
     ) -> Labelled:
         """Return shots of some classes, relabelled in their order."""
 
+    def nothing(self) -> Labelled:
+        """Return no examples at all, for methods that learn nothing."""
+        width = self.class_set().text_features.shape[1]
+        return Labelled(Examples(torch.empty(0, 1, width)), torch.empty(0, dtype=torch.long))
+
     @abstractmethod
     def test(self, *, whole: bool = False) -> Labelled:
         """Return the test examples; `whole` takes everything where there is no split."""
@@ -120,6 +125,11 @@ class PictureSource(Source):
         pool = self._train.select_classes(classes)
         chosen = few_shot(pool, shots, seed, allow_fewer=allow_fewer)
         return self._encoded(chosen, views=views, seed=seed)
+
+    def nothing(self) -> Labelled:
+        """Return no pictures, which are not the same as features alone."""
+        examples, labels = super().nothing()
+        return Labelled(Examples(examples.image_features, self._test.subset([])), labels)
 
     def test(self, *, whole: bool = False) -> Labelled:
         """Encode the test split, once."""

@@ -293,7 +293,8 @@ class Method(ABC):
         Args:
             task: Labelled examples and their classes.
             config: Settings; the method's defaults when None.
-            state_path: File for the state after every epoch; the same call goes on from there.
+            state_path: File for the state of training; the same call goes on from there. A method may
+                put more files beside it, so give it a folder of its own.
             progress: Show a bar; None shows it on a terminal only.
 
         Returns:

@@ -146,7 +146,10 @@ class RAdaAdapter(Method):
         assert isinstance(predictor, AdaptedHeadPredictor)
 
         def trained(part: Task) -> Predictor:
-            return self._trained(self.start(part, config), part, config)
+            path = state_path and state_path.with_name(
+                f"{state_path.name}-{part.fingerprint()}.safetensors"
+            )
+            return self._trained(self.start(part, config), part, config, path)
 
         self._trained(predictor, task, config, state_path, progress)
         strength = config.strength

@@ -109,7 +109,7 @@ def train(
         recipe: How to optimise.
         classes_per_step: Classes that a step draws (they hold the labels of the batch as far as they
             go; examples of others sit the step out); 0 for all.
-        state_path: File for the state after every epoch.
+        state_path: File for the state after an epoch, as often as writing it costs little.
         progress: Show a bar; None on a terminal only.
         description: Beside the bar.
 
@@ -139,7 +139,7 @@ def train(
                 advance(1)
             state.history.append({"loss": total / max(1, seen)})
             state.epoch = epoch + 1
-            if state_path is not None:
+            if state_path is not None and (state.epoch == recipe.epochs or state.due()):
                 state.weights = dict(predictor.state_dict())
                 state.moments = optimizer_moments(predictor, optimizer)
                 state.save(state_path)

@@ -101,8 +101,9 @@ def train_head(
         config: Hyper-parameters; the defaults of `EFTConfig` when None.
         seed: Seed of the initialisation, the order of images, classes and views. The same seed,
             machine and thread count give the same weights, bit for bit.
-        checkpoint_dir: Folder for the state after every epoch. The same call goes on from there,
-            bit for bit; a state of another run is ignored and replaced.
+        checkpoint_dir: Folder for the state after an epoch (not every one where epochs are so short
+            that writing would take its share of the time). The same call goes on from there, bit for
+            bit; a state of another run is ignored and replaced.
         progress: Show a bar; None shows it on a terminal only.
 
     Returns:
@@ -234,7 +235,8 @@ class HeadTrainer:
                     state.history.append(entry)
                     state.epoch = epoch + 1
                     state.weights = {k: v.detach().clone() for k, v in head.state_dict().items()}
-                    if state_path is not None:
+                    last = state.epoch == self.epochs
+                    if state_path is not None and (last or state.due()):
                         state.moments = optimizer_moments(head, optimizer)
                         state.save(state_path)
         except KeyboardInterrupt as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from rada.errors import CheckpointError
 from rada.storage import atomic_path
 
 __all__ = ["TrainingState", "fingerprint_tensors"]
+
+_SHARE = 0.05  # of the time of a run may go into writing its state
 
 
 def fingerprint_tensors(*tensors: Tensor, extra: object = None) -> str:
@@ -53,6 +56,15 @@ class TrainingState:
     weights: dict[str, Tensor] = field(default_factory=dict)
     moments: dict[str, Tensor] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
+    _due: float = field(default=0.0, repr=False, compare=False)
+
+    def due(self) -> bool:
+        """Whether to save now: always at first, then so seldom that it costs little.
+
+        Writing the state takes longer than a short epoch, so it waits for 20 times what the
+        last writing took.
+        """
+        return time.monotonic() >= self._due
 
     def save(self, path: Path) -> None:
         """Write the state to `path` in one step.
@@ -60,6 +72,7 @@ class TrainingState:
         Raises:
             StorageError: If the place cannot be written.
         """
+        began = time.monotonic()
         tensors = {f"weights/{name}": value for name, value in self.weights.items()}
         tensors |= {f"moments/{name}": value for name, value in self.moments.items()}
         metadata = {"key": self.key, "epoch": self.epoch, "history": self.history}
@@ -69,6 +82,8 @@ class TrainingState:
                 temporary,
                 metadata={"rada_training": json.dumps(metadata)},
             )
+        now = time.monotonic()
+        self._due = now + (now - began) / _SHARE
 
     @classmethod
     def load(cls, path: Path) -> TrainingState:

