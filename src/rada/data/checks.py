@@ -28,8 +28,7 @@ def without_missing(dataset: ImageDataset, *, skip: bool) -> ImageDataset:
     for name, split in dataset.splits.items():
         missing = split.source.missing()
         for index in missing:
-            reason = f"{str(split.path(index))!r} does not exist"
-            skipped.append(Skipped(name, split.ids[index], reason))
+            skipped.append(Skipped(name, split.ids[index], _why_missing(split, index)))
         kept = np.setdiff1d(np.arange(len(split)), missing)
         splits[name] = split.subset(kept) if missing else split
     if not skipped:
@@ -38,7 +37,8 @@ def without_missing(dataset: ImageDataset, *, skip: bool) -> ImageDataset:
         shown = "; ".join(entry.reason for entry in skipped[:5])
         more = f"; and {len(skipped) - 5} more" if len(skipped) > 5 else ""
         raise DataError(
-            f"{len(skipped)} of the pictures of {dataset.name!r} are missing: {shown}{more} "
+            f"{len(skipped)} of the pictures of {dataset.name!r} are missing or cannot be used: "
+            f"{shown}{more} "
             "(--skip-bad goes on without them)"
         )
     left = sum(split.counts() for split in splits.values())
@@ -52,6 +52,11 @@ def without_missing(dataset: ImageDataset, *, skip: bool) -> ImageDataset:
     return dataclasses.replace(dataset, splits=splits, skipped=tuple(skipped))
 
 
+def _why_missing(split: ImageSplit, index: int) -> str:
+    explain = getattr(split.source, "explain", None)  # sources whose pictures are no files have one
+    return str(explain(index)) if explain else f"{str(split.path(index))!r} does not exist"
+
+
 def name_classes(
     dataset: ImageDataset,
     class_names: str | Path | Sequence[str] | Mapping[str, str] | None,
@@ -63,9 +68,11 @@ def name_classes(
     classes; where these are numbers, in the order of the numbers, gaps included.
 
     Raises:
-        DataError: If names do not fit the classes, are blank or doubled.
+        DataError: If names do not fit the classes, are blank or doubled, or are needed but not given.
     """
     if class_names is None:
+        if dataset.unnamed:
+            raise DataError(f"{dataset.name!r}: {dataset.unnamed}")
         checked = check_class_names(dataset.classes)
         if len(checked) > 1 and all(name.isdecimal() for name in checked):
             warnings.warn(

@@ -256,6 +256,8 @@ class ImageDataset:
         splits: "train", "val" and "test" as far as they exist, or "all".
         keys: What each class is called in the data (folder name, label in a table).
         skipped: Bad pictures that were left out because this was asked for.
+        unnamed: Why class names must be given: the data has none, and the user should be told how;
+            "" where it has.
     """
 
     name: str
@@ -264,6 +266,7 @@ class ImageDataset:
     templates: tuple[str, ...] = (DEFAULT_TEMPLATE,)
     keys: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+    unnamed: str = ""
 
     def split(self, *preferred: str) -> ImageSplit:
         """Return the first of the preferred splits that exists.

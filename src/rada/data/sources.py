@@ -8,7 +8,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from PIL import Image
 from rada.data.images import open_image, to_rgb
 from rada.errors import DataError
 
-__all__ = ["FileSource", "IndexedSource", "Source", "id_bytes"]
+__all__ = ["FileSource", "IndexedSource", "PackedSource", "Source", "id_bytes"]
 
 _DIGEST_SIZE = 20
 
@@ -51,6 +51,20 @@ class Source(Protocol):
 
     def take(self, rows: NDArray[np.int64]) -> Source:
         """Return the pictures at `rows`."""
+
+
+@runtime_checkable
+class PackedSource(Protocol):
+    """What a source has besides where its pictures are files within other files.
+
+    `explain(index)` may say why a picture is among the missing ones.
+    """
+
+    def read(self, index: int) -> bytes:
+        """Return the bytes of one picture's file, those that its digest is of."""
+
+    def name(self, index: int) -> str:
+        """Return what to call the picture in messages."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from rada.data import ImageSplit, open_image
 from rada.data.images import to_rgb
+from rada.data.sources import PackedSource
 from rada.errors import DataError
 
 __all__ = ["ListReader", "OpenPicture", "PictureItem", "PictureReader", "SplitReader"]
@@ -52,8 +53,12 @@ def _open_file(path: Path) -> OpenPicture | None:
         content = path.read_bytes()
     except OSError:
         return None
+    return _open_bytes(content, str(path))
+
+
+def _open_bytes(content: bytes, name: str) -> OpenPicture:
     digest = hashlib.blake2b(content, digest_size=20).hexdigest()
-    return OpenPicture(digest, lambda: open_image(_NamedBytes(content, str(path))))
+    return OpenPicture(digest, lambda: open_image(_NamedBytes(content, name)))
 
 
 def _open_pixels(image: Image.Image) -> OpenPicture:
@@ -84,6 +89,8 @@ class SplitReader:
         assert isinstance(item, int)
         path = self.split.path(item)
         try:
+            if isinstance(self.split.source, PackedSource):
+                return _open_bytes(self.split.source.read(item), self.split.source.name(item))
             if path is None:
                 return _open_pixels(self.split.load(item))
             return _open_file(path) or OpenPicture(
