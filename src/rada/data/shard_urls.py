@@ -22,6 +22,7 @@ __all__ = ["copy_shards", "expand_braces", "is_url", "local_path"]
 _MOST_SHARDS = 100_000
 _SCHEMES = "https? s3 gs htgs hf ais ftps sftp scp".split()
 _URL = re.compile(rf"pipe:|file:|(?:{'|'.join(_SCHEMES)})://", re.IGNORECASE)
+_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
 _CHUNK = 1 << 20
 
 
@@ -60,6 +61,10 @@ def expand_braces(pattern: str) -> list[str]:
     """
     from braceexpand import braceexpand
 
+    many = f"{pattern!r} stands for more than {_MOST_SHARDS} shards: check its braces"
+    for first, last in _RANGE.findall(pattern):  # braceexpand holds a whole range in memory
+        if abs(float(last) - float(first)) >= _MOST_SHARDS:
+            raise DataError(many)
     try:
         found = list(itertools.islice(braceexpand(pattern, escape=False), _MOST_SHARDS + 1))
     except ValueError as error:  # UnbalancedBracesError, or a range of other characters
@@ -67,7 +72,7 @@ def expand_braces(pattern: str) -> list[str]:
             f"the braces of {pattern!r} cannot be read ({error}): write them as train-{{0000..0146}}.tar"
         ) from error
     if len(found) > _MOST_SHARDS:
-        raise DataError(f"{pattern!r} stands for more than {_MOST_SHARDS} shards: check its braces")
+        raise DataError(many)
     return found
 
 
