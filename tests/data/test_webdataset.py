@@ -450,7 +450,10 @@ def test_fit_on_shards_is_fit_on_the_folder(tmp_path: Path) -> None:
         encoder = CustomEncoder(
             image_fn=lambda pixels: torch.cat([pixels.mean((2, 3)), pixels.std((2, 3))], 1) + 1,
             text_fn=lambda texts: torch.tensor(
-                [[*COLOURS[text.split()[-1].strip(".")], 1.0, 1.0, 1.0] for text in texts]
+                [
+                    [*COLOURS.get(text.split()[-1].strip("."), (9, 9, 9)), 1.0, 1.0, 1.0]
+                    for text in texts
+                ]
             ),
             scale=10.0,
             dim=6,
