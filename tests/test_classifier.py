@@ -140,6 +140,32 @@ def test_label_order_of_features_follows_the_names(features: Features) -> None:
     assert one.score(features) == other.score(features) == other.score(backwards)
 
 
+def test_new_classes_have_a_strength_of_their_own(features: Features, tmp_path: Path) -> None:
+    """One strength where all candidates were trained on, another with new ones; kept on disk."""
+    config = EFTConfig(epochs=2, min_steps=0)
+    fitted = RAdaClassifier(None, config=config).fit(features.select_classes([0, 1, 2, 3]))
+    assert fitted.trained is not None and fitted.trained.trained_strength is not None
+    fitted.save_pretrained(tmp_path / "head")
+    loaded = RAdaClassifier.from_pretrained(tmp_path / "head")
+    assert loaded.trained is not None
+    assert loaded.trained.trained_strength == fitted.trained.trained_strength
+    for clf in (fitted, loaded):
+        assert clf.trained is not None
+        clf.trained.trained_strength, clf.trained.strength = 0.0, 1.0
+        for rows, strength in (([0, 1, 2, 3], 0.0), ([2, 0], 0.0), ([3, 4], 1.0), ([4, 5], 1.0)):
+            part = features.select_classes(rows)
+            clf.classes = part.classes
+            assert clf.strength_for(part.classes) == strength
+            assert part.text_features is not None
+            wanted = clf.logits(part.plain(), part.text_features, strength=strength).softmax(-1)
+            assert (clf.predict_proba(part) == wanted.numpy()).all()
+            assert clf.evaluate(part)[0]["strength"] == strength
+    clf.strength = 0.5  # by hand: for all
+    assert clf.strength_for(features.classes[:2]) == clf.strength_for(features.classes) == 0.5
+    clf.save_pretrained(tmp_path / "half")
+    assert RAdaClassifier.from_pretrained(tmp_path / "half").strength_for(["class 0"]) == 0.5
+
+
 def test_strength_of_zero_is_zero_shot(features: Features) -> None:
     clf = RAdaClassifier(None, config=QUICK).fit(features)
     clf.strength = 0.0

@@ -56,6 +56,22 @@ def test_round_trip(saved: Path, features: Features) -> None:
     assert copy == config
 
 
+@pytest.mark.parametrize("value", [2, "0.5", True])
+def test_damaged_strength_of_trained_classes(saved: Path, value: object) -> None:
+    training = json.loads((saved / "config.json").read_text())["training"]
+    edit(saved, training=training | {"trained_strength": value})
+    with pytest.raises(CheckpointError, match="trained_strength is damaged"):
+        RAdaClassifier.from_pretrained(saved)
+
+
+def test_heads_from_before_there_were_two_strengths(saved: Path) -> None:
+    training = json.loads((saved / "config.json").read_text())["training"]
+    del training["trained_strength"], training["trained_classes"]
+    edit(saved, training=training)
+    loaded = RAdaClassifier.from_pretrained(saved)
+    assert loaded.strength_for(loaded.classes) == loaded.strength == 0.5
+
+
 def test_double_precision_is_kept(saved: Path) -> None:
     state = {name: value.double() for name, value in load_file(saved / "head.safetensors").items()}
     save_file(state, saved / "head.safetensors")

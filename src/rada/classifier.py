@@ -181,14 +181,32 @@ class RAdaClassifier:
 
     @property
     def strength(self) -> float:
-        """Mask strength at inference; 0 before `fit`, which is the zero-shot model."""
+        """Mask strength at inference; 0 before `fit`, which is the zero-shot model.
+
+        It serves wherever some of the candidates are new to the head; see `strength_for`. Setting it
+        sets it for all candidates.
+        """
         return 0.0 if self.trained is None else self.trained.strength
 
     @strength.setter
     def strength(self, value: float) -> None:
         if not 0 <= value <= 1:
             raise ConfigError(f"strength should be in [0, 1], not {value!r}")
-        self._require_trained().strength = float(value)
+        trained = self._require_trained()
+        trained.strength, trained.trained_strength = float(value), None
+        self._record |= {"strength": float(value), "trained_strength": None}
+
+    def strength_for(self, classes: Iterable[str]) -> float:
+        """Return the mask strength for candidate classes.
+
+        Where the head was trained on all of them that is another one than for new classes, both chosen
+        on the training shots.
+        """
+        if self.trained is None:
+            return 0.0
+        chosen = self.trained.trained_strength
+        known = self._record.get("trained_classes", ())
+        return self.strength if chosen is None or not set(classes) <= set(known) else chosen
 
     def text_features(self, classes: Sequence[str] | None = None) -> Tensor:
         """Return the class features `(K, D)` of the classifier's classes, or of others.
@@ -341,6 +359,7 @@ class RAdaClassifier:
             "data": str(data) if isinstance(data, str | Path) else getattr(data, "name", None),
             "data_fingerprint": features.fingerprint,
             "skipped": [*skipped, *(list(entry) for entry in features.skipped)],
+            "trained_classes": [classes[place] for place in trainer.labels.unique().tolist()],
             "origin": features.encoder_fingerprint,
             "origin_name": features.encoder,
             **describe(self.trained),
@@ -413,9 +432,16 @@ class RAdaClassifier:
     def logits(
         self, image_features: Tensor, text_features: Tensor, *, strength: float | None = None
     ) -> Tensor:
-        """Return logits `(N, K)` of features `(N, D)`; strength None is the classifier's own."""
+        """Return logits `(N, K)` of features `(N, D)`.
+
+        Strength None is the classifier's own for such class features; `strength_for` tells it from the
+        names of the classes.
+        """
         if self.trained is None or strength == 0:
             return self.scale * image_features @ text_features.T
+        if strength is None and self.trained.class_features is None and self.encoder is not None:
+            known = self._record.get("trained_classes", ())  # a loaded head does not bring them
+            self.trained.class_features = self.text_features(known) if known else None
         return self.trained(image_features, text_features, self.scale, strength).logits
 
     def predict_proba(self, images: Any) -> NDArray[np.float32]:
@@ -429,7 +455,8 @@ class RAdaClassifier:
         """
         features = self._features_to_predict(images)
         text = self._candidates(features, self.classes)
-        result: NDArray[np.float32] = self.logits(features.plain(), text).softmax(-1).numpy()
+        logits = self.logits(features.plain(), text, strength=self.strength_for(self.classes))
+        result: NDArray[np.float32] = logits.softmax(-1).numpy()
         return result
 
     @overload
@@ -477,7 +504,10 @@ class RAdaClassifier:
         """
         self._require_encoder()
         text = self.text_features()
-        yield from self.stream(pictures, lambda views: self.logits(views[:, 0], text), top_k)
+        strength = self.strength_for(self.classes)
+        yield from self.stream(
+            pictures, lambda views: self.logits(views[:, 0], text, strength=strength), top_k
+        )
 
     def stream(
         self,
@@ -567,6 +597,8 @@ class RAdaClassifier:
         self._adopt_scale(features)
         text = self._fit_text(features, found, classes, places)
         labels = torch.tensor(places)[features.labels]
+        if strength is None:
+            strength = self.strength_for(classes)
         predicted = self.logits(features.plain(), text, strength=strength).argmax(-1)
         return float((predicted == labels).double().mean())
 
@@ -590,11 +622,12 @@ class RAdaClassifier:
         if text is None:
             text = self.text_features(classes)
         zero_shot = self.logits(features.plain(), text, strength=0.0)
-        adapted = self.logits(features.plain(), text)
+        strength = self.strength_for(classes)
+        adapted = self.logits(features.plain(), text, strength=strength)
         result = compare(zero_shot, adapted, features.labels, classes)
         result |= {
             "skipped": [list(entry) for entry in features.skipped],
-            "strength": self.strength,
+            "strength": strength,
             "scale": self.scale,
             "templates": list(self._templates()),
             "encoder": None
@@ -688,6 +721,7 @@ class RAdaClassifier:
             list(training.get("history", [])),
             None if choice is None else StrengthChoice(**choice),
             str(training.get("fingerprint", "")),
+            _trained_strength(training),
         )
 
 
@@ -729,6 +763,13 @@ def _training_config(saved: HeadConfig) -> EFTConfig:
         return EFTConfig.from_dict(saved.training.get("config", {}))
     except ConfigError as error:
         raise CheckpointError(f"the head's training configuration is damaged: {error}") from error
+
+
+def _trained_strength(training: dict[str, Any]) -> float | None:
+    found = training.get("trained_strength")
+    if found is None or (type(found) in (int, float) and 0 <= found <= 1):
+        return found
+    raise CheckpointError(f"the head's trained_strength is damaged: {found!r} is not in [0, 1]")
 
 
 def _is_picture(value: object) -> bool:

@@ -210,10 +210,30 @@ def test_strength_is_chosen_on_the_shots(name, classes, task):
     choice = predictor.record["strength_choice"]
     assert choice["method"] == ("shots" if classes < 4 else "classes")
     assert float(predictor.strength) == choice["strength"] in choice["strengths"]
+    trained = predictor.facts.pop("trained")
+    assert trained["strength"] == choice["trained_strength"] in choice["strengths"]
+    assert trained["classes"] == list(part.classes.names)
     # Logits are linear in the strength, from zero-shot on.
     predictor.strength.fill_(0.0)
     zero_shot = part.scale * part.examples.plain() @ part.classes.text_features.T
     torch.testing.assert_close(logits(predictor, part), zero_shot)
+
+
+@pytest.mark.parametrize("name", ["rada", "rada_adapter"])
+def test_new_classes_have_a_strength_of_their_own(name, task, tmp_path):
+    """Trained classes alone, in any order or number, get one strength; with a new class, the other."""
+    method = get_method(name)
+    known = task.on_classes([0, 1, 2, 3])
+    predictor = method.fit(known, method.settings(epochs=2, min_steps=0, batch_size=8))
+    predictor.facts["trained"]["strength"] = 0.0
+    predictor.strength.fill_(1.0)
+    predictor.save(tmp_path / "head.safetensors")
+    for found in (predictor, load_predictor(tmp_path / "head.safetensors")):
+        for classes in ([3, 0, 2, 1], [1, 2], [0, 1, 2, 3, 4], [4, 5]):
+            part = task.on_classes(classes)
+            zero_shot = part.scale * part.examples.plain() @ part.classes.text_features.T
+            same = torch.allclose(logits(found, part), zero_shot, atol=1e-4)
+            assert same == (max(classes) < 4)
 
 
 def test_trainable_parameters(task):

@@ -8,7 +8,7 @@ import torch
 from rada.config import EFTConfig
 from rada.settings import train_head
 from rada.settings.eft import HeadTrainer
-from rada.settings.strength import STRENGTHS, _Counts, choose_strength, count_correct
+from rada.settings.strength import STRENGTHS, Counts, choose_strength, count_correct
 from toy import SCALE, toy
 
 CONFIG = EFTConfig(epochs=3, min_steps=0, batch_size=8)
@@ -51,8 +51,32 @@ def test_never_below_zero_shot_on_pseudo_new_classes() -> None:
 
 def test_one_standard_error_is_the_slack() -> None:
     correct, changed = torch.tensor([100, 97, 96, 90]), torch.tensor([0, 9, 9, 101])
-    marks = _Counts(correct, changed, 200).not_below_zero_shot()
+    marks = Counts(correct, changed, 200).not_below_zero_shot()
     assert marks.tolist() == [True, True, False, True]
+
+
+def test_trained_classes_have_a_strength_of_their_own() -> None:
+    """The head is told apart by the class features: all trained, in any order and number, or not."""
+    images, labels, text = toy(8, 4)
+    known = labels < 5
+    trained = train_head(images[known], labels[known], text[:5], SCALE, CONFIG, 1)
+    choice = trained.strength_choice
+    assert choice is not None and trained.trained_strength == choice.trained_strength
+    base = torch.tensor(choice.base_accuracy)
+    assert base[STRENGTHS.index(choice.trained_strength or 0.0)] == base.max()
+    trained.strength, trained.trained_strength = 1.0, 0.25
+    for rows, strength in (([0, 1, 2, 3, 4], 0.25), ([4, 1], 0.25), ([4, 5], 1.0), ([6, 7], 1.0)):
+        logits = trained.head(images, text[rows], SCALE, strength).logits
+        assert torch.equal(trained(images, text[rows], SCALE).logits, logits)
+        assert trained.strength_for(text[rows]) == strength
+    assert trained.strength_for(torch.eye(7)[:, :4]) == 1.0  # features of another width
+
+
+def test_nothing_is_held_out_of_one_shot() -> None:
+    """What was learned by heart says nothing: one strength then serves both."""
+    trained = train_head(*toy(5, 1), SCALE, CONFIG, 1)
+    assert trained.trained_strength is None
+    assert trained.strength_for(toy(5, 1)[2]) == trained.strength
 
 
 def test_given_strength_is_kept() -> None:

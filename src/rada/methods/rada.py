@@ -14,7 +14,7 @@ from rada.config import Config, EFTConfig
 from rada.head import RAdaHead
 from rada.methods.base import ClassSet, Method, Predictor, Task
 from rada.methods.registry import register_method
-from rada.methods.strength import plain_json
+from rada.methods.strength import keep_choice, strength_for
 from rada.methods.training import seeded
 from rada.settings import train_head
 
@@ -47,11 +47,13 @@ class HeadPredictor(Predictor):
     def from_facts(cls, method: str, facts: dict[str, Any]) -> HeadPredictor:
         """Return a predictor of the right shapes."""
         head = RAdaHead(int(facts["dim"]), int(facts["num_heads"]), float(facts["temperature"]))
-        return cls(method, head, float(facts["scale"]), alpha=float(facts["alpha"]))
+        predictor = cls(method, head, float(facts["scale"]), alpha=float(facts["alpha"]))
+        predictor.facts = dict(facts)
+        return predictor
 
     def score(self, images: Tensor, classes: ClassSet) -> Tensor:
         """Return the head's logits; the head sees exactly these classes."""
-        strength = float(self.strength)
+        strength = strength_for(self, classes)
         logits: Tensor = self.head(images, classes.text_features, self.scale, strength).logits
         return logits
 
@@ -99,10 +101,9 @@ class RAda(Method):
             checkpoint_dir=state_path and state_path.with_suffix(""),
             progress=progress,
         )
-        found = HeadPredictor(self.name, trained.head, task.scale, trained.strength, config.alpha)
-        found.record |= {"strength": trained.strength, "history": trained.history}
-        if trained.strength_choice is not None:
-            found.record["strength_choice"] = plain_json(trained.strength_choice.to_dict())
+        found = HeadPredictor(self.name, trained.head, task.scale, alpha=config.alpha)
+        keep_choice(found, task, trained.strength, trained.strength_choice)
+        found.record["history"] = trained.history
         return found
 
 

@@ -7,7 +7,7 @@ zero-shot exactly and every weight learns.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,7 +20,7 @@ from rada.head import RAdaHead
 from rada.methods.base import ClassSet, Method, Predictor, Task
 from rada.methods.rada import SOURCE
 from rada.methods.registry import register_method
-from rada.methods.strength import choose_by_classes, plain_json
+from rada.methods.strength import choose_by_classes, keep_choice, strength_for
 from rada.methods.training import Recipe, seeded, train
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class AdaptedHeadPredictor(Predictor):
 
     def score(self, images: Tensor, classes: ClassSet) -> Tensor:
         """Return logits at the predictor's strength."""
-        strength = float(self.strength)
+        strength = strength_for(self, classes)
         text = classes.text_features
         output = self.head(self.image_adapter(images), self.text_adapter(text), self.scale)
         logits: Tensor = output.logits
@@ -129,9 +129,11 @@ class RAdaAdapter(Method):
     def build(self, facts: dict[str, Any], encoder: DualEncoder | None) -> Predictor:
         """Return a predictor of the right shapes."""
         head = RAdaHead(int(facts["dim"]), int(facts["num_heads"]), float(facts["temperature"]))
-        return AdaptedHeadPredictor(
+        predictor = AdaptedHeadPredictor(
             head, int(facts["hidden"]), float(facts["scale"]), float(facts["alpha"])
         )
+        predictor.facts = dict(facts)
+        return predictor
 
     def train(
         self,
@@ -145,20 +147,21 @@ class RAdaAdapter(Method):
         """Train adapters and head, then choose the strength as for the head alone."""
         assert isinstance(predictor, AdaptedHeadPredictor)
 
+        # Folds compare strengths with each other, for which a third of the least steps is enough.
+        shorter = replace(config, min_steps=config.min_steps // 3)
+
         def trained(part: Task) -> Predictor:
             path = state_path and state_path.with_name(
                 f"{state_path.name}-{part.fingerprint()}.safetensors"
             )
-            return self._trained(self.start(part, config), part, config, path)
+            return self._trained(self.start(part, config), part, shorter, path)
 
         self._trained(predictor, task, config, state_path, progress)
-        strength = config.strength
-        if strength == "auto":
+        if config.strength == "auto":
             choice = choose_by_classes(trained, task, config.strength_folds)
-            predictor.record["strength_choice"] = plain_json(choice.to_dict())
-            strength = choice.strength
-        predictor.strength.fill_(float(strength))
-        predictor.record["strength"] = float(strength)
+            keep_choice(predictor, task, choice.strength, choice)
+        else:
+            keep_choice(predictor, task, float(config.strength), None)
         return predictor
 
     def _trained(

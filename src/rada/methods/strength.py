@@ -7,16 +7,58 @@ what `rada.settings.strength` does for the head is done here for any method.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from rada.evaluation import harmonic_mean
-from rada.methods.base import Predictor, Task
-from rada.settings.strength import STRENGTHS, StrengthChoice
+from rada.methods.base import ClassSet, Predictor, Task
+from rada.settings.strength import (
+    Counts,
+    StrengthChoice,
+    best_choice,
+    count_right,
+    largest_best,
+)
 
-__all__ = ["choose_by_classes", "plain_json"]
+__all__ = ["Chosen", "choose_by_classes", "keep_choice", "plain_json", "strength_for"]
+
+
+class Chosen(Protocol):
+    """A predictor with a strength."""
+
+    facts: dict[str, Any]
+    record: dict[str, Any]
+    strength: Tensor
+
+
+def keep_choice(
+    predictor: Chosen, task: Task, strength: float, choice: StrengthChoice | None
+) -> None:
+    """Write a strength, and how it was chosen, into a predictor.
+
+    Args:
+        predictor: Changed in place.
+        task: What it was trained on.
+        strength: The strength; where all candidates were trained on, the choice may have another.
+        choice: How it was chosen; None if it was given.
+    """
+    predictor.strength.fill_(strength)
+    predictor.record["strength"] = strength
+    if choice is None:
+        return
+    predictor.record["strength_choice"] = plain_json(choice.to_dict())
+    if choice.trained_strength is not None:
+        names = [task.classes.names[label] for label in task.labels.unique().tolist()]
+        predictor.facts["trained"] = {"strength": choice.trained_strength, "classes": names}
+
+
+def strength_for(predictor: Chosen, classes: ClassSet) -> float:
+    """Return the strength for candidates: another where all of them were trained on."""
+    trained = predictor.facts.get("trained")
+    if trained is not None and set(classes.names) <= set(trained["classes"]):
+        return float(trained["strength"])
+    return float(predictor.strength)
 
 
 def plain_json(values: dict[str, Any]) -> dict[str, Any]:
@@ -35,8 +77,7 @@ def choose_by_classes(
         folds: Parts that take turns as pseudo-new classes.
 
     Returns:
-        The strength with the best harmonic mean of pseudo-base and pseudo-new accuracy among those
-        that are not below zero-shot on the pseudo-new classes.
+        The choice, by the same rules as for the head alone.
     """
     count = len(task.classes)
     generator = torch.Generator().manual_seed(task.seed + 7_919)
@@ -48,38 +89,27 @@ def choose_by_classes(
         return _over_shots(train, task, place)
     held_out = place < torch.where(shots >= 2, (shots // 4).clamp(min=1), 0)[task.labels]
     order = torch.randperm(count, generator=generator)
-    base, new = torch.zeros(2, len(STRENGTHS)), torch.zeros(2, len(STRENGTHS))
+    base, new = Counts.none(), Counts.none()
     for pseudo_new in order.tensor_split(min(folds, count // 2)):
         pseudo_base = order[~torch.isin(order, pseudo_new)].sort().values
         predictor = train(task.on_classes(pseudo_base, ~held_out))
         keep = held_out if bool(held_out.any()) else None
         base += _right(predictor, task.on_classes(pseudo_base, keep))
         new += _right(predictor, task.on_classes(pseudo_new.sort().values))
-    base_accuracy, new_accuracy = base[0] / base[1], new[0] / new[1]
-    means = torch.tensor(
-        [
-            harmonic_mean(float(b), float(n))
-            for b, n in zip(base_accuracy, new_accuracy, strict=True)
-        ]
-    )
-    means[new_accuracy < new_accuracy[0]] = -1.0
-    return StrengthChoice(
-        STRENGTHS[int(means.argmax())],
-        "classes",
-        base_accuracy=tuple(base_accuracy.tolist()),
-        new_accuracy=tuple(new_accuracy.tolist()),
-    )
+    return best_choice(base, new, held_out=bool(held_out.any()))
 
 
 def _over_shots(train: Callable[[Task], Predictor], task: Task, place: Tensor) -> StrengthChoice:
     everything = torch.arange(len(task.classes))
-    total = torch.zeros(2, len(STRENGTHS))
+    total = Counts.none()
     for fold in range(2):
         predictor = train(task.on_classes(everything, place % 2 != fold))
         total += _right(predictor, task.on_classes(everything, place % 2 == fold))
-    accuracy = total[0] / total[1]
-    best = int((accuracy == accuracy.max()).nonzero().max())
-    return StrengthChoice(STRENGTHS[best], "shots", base_accuracy=tuple(accuracy.tolist()))
+    accuracy = total.accuracy()
+    strength = largest_best(accuracy)
+    return StrengthChoice(
+        strength, "shots", base_accuracy=tuple(accuracy.tolist()), trained_strength=strength
+    )
 
 
 def _places(task: Task, generator: torch.Generator) -> Tensor:
@@ -92,12 +122,7 @@ def _places(task: Task, generator: torch.Generator) -> Tensor:
     return place
 
 
-def _right(predictor: Predictor, part: Task) -> Tensor:
-    """Return right answers and examples at every strength, `(2, S)`."""
+def _right(predictor: Predictor, part: Task) -> Counts:
     zero_shot = part.scale * part.examples.plain() @ part.classes.text_features.T
     change = predictor.predict(part.examples, part.classes) - zero_shot
-    right = [
-        float(((zero_shot + strength * change).argmax(1) == part.labels).sum())
-        for strength in STRENGTHS
-    ]
-    return torch.tensor([right, [float(len(part.labels))] * len(STRENGTHS)])
+    return count_right(zero_shot, change, part.labels)

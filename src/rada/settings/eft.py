@@ -27,22 +27,28 @@ from rada.settings.strength import StrengthChoice, choose_strength
 
 __all__ = ["HeadTrainer", "TrainedHead", "TrainingInterrupted", "train_head"]
 
+_SAME = 1e-5  # unit-norm class features that differ by less, in their product, are of one class
+
 
 @dataclass
 class TrainedHead:
     """What `train_head` returns: the head, the strength to use it with, and how it came about.
 
-    Calling it applies the head with its strength.
+    Calling it applies the head with the strength that fits the candidates.
 
     Attributes:
         head: The trained head, in evaluation mode.
-        strength: Mask strength at inference.
+        strength: Mask strength at inference, where some candidates are new to the head.
         config: The configuration of the run.
         seed: The seed of the run.
         history: One entry an epoch: `loss`, `cross_entropy`, `max_deviation`, `accuracy` (on the
             training images as they were seen) and `learning_rate`.
         strength_choice: How the strength was chosen; None if it was given.
         fingerprint: Hash of the features, labels, scale, configuration and seed.
+        trained_strength: Mask strength where the head was trained on every candidate; None for
+            `strength` there too.
+        class_features: `(C, D)`, the features of the classes that had training images, by which the
+            candidates are told apart; None where they are not known, as after loading.
     """
 
     head: RAdaHead
@@ -52,6 +58,20 @@ class TrainedHead:
     history: list[dict[str, float]] = field(default_factory=list)
     strength_choice: StrengthChoice | None = None
     fingerprint: str = ""
+    trained_strength: float | None = None
+    class_features: Tensor | None = None
+
+    def strength_for(self, text_features: Tensor) -> float:
+        """Return the mask strength for candidates `(K, D)`."""
+        known = self.class_features
+        if (
+            self.trained_strength is None
+            or known is None
+            or known.shape[1] != text_features.shape[1]
+        ):
+            return self.strength
+        nearest = (text_features @ known.to(text_features).T).amax(1)
+        return self.trained_strength if bool((nearest > 1 - _SAME).all()) else self.strength
 
     @torch.no_grad()
     def __call__(
@@ -61,8 +81,11 @@ class TrainedHead:
         scale: float | Tensor,
         strength: float | None = None,
     ) -> HeadOutput:
-        """Apply the head to `(B, D)` and `(K, D)` features, without gradients."""
-        chosen = self.strength if strength is None else strength
+        """Apply the head to `(B, D)` and `(K, D)` features, without gradients.
+
+        Strength None is `strength_for(text_features)`.
+        """
+        chosen = self.strength_for(text_features) if strength is None else strength
         output: HeadOutput = self.head(image_features, text_features, scale, chosen)
         return output
 
@@ -202,11 +225,13 @@ class HeadTrainer:
         """Train the head and choose its strength; `folder` keeps the state of both."""
         head, history = self.run(folder and folder / "head.safetensors", progress=progress)
         trained = TrainedHead(head, 1.0, self.config, self.seed, history, fingerprint=self.key)
+        trained.class_features = self.text[self.labels.unique()]
         if isinstance(self.config.strength, int | float):
             trained.strength = float(self.config.strength)
         else:
             trained.strength_choice = choose_strength(self, folder, progress=progress)
             trained.strength = trained.strength_choice.strength
+            trained.trained_strength = trained.strength_choice.trained_strength
         return trained
 
     def run(
@@ -363,6 +388,7 @@ def describe(trained: TrainedHead) -> dict[str, Any]:
         "config": trained.config.to_dict(),
         "seed": trained.seed,
         "strength": trained.strength,
+        "trained_strength": trained.trained_strength,
         "strength_choice": None if choice is None else choice.to_dict(),
         "history": trained.history,
         "fingerprint": trained.fingerprint,

@@ -4,8 +4,10 @@ The mask used at inference is `M_lambda = 1 + lambda (M - 1)`. A head that learn
 do worse than zero-shot on classes that it never saw; a smaller strength mends that. Here a part of
 the classes is held out as pseudo-new classes, a head learns the others, and the strength with
 the best harmonic mean of pseudo-base and pseudo-new accuracy is taken, among those that are not below
-zero-shot on the pseudo-new classes by more than one standard error. (Mask strength is ours; the
-paper has none.)
+zero-shot on the pseudo-new classes by more than one standard error. Where all candidates are classes
+that the head was trained on, caution towards new ones would only cost: for these the strength
+with the best accuracy on held-out images of learned classes is taken. (Mask strength is ours;
+the paper has none.)
 """
 
 from __future__ import annotations
@@ -25,7 +27,15 @@ from rada.storage import read_json, write_json
 if TYPE_CHECKING:
     from rada.settings.eft import HeadTrainer
 
-__all__ = ["STRENGTHS", "StrengthChoice", "choose_strength"]
+__all__ = [
+    "STRENGTHS",
+    "Counts",
+    "StrengthChoice",
+    "best_choice",
+    "choose_strength",
+    "count_right",
+    "largest_best",
+]
 
 STRENGTHS = tuple(round(0.05 * step, 2) for step in range(21))
 """The strengths that are compared."""
@@ -36,12 +46,14 @@ class StrengthChoice:
     """How a strength was chosen.
 
     Attributes:
-        strength: The strength chosen.
+        strength: The strength chosen, for candidates of which some are new.
         method: "classes" (cross-validation over classes), "shots" (over shots, for fewer than four
             classes) or "none" (one shot of fewer than four classes: nothing to validate on).
         strengths: The strengths compared.
         base_accuracy: Accuracy on held-out images of learned classes, one a strength.
         new_accuracy: Accuracy on held-out classes, one a strength; empty for "shots" and "none".
+        trained_strength: The strength for candidates that the head was trained on, all of them; None
+            where no images could be held out to choose it: then `strength` serves both.
     """
 
     strength: float
@@ -49,6 +61,7 @@ class StrengthChoice:
     strengths: tuple[float, ...] = STRENGTHS
     base_accuracy: tuple[float, ...] = ()
     new_accuracy: tuple[float, ...] = ()
+    trained_strength: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain JSON values."""
@@ -56,7 +69,7 @@ class StrengthChoice:
 
 
 @dataclass
-class _Counts:
+class Counts:
     """Right answers at every strength, answers that became right or wrong, and the images asked."""
 
     correct: Tensor
@@ -64,16 +77,18 @@ class _Counts:
     images: int
 
     @classmethod
-    def none(cls) -> _Counts:
+    def none(cls) -> Counts:
+        """Return the count of no images."""
         nothing = torch.zeros(len(STRENGTHS), dtype=torch.long)
         return cls(nothing, nothing, 0)
 
-    def __add__(self, other: _Counts) -> _Counts:
-        return _Counts(
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
             self.correct + other.correct, self.changed + other.changed, self.images + other.images
         )
 
     def accuracy(self) -> Tensor:
+        """Return the accuracy at every strength, `(S,)`."""
         return self.correct.double() / max(1, self.images)
 
     def not_below_zero_shot(self) -> Tensor:
@@ -117,7 +132,7 @@ def _over_classes(
     folds = min(trainer.config.strength_folds, classes // 2)
     order = torch.randperm(classes, generator=_generator(trainer))
     held_out = _last_part_of_each_class(trainer)
-    base, new = _Counts.none(), _Counts.none()
+    base, new = Counts.none(), Counts.none()
     for fold, pseudo_new in enumerate(order.tensor_split(folds)):
         pseudo_base = order[~torch.isin(order, pseudo_new)].sort().values
         learner = trainer.on_classes(pseudo_base, keep=~held_out)
@@ -127,35 +142,50 @@ def _over_classes(
         )
         base_counts, new_counts = _fold(learner, testers, folder, f"classes-{fold}", progress)
         base, new = base + base_counts, new + new_counts
-    return _best(base, new)
+    return best_choice(base, new, held_out=bool(held_out.any()))
 
 
 def _over_shots(trainer: HeadTrainer, folder: Path | None, progress: bool | None) -> StrengthChoice:
     part = _position_in_class(trainer) % 2
     everything = torch.arange(len(trainer.text))
-    total = _Counts.none()
+    total = Counts.none()
     for fold in range(2):
         learner = trainer.on_classes(everything, keep=part != fold)
         tester = trainer.on_classes(everything, keep=part == fold)
         total += _fold(learner, (tester,), folder, f"shots-{fold}", progress)[0]
     accuracy = total.accuracy()
-    best = int((accuracy == accuracy.max()).nonzero().max())
-    return StrengthChoice(STRENGTHS[best], "shots", base_accuracy=tuple(accuracy.tolist()))
+    strength = largest_best(accuracy)
+    return StrengthChoice(
+        strength, "shots", base_accuracy=tuple(accuracy.tolist()), trained_strength=strength
+    )
 
 
-def _best(base: _Counts, new: _Counts) -> StrengthChoice:
+def best_choice(base: Counts, new: Counts, *, held_out: bool) -> StrengthChoice:
+    """Choose from what cross-validation over classes counted.
+
+    Args:
+        base: On learned classes.
+        new: On held-out classes.
+        held_out: Whether the images behind `base` were held out; what a head learned by heart says
+            nothing of how it does on others.
+    """
     base_accuracy, new_accuracy = base.accuracy(), new.accuracy()
     means = torch.tensor(
         [harmonic_mean(b, n) for b, n in zip(base_accuracy, new_accuracy, strict=True)]
     )
     means[~new.not_below_zero_shot()] = -1.0
-    best = int(means.argmax())
     return StrengthChoice(
-        STRENGTHS[best],
+        STRENGTHS[int(means.argmax())],
         "classes",
         base_accuracy=tuple(base_accuracy.tolist()),
         new_accuracy=tuple(new_accuracy.tolist()),
+        trained_strength=largest_best(base_accuracy) if held_out else None,
     )
+
+
+def largest_best(accuracy: Tensor) -> float:
+    """Return the largest of the strengths with the best accuracy, `(S,)`."""
+    return STRENGTHS[int((accuracy == accuracy.max()).nonzero().max())]
 
 
 def _fold(
@@ -164,13 +194,13 @@ def _fold(
     folder: Path | None,
     name: str,
     progress: bool | None,
-) -> list[_Counts]:
+) -> list[Counts]:
     """Train on one part, count right answers on others; read the counts back if they are there."""
     record = folder and folder / f"strength-{name}.json"
     if record is not None and record.exists():
         saved = read_json(record, error=CheckpointError, what="the training state")
         if saved.get("key") == learner.key:
-            return [_Counts(torch.tensor(c), torch.tensor(m), n) for c, m, n in saved["counts"]]
+            return [Counts(torch.tensor(c), torch.tensor(m), n) for c, m, n in saved["counts"]]
     head, _ = learner.run(
         folder and folder / f"strength-{name}.safetensors",
         progress=progress,
@@ -184,19 +214,30 @@ def _fold(
 
 
 @torch.no_grad()
-def count_correct(head: RAdaHead, tester: HeadTrainer) -> _Counts:
+def count_correct(head: RAdaHead, tester: HeadTrainer) -> Counts:
     """Count right answers at every strength; logits are linear in it, so two passes serve all."""
-    total = _Counts.none()
+    total = Counts.none()
     for start in range(0, len(tester.images), 256):
         images = tester.images[start : start + 256, 0]
         labels = tester.labels[start : start + 256]
         zero_shot = tester.scale * images @ tester.text.T
         change = head(images, tester.text, tester.scale).logits - zero_shot
-        right = torch.stack(
-            [(zero_shot + strength * change).argmax(1) == labels for strength in STRENGTHS]
-        )
-        total += _Counts(right.sum(1).cpu(), (right != right[0]).sum(1).cpu(), len(labels))
+        total += count_right(zero_shot, change, labels)
     return total
+
+
+def count_right(zero_shot: Tensor, change: Tensor, labels: Tensor) -> Counts:
+    """Count right answers at every strength.
+
+    Args:
+        zero_shot: Logits without adaptation, `(N, K)`.
+        change: What adaptation adds to them at full strength.
+        labels: `(N,)`.
+    """
+    right = torch.stack(
+        [(zero_shot + strength * change).argmax(1) == labels for strength in STRENGTHS]
+    )
+    return Counts(right.sum(1).cpu(), (right != right[0]).sum(1).cpu(), len(labels))
 
 
 def _generator(trainer: HeadTrainer) -> torch.Generator:
