@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rada.head import HeadOutput, RAdaHead, rational_matrix
     from rada.report import write_report
     from rada.settings import TrainedHead, train_head
+    from rada.settings.fft import FFTConfig, FineTuner
     from rada.settings.ttt import OnlineAdapter, TTTConfig, adapt_views
     from rada.settings.ttt.adapter import TestTimeAdapter
 
@@ -33,6 +34,7 @@ _HOMES = {
     "rada.head": ("HeadOutput", "RAdaHead", "rational_matrix"),
     "rada.report": ("write_report",),
     "rada.settings": ("TrainedHead", "train_head"),
+    "rada.settings.fft": ("FFTConfig", "FineTuner"),
     "rada.settings.ttt": ("OnlineAdapter", "TTTConfig", "adapt_views"),
     "rada.settings.ttt.adapter": ("TestTimeAdapter",),
 }
@@ -42,8 +44,10 @@ __all__ = [
     "CustomEncoder",
     "DualEncoder",
     "EFTConfig",
+    "FFTConfig",
     "FeatureCache",
     "Features",
+    "FineTuner",
     "HeadOutput",
     "OnlineAdapter",
     "Prediction",

@@ -21,7 +21,14 @@ from rada.errors import CheckpointError, ConfigError, DataError, FeatureError
 from rada.evaluation import compare
 from rada.features import FeatureCache, Features, extract_features, iter_features
 from rada.head import RAdaHead
-from rada.pretrained import CONFIG_FILE, HeadConfig, load_head, resolve_directory, save_head
+from rada.pretrained import (
+    CONFIG_FILE,
+    HeadConfig,
+    load_head,
+    load_parts,
+    resolve_directory,
+    save_head,
+)
 from rada.settings.eft import HeadTrainer, TrainedHead, describe
 from rada.settings.strength import StrengthChoice
 
@@ -136,6 +143,7 @@ class RAdaClassifier:
         self.aliases: dict[str, str] = {}
         self._scale = scale
         self._classes: tuple[str, ...] | None = None
+        self._vectors: dict[str, Tensor] = {}
         self._text: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = {}
         self._record: dict[str, Any] = {}
         if isinstance(classes, Mapping):
@@ -213,8 +221,17 @@ class RAdaClassifier:
 
         Raises:
             FeatureError: If there is no encoder to make them.
+            DataError: If the model learned one vector a class, and a name is none of its classes.
         """
         names = self.classes if classes is None else tuple(classes)
+        if self._vectors:
+            strangers = [name for name in names if name not in self._vectors]
+            if strangers:
+                raise DataError(
+                    f"the model learned one vector for each of its {len(self._vectors)} classes, and "
+                    f"{strangers[0]!r} is none of them"
+                )
+            return torch.stack([self._vectors[name] for name in names])
         if self.encoder is None:
             raise FeatureError(
                 "there is no encoder to embed class names: give features with text_features, "
@@ -689,8 +706,8 @@ class RAdaClassifier:
                 trained with; the message names the difference.
             EncoderError: If the encoder cannot be loaded.
         """
-        head, saved = load_head(resolve_directory(directory))
-        chosen = encoder
+        found = load_parts(resolve_directory(directory))
+        saved, chosen = found.config, encoder or found.encoder
         if chosen is None and saved.encoder is not None:
             chosen = saved.encoder["name"]
         classifier = cls(
@@ -704,9 +721,21 @@ class RAdaClassifier:
         if classifier.encoder is not None and saved.encoder is not None:
             _check_encoder(classifier.encoder, saved)
         classifier.aliases = dict(saved.aliases)
-        classifier.config = _training_config(saved)
-        classifier._take(head, saved)
+        if saved.training.get("setting", "eft") == "eft":
+            classifier.config = _training_config(saved)
+        classifier.adopt(found.head, found.vectors, saved)
         return classifier
+
+    def adopt(self, head: RAdaHead | None, vectors: Tensor | None, saved: HeadConfig) -> None:
+        """Take over a head, vectors `(K, D)` of the classes, or both, with what is known of them.
+
+        A classifier with vectors of its classes can judge among these classes alone.
+        """
+        if vectors is not None:
+            self._vectors = dict(zip(saved.classes, vectors, strict=True))
+        self._record = saved.training
+        if head is not None:
+            self._take(head, saved)
 
     def _take(self, head: RAdaHead, saved: HeadConfig) -> None:
         """Take over a loaded head."""

@@ -7,7 +7,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -19,11 +19,25 @@ from rada.head import RAdaHead
 from rada.settings.state import fingerprint_tensors
 from rada.storage import atomic_directory, read_json
 
-__all__ = ["CONFIG_FILE", "HeadConfig", "load_head", "resolve_directory", "save_head"]
+__all__ = [
+    "CONFIG_FILE",
+    "ENCODER_FOLDER",
+    "HeadConfig",
+    "SavedParts",
+    "load_head",
+    "load_parts",
+    "resolve_directory",
+    "save_head",
+    "save_parts",
+]
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "head.safetensors"
 _MAX_CONFIG_BYTES = 64 << 20
+CLASSES_FILE = "classes.safetensors"
+ENCODER_FOLDER = "encoder"
+_PATTERNS = [CONFIG_FILE, "head.safetensors", CLASSES_FILE, f"{ENCODER_FOLDER}/*"]
+_PARTS = {"head", "classes", ENCODER_FOLDER}
 _LAYERS = ("query_image", "query_text", "query_rational", "key", "value", "out")
 
 
@@ -44,6 +58,8 @@ class HeadConfig:
         training: Configuration, seed, history and data of the run.
         weights_hash: Hash of the weights, which ties the two files together; "" is not checked.
         rada_version: Version of the library that wrote it.
+        parts: What is in the folder: "head", "classes" (one learned vector a class), "encoder" (a tuned
+            encoder in the format of its own library).
     """
 
     dim: int
@@ -58,6 +74,7 @@ class HeadConfig:
     training: dict[str, Any] = field(default_factory=dict)
     weights_hash: str = ""
     rada_version: str = __version__
+    parts: list[str] = field(default_factory=lambda: ["head"])
 
     def __post_init__(self) -> None:
         checks = {
@@ -79,6 +96,7 @@ class HeadConfig:
             "training": isinstance(self.training, dict),
             "weights_hash": isinstance(self.weights_hash, str),
             "rada_version": isinstance(self.rada_version, str),
+            "parts": _is_names(self.parts) and set(self.parts) <= _PARTS and bool(self.parts),
         }
         wrong = [name for name, good in checks.items() if not good]
         if wrong:
@@ -130,21 +148,57 @@ def save_head(directory: str | Path, head: RAdaHead, config: HeadConfig) -> None
     Raises:
         StorageError: If the place cannot be written.
     """
-    state = {name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}
-    config = dataclasses.replace(config, weights_hash=_hash(state), rada_version=__version__)
+    save_parts(directory, head, None, config)
+
+
+def save_parts(
+    directory: str | Path, head: RAdaHead | None, vectors: Tensor | None, config: HeadConfig
+) -> None:
+    """Write what there is of a head and of vectors `(K, D)` of the classes.
+
+    Raises:
+        StorageError: If the place cannot be written.
+    """
+    states: dict[str, dict[str, Tensor]] = {}
+    if head is not None:
+        states[WEIGHTS_FILE] = head.state_dict()
+    if vectors is not None:
+        states[CLASSES_FILE] = {"vectors": vectors}
+    states = {
+        name: {key: value.detach().cpu().contiguous() for key, value in state.items()}
+        for name, state in states.items()
+    }
+    hashed = _hash({key: value for state in states.values() for key, value in state.items()})
+    config = dataclasses.replace(
+        config, weights_hash=hashed if states else "", rada_version=__version__
+    )
     text = json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_directory(directory) as temporary:
-        # One entry of metadata: safetensors writes several in random order, and equal heads should be
-        # equal files.
-        save_file(state, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
+        for name, state in states.items():
+            # One entry of metadata: safetensors writes several in random order, and equal heads should
+            # be equal files.
+            save_file(state, temporary / name, metadata={"format": "pt"})
         (temporary / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+class SavedParts(NamedTuple):
+    """What a folder holds.
+
+    Attributes:
+        head: The head in evaluation mode, or None.
+        vectors: Vectors `(K, D)` of the classes, or None.
+        encoder: Folder of a tuned encoder, or None.
+        config: What is known of them.
+    """
+
+    head: RAdaHead | None
+    vectors: Tensor | None
+    encoder: Path | None
+    config: HeadConfig
 
 
 def load_head(directory: str | Path) -> tuple[RAdaHead, HeadConfig]:
     """Read a head that anybody may have written.
-
-    Only `config.json` and `head.safetensors` inside the folder are opened. The shapes in the
-    file's header are compared with the configuration before anything is allocated.
 
     Args:
         directory: A local folder.
@@ -153,11 +207,29 @@ def load_head(directory: str | Path) -> tuple[RAdaHead, HeadConfig]:
         The head in evaluation mode, and its configuration.
 
     Raises:
+        CheckpointError: As for `load_parts`, or if there is no head.
+    """
+    found = load_parts(directory)
+    if found.head is None:
+        raise CheckpointError(f"{str(directory)!r} holds a tuned model without a head")
+    return found.head, found.config
+
+
+def load_parts(directory: str | Path) -> SavedParts:
+    """Read a folder that anybody may have written.
+
+    Only `config.json`, `head.safetensors` and `classes.safetensors` inside the folder are opened. The
+    shapes in a file's header are compared with the configuration before anything is allocated.
+
+    Args:
+        directory: A local folder.
+
+    Raises:
         CheckpointError: If a file is missing, damaged, leads outside the folder or does not fit the
             configuration.
     """
     folder = Path(directory)
-    config_path, weights_path = (_inside(folder, name) for name in (CONFIG_FILE, WEIGHTS_FILE))
+    config_path = _inside(folder, CONFIG_FILE)
     raw = read_json(
         config_path, error=CheckpointError, what="the configuration", limit=_MAX_CONFIG_BYTES
     )
@@ -167,30 +239,49 @@ def load_head(directory: str | Path) -> tuple[RAdaHead, HeadConfig]:
         raise CheckpointError(
             f"{str(config_path)!r} is not a head's configuration: {error}"
         ) from error
-    wanted: dict[str, tuple[int, ...]] = {
-        f"{layer}.weight": (config.dim, config.dim) for layer in _LAYERS
-    }
-    wanted |= {f"{layer}.bias": (config.dim,) for layer in _LAYERS}
+    state: dict[str, Tensor] = {}
+    head, encoder = None, None
+    if "head" in config.parts:
+        state |= _read_tensors(_inside(folder, WEIGHTS_FILE), _head_shapes(config.dim))
+    if "classes" in config.parts:
+        shapes: dict[str, tuple[int, ...]] = {"vectors": (len(config.classes), config.dim)}
+        state |= _read_tensors(_inside(folder, CLASSES_FILE), shapes)
+    if config.weights_hash and config.weights_hash != _hash(state):
+        raise CheckpointError(
+            f"{str(folder)!r} holds other weights than its configuration was written for "
+            f"(hash {_hash(state)}, not {config.weights_hash}): the files are of different runs"
+        )
+    vectors = state.pop("vectors", None)
+    if "head" in config.parts:
+        head = RAdaHead(config.dim, config.num_heads, config.temperature)
+        head.to(state["out.weight"].dtype).load_state_dict(state)
+        head.eval()
+    if ENCODER_FOLDER in config.parts:
+        encoder = folder / ENCODER_FOLDER
+        if not encoder.is_dir() or not encoder.resolve().is_relative_to(folder.resolve()):
+            raise CheckpointError(f"{str(folder)!r} lacks the tuned encoder in {ENCODER_FOLDER}/")
+    return SavedParts(head, vectors, encoder, config)
+
+
+def _head_shapes(dim: int) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {f"{layer}.weight": (dim, dim) for layer in _LAYERS}
+    return shapes | {f"{layer}.bias": (dim,) for layer in _LAYERS}
+
+
+def _read_tensors(path: Path, wanted: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
     try:
-        with safe_open(weights_path, framework="pt") as stream:
+        with safe_open(path, framework="pt") as stream:
             names = set(stream.keys())
             found = {name: tuple(stream.get_slice(name).get_shape()) for name in names}
             if found != wanted:
-                raise CheckpointError(_difference(weights_path, found, wanted))
+                raise CheckpointError(_difference(path, found, wanted))
             state = {name: stream.get_tensor(name) for name in names}
     except (SafetensorError, OSError, KeyError) as error:
-        raise CheckpointError(f"{str(weights_path)!r} is damaged: {error}") from error
+        raise CheckpointError(f"{str(path)!r} is damaged: {error}") from error
     for name, value in state.items():
         if not value.is_floating_point() or not value.isfinite().all():
-            raise CheckpointError(f"{str(weights_path)!r} holds NaN, Inf or integers in {name!r}")
-    if config.weights_hash and config.weights_hash != _hash(state):
-        raise CheckpointError(
-            f"{str(weights_path)!r} holds other weights than its configuration was written for "
-            f"(hash {_hash(state)}, not {config.weights_hash}): the two files are of different runs"
-        )
-    head = RAdaHead(config.dim, config.num_heads, config.temperature)
-    head.to(state["out.weight"].dtype).load_state_dict(state)
-    return head.eval(), config
+            raise CheckpointError(f"{str(path)!r} holds NaN, Inf or integers in {name!r}")
+    return state
 
 
 def _hash(state: dict[str, Tensor]) -> str:
@@ -234,7 +325,7 @@ def resolve_directory(name: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(name), allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+        return Path(snapshot_download(str(name), allow_patterns=_PATTERNS))
     except Exception as error:  # the hub's client raises a dozen unrelated types
         raise CheckpointError(
             f"{str(name)!r} is neither a local folder nor reachable on the Hugging Face hub "

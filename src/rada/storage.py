@@ -6,14 +6,26 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rada.errors import StorageError
 
-__all__ = ["atomic_directory", "atomic_path", "read_json", "write_bytes", "write_json"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "atomic_directory",
+    "atomic_path",
+    "read_json",
+    "whole_directory",
+    "write_bytes",
+    "write_json",
+    "write_tensors",
+]
 
 _CAUSES = {
     errno.ENOSPC: "the disk is full; free some space",
@@ -97,6 +109,60 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
             yield Path(name)
             for entry in sorted(Path(name).iterdir(), reverse=True):
                 entry.replace(path / entry.name)
+
+
+@contextlib.contextmanager
+def whole_directory(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; it becomes `path` when the block ends well.
+
+    A reader sees the whole new folder or the old one, and what a full disk interrupts leaves the old one
+    alone.
+
+    Raises:
+        StorageError: If the place cannot be written.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with whole_directory(Path(folder) / "model") as temporary:
+        ...         _ = (temporary / "a.txt").write_text("whole")
+        ...     (Path(folder) / "model" / "a.txt").read_text()
+        'whole'
+    """
+    path = Path(path)
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", dir=path.parent))
+        try:
+            yield temporary
+            for entry in temporary.rglob("*"):
+                if entry.is_file():
+                    with entry.open("rb") as stream:
+                        os.fsync(stream.fileno())
+            temporary.chmod(0o777 & ~_umask())
+            if path.exists():
+                old = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", dir=path.parent))
+                path.replace(old)
+                temporary.replace(path)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                temporary.replace(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write safetensors; that its disk is full is said as for every other file.
+
+    Raises:
+        StorageError: If the place cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata)
+    except (SafetensorError, OSError) as error:
+        raise StorageError(f"cannot write {str(path)!r}: {error}") from error
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from rada._version import __version__
-from rada.cli import bench, cache, demo, encode, evaluate, fit, models, predict
+from rada.cli import bench, cache, demo, encode, evaluate, finetune, fit, models, predict
 from rada.errors import RadaError
 
 __all__ = ["app", "main"]
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("fit")(fit.fit)
+app.command("finetune")(finetune.finetune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("encode")(encode.encode)

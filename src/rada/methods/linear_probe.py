@@ -18,7 +18,7 @@ from rada.methods.registry import register_method
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder
 
-__all__ = ["LinearProbe", "linear_probe"]
+__all__ = ["LinearProbe", "class_weights", "linear_probe"]
 
 _STRENGTHS = np.logspace(-2, 4, 7)
 _MOST_FOLDS = 5
@@ -56,8 +56,29 @@ def linear_probe(
     return logits.log_softmax(-1).clamp(min=_ABSENT)
 
 
+def class_weights(
+    image_features: Tensor, labels: Tensor, num_classes: int, *, seed: int = 0
+) -> Tensor:
+    """Return one weight vector a class, `(K, D)`, of a logistic regression without offsets.
+
+    Args:
+        image_features: `(N, D)`, unit-norm.
+        labels: `(N,)` in `[0, num_classes)`.
+        num_classes: K; the vector of a class without images is zero.
+        seed: Shuffles the folds on which C is chosen.
+
+    Raises:
+        FeatureError: If fewer than two classes have images.
+
+    Example:
+        >>> class_weights(torch.eye(3), torch.arange(3), 3).argmax(1)
+        tensor([0, 1, 2])
+    """
+    return _regression(image_features, labels, num_classes, seed, offsets=False)[0]
+
+
 def _regression(
-    image_features: Tensor, labels: Tensor, num_classes: int, seed: int
+    image_features: Tensor, labels: Tensor, num_classes: int, seed: int, *, offsets: bool = True
 ) -> tuple[Tensor, Tensor, float]:
     """Return weights `(K, D)`, biases `(K,)` and the C that was chosen."""
     from sklearn.linear_model import LogisticRegression
@@ -67,7 +88,7 @@ def _regression(
     present, counts = np.unique(targets, return_counts=True)
     if len(present) < 2:
         raise FeatureError("a linear probe needs images of at least 2 classes")
-    model = LogisticRegression(C=1.0, max_iter=2000)
+    model = LogisticRegression(C=1.0, max_iter=2000, fit_intercept=offsets)
     folds = min(_MOST_FOLDS, int(counts.min()))
     if folds >= 2:
         splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
@@ -78,12 +99,12 @@ def _regression(
         model.fit(image_features.numpy(), targets)
     best = getattr(model, "best_estimator_", model)
     rows = torch.from_numpy(best.coef_).float()
-    offsets = torch.from_numpy(best.intercept_).float()
+    shifts = torch.from_numpy(np.broadcast_to(best.intercept_, len(rows)).copy()).float()
     if len(rows) == 1:  # two classes have one row: the logit of the second against the first
-        rows, offsets = torch.cat([-rows, rows]) / 2, torch.cat([-offsets, offsets]) / 2
+        rows, shifts = torch.cat([-rows, rows]) / 2, torch.cat([-shifts, shifts]) / 2
     weight = torch.zeros(num_classes, image_features.shape[1])
     bias = torch.full((num_classes,), _ABSENT)
-    weight[present], bias[present] = rows, offsets
+    weight[present], bias[present] = rows, shifts
     return weight, bias, float(best.C)
 
 

@@ -1,0 +1,246 @@
+"""`rada finetune`: encoders and head together."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rada.cli.options import (
+    ClassNames,
+    Device,
+    JsonFlag,
+    Model,
+    NoCache,
+    SkipBad,
+    Templates,
+    Workers,
+    cache_option,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from rada.settings.fft import FFTConfig
+
+
+def finetune(
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="Labelled pictures: a folder, a table, WebDataset shards or the name of a data set. "
+            "Its train split is learned, its test split is in distribution, its val split selects."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for model, checkpoints, log and result.")],
+    model: Model = "embedded",
+    method: Annotated[
+        str, typer.Option(help="rada-ft, rada, ft, flyp, l2-sp, lp-ft or linear-probe.")
+    ] = "rada-ft",
+    ood: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=PATH", help="A shifted test set; repeat for several."),
+    ] = None,
+    shots: Annotated[int | None, typer.Option(min=1, help="Training pictures of a class.")] = None,
+    seed: Annotated[int, typer.Option(help="Chooses everything random.")] = 0,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the pictures.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pictures a step, all processes.")] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(help="Parts that a step is cut into, to save memory.")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak rate of the encoders.")] = None,
+    train: Annotated[
+        str | None, typer.Option(help="Towers that learn: image, text or both.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="bf16 or fp16: mixed precision.")] = None,
+    wise: Annotated[
+        str | None,
+        typer.Option(
+            help="Weights of the tuned model, such as 0,0.25,0.5,0.75,1, at which the line to the "
+            "pretrained one is judged (WiSE-FT); all: 0, 0.1, ... 1."
+        ),
+    ] = None,
+    wise_alpha: Annotated[
+        float | None, typer.Option(help="Save the average with this weight of the tuned model.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="JSON file with fields of the configuration (FFTConfig).")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the configuration."),
+    ] = None,
+    class_names: ClassNames = None,
+    template: Templates = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(help="tensorboard, wandb or trackio, besides log.jsonl; repeat for several."),
+    ] = None,
+    allow_fewer: Annotated[
+        bool, typer.Option("--allow-fewer", help="Go on where a class has too few pictures.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace another run in the folder.")
+    ] = False,
+    skip_bad: SkipBad = False,
+    no_cache: NoCache = False,
+    workers: Workers = None,
+    device: Device = None,
+    json: JsonFlag = False,
+) -> None:
+    """Fine-tune a model, with or without a head, and judge it in and out of distribution.
+
+    After Ctrl-C, SIGTERM (exit code 143) or a kill the same command goes on where it stopped.
+    Several processes: accelerate launch --num_processes 4 -m rada finetune ...
+    """
+    from rada.data import load_class_names
+    from rada.settings.fft import FineTuner, FineTuningStopped
+
+    given = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "accumulate": accumulate,
+        "learning_rate": learning_rate,
+        "train": train,
+        "precision": precision,
+        "wise_alpha": wise_alpha,
+    }
+    settings = _config(config, {k: v for k, v in given.items() if v is not None}, set_ or [])
+    tuner = FineTuner(
+        model,
+        method,
+        settings,
+        classes=None if class_names is None else load_class_names(class_names),
+        templates=template,
+        device=device,
+        cache=cache_option(no_cache),
+        workers=workers,
+        skip_bad=skip_bad,
+        trackers=track or (),
+    )
+    try:
+        result = tuner.fit(
+            data,
+            _named_sets(ood or []),
+            shots,
+            seed,
+            allow_fewer=allow_fewer,
+            wise=_alphas(wise),
+            output_dir=out,
+            overwrite=overwrite,
+        )
+    except FineTuningStopped as stopped:
+        typer.echo(str(stopped), err=True)
+        raise typer.Exit(128 + signal.Signals(stopped.signal)) from None
+    if not tuner.is_main_process:
+        return
+    if json:
+        print_json(result)
+    else:
+        _print_summary(result, out)
+
+
+def _config(path: Path | None, given: dict[str, Any], pairs: list[str]) -> FFTConfig:
+    """Build the configuration: the file's fields, then --set, then the options."""
+    import yaml
+
+    from rada.errors import ConfigError
+    from rada.settings.fft import FFTConfig
+    from rada.storage import read_json
+
+    values: dict[str, Any] = {}
+    if path is not None:
+        values = dict(
+            FFTConfig.from_dict(
+                read_json(path, error=ConfigError, what="the configuration")
+            ).to_dict()
+        )
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--set takes FIELD=VALUE, not {pair!r}")
+        try:
+            values[key.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {pair!r}: the value cannot be read") from error
+    return FFTConfig.from_dict(values | given)
+
+
+def _named_sets(pairs: list[str]) -> dict[str, str]:
+    """Read `--ood NAME=PATH`."""
+    from rada.errors import ConfigError
+
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, path = pair.partition("=")
+        if not equals or not name.strip() or not path.strip():
+            raise ConfigError(f"--ood takes NAME=PATH, not {pair!r}")
+        if name.strip() in found:
+            raise ConfigError(f"--ood names {name.strip()!r} twice")
+        found[name.strip()] = path.strip()
+    return found
+
+
+def _alphas(text: str | None) -> tuple[float, ...]:
+    """Read `--wise`."""
+    from rada.errors import ConfigError
+    from rada.settings.fft import ALPHAS
+
+    if text is None:
+        return ()
+    if text.strip() == "all":
+        return ALPHAS
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--wise takes numbers such as 0,0.5,1, or all, not {text!r}") from error
+    wrong = [value for value in found if not 0 <= value <= 1]
+    if wrong:
+        raise ConfigError(f"--wise takes numbers in [0, 1], not {wrong[0]!r}")
+    return found
+
+
+def _print_summary(result: dict[str, Any], out: Path) -> None:
+    from rich.table import Table
+
+    from rada.cli.tables import console
+    from rada.report.text import percent
+
+    table = Table(title=f"{result['method']} on {result['data']}", title_justify="left")
+    for name in ("test set", "pictures", "zero-shot", "tuned", "difference"):
+        table.add_column(name, justify="left" if name == "test set" else "right")
+    for name, pictures, before, after in _rows(result):
+        change = f"{100 * (after - before):+.1f}"
+        table.add_row(name, pictures, percent(before), percent(after), change)
+    screen = console()
+    screen.print(table)
+    for point in result["wise"]:
+        inside, outside = point["in_distribution"], point["out_of_distribution"].get("mean")
+        told = [] if inside is None else [f"in distribution {percent(inside['accuracy'])}"]
+        told += [] if outside is None else [f"out of distribution {percent(outside)}"]
+        screen.print(f"WiSE-FT {point['alpha']:g}: {', '.join(told)}", highlight=False)
+    screen.print(
+        f"The model is in [bold]{out}[/bold]. Next:\n"
+        f"  rada evaluate {out} DATA\n"
+        f"  rada predict {out} PICTURE...",
+        highlight=False,
+    )
+
+
+def _rows(result: dict[str, Any]) -> list[tuple[str, str, float, float]]:
+    before, after = result["zero_shot"], result["tuned"]
+    rows = []
+    if after["in_distribution"] is not None:
+        inside = after["in_distribution"]
+        first = before["in_distribution"]["accuracy"]
+        rows.append(("in distribution", str(inside["images"]), first, inside["accuracy"]))
+    outside = after["out_of_distribution"]
+    for name, entry in outside.items():
+        if name != "mean":
+            first = before["out_of_distribution"][name]["accuracy"]
+            rows.append((name, str(entry["images"]), first, entry["accuracy"]))
+    if len(outside) > 2:
+        mean = before["out_of_distribution"]["mean"]
+        rows.append(("mean out of distribution", "", mean, outside["mean"]))
+    return rows

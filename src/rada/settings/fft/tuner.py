@@ -1,0 +1,551 @@
+"""`FineTuner`: encoders and head together, judged in and out of distribution."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from rada.data import ImageDataset, ImageSplit, few_shot, open_dataset, readable_shots
+from rada.data.prompts import DEFAULT_TEMPLATE, check_class_names, load_templates
+from rada.encoders import DualEncoder, load_encoder
+from rada.encoders.memory import keep_freed_memory
+from rada.errors import CheckpointError, ConfigError, DataError
+from rada.evaluation import Timer, environment
+from rada.evaluation.provenance import command_line
+from rada.features import FeatureCache, Features, extract_features
+from rada.settings.fft.batches import Order, StepData, training_transform
+from rada.settings.fft.checkpoints import Checkpoints, RunState, differences
+from rada.settings.fft.config import FFTConfig
+from rada.settings.fft.judging import Judge, TestSet, shared_classes
+from rada.settings.fft.loop import FineTuningStopped, TowerTraining
+from rada.settings.fft.methods import FirstStage, get_fft_method
+from rada.settings.fft.model import TunedModel
+from rada.settings.fft.processes import process_rank
+from rada.settings.fft.saving import RESULT_FILE, save_tuned
+from rada.settings.fft.signals import listening
+from rada.settings.fft.tracking import check_trackers, start_trackers
+from rada.settings.fft.wise import interpolate
+from rada.settings.state import fingerprint_tensors
+from rada.storage import read_json
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import Tensor
+
+    from rada.classifier import RAdaClassifier
+
+__all__ = ["FineTuner"]
+
+Data = str | Path | ImageDataset | ImageSplit
+CHECKPOINT_FOLDER = "checkpoints"
+LOG_FILE = "log.jsonl"
+
+
+class FineTuner:
+    """Fine-tunes a dual encoder, with or without a RAda head, and judges it under shift.
+
+    Args:
+        encoder: Name of a dual encoder, or a loaded one, whose weights are then trained in place.
+        method: "rada-ft", "rada", "ft", "flyp", "l2-sp", "lp-ft" or "linear-probe".
+        config: Hyper-parameters; the defaults of `FFTConfig` when None.
+        classes: Class names, or a mapping from the data's names to them; None takes the data's.
+        templates: Prompt templates with `{}`; None takes the data's.
+        device: "cpu", or None for what Accelerate finds or the launcher says.
+        cache: A `FeatureCache` for features of the pretrained encoder, None for the default one, or
+            False for none.
+        workers: Processes that decode training pictures; None for none on a CPU, else up to 8.
+        skip_bad: Go on without pictures that cannot be read.
+        trackers: "tensorboard", "wandb" or "trackio", besides `log.jsonl`.
+        progress: Show bars; None on a terminal only.
+
+    Attributes:
+        encoder: The encoder.
+        model: The `TunedModel` after `fit`, or None.
+        result: What `fit` returned last.
+
+    Raises:
+        ConfigError: If the method is unknown or cannot train what the configuration asks for.
+        EncoderError: If the encoder cannot be loaded.
+
+    Example:
+        >>> tuner = FineTuner("embedded", "rada-ft", FFTConfig(epochs=1))  # doctest: +SKIP
+        >>> result = tuner.fit("pacs/photo", ood={"sketch": "pacs/sketch"}, seed=1)  # doctest: +SKIP
+        >>> result["tuned"]["out_of_distribution"]["mean"]  # doctest: +SKIP
+        0.38
+    """
+
+    def __init__(
+        self,
+        encoder: str | Path | DualEncoder = "embedded",
+        method: str = "rada-ft",
+        config: FFTConfig | None = None,
+        *,
+        classes: Sequence[str] | Mapping[str, str] | None = None,
+        templates: str | Sequence[str] | None = None,
+        device: str | torch.device | None = None,
+        cache: FeatureCache | Literal[False] | None = None,
+        workers: int | None = None,
+        skip_bad: bool = False,
+        trackers: Sequence[str] = (),
+        progress: bool | None = None,
+    ) -> None:
+        self.method = get_fft_method(method)
+        self.config = self.method.resolve(config or FFTConfig())
+        check_trackers(tuple(trackers))
+        self.encoder = load_encoder(encoder, device=device)
+        for part in ("image", "text"):
+            if self.config.train in (part, "both"):
+                self.encoder.require(f"{part}_gradients")
+        self.class_names = classes
+        self.templates = None if templates is None else load_templates(templates)
+        self.device, self.cache, self.workers = device, cache, workers
+        self.skip_bad, self.trackers, self.progress = skip_bad, tuple(trackers), progress
+        self.model: TunedModel | None = None
+        self.result: dict[str, Any] = {}
+        self._judge: Judge | None = None
+
+    # -- the run ---------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        data: Data,
+        ood: Mapping[str, Data] | None = None,
+        shots: int | None = None,
+        seed: int = 0,
+        *,
+        allow_fewer: bool = False,
+        wise: Sequence[float] = (),
+        output_dir: str | Path | None = None,
+        overwrite: bool = False,
+    ) -> dict[str, Any]:
+        """Train, judge and save.
+
+        Args:
+            data: A folder, a table, WebDataset shards, or the name of a data set; its `train` split is
+                learned, its `test` split is in distribution, its `val` split selects.
+            ood: Further test sets by name.
+            shots: Training pictures of each class; None for all.
+            seed: Seed of everything random.
+            allow_fewer: Go on where a class has fewer pictures than `shots`.
+            wise: Weights of the tuned model at which the line to the pretrained one is judged.
+            output_dir: Folder for model, checkpoints, log and result. The same call goes on where it
+                stopped, and after the end returns the result.
+            overwrite: Replace another run in `output_dir`.
+
+        Returns:
+            The result as plain JSON: `zero_shot` and `tuned`, each with `in_distribution.accuracy`,
+            `out_of_distribution.NAME.accuracy` and `out_of_distribution.mean`; `history`, `wise` and
+            all that is needed to run it again. The tuned numbers stand at the top level, too.
+
+        Raises:
+            DataError: If pictures or classes cannot be used.
+            CheckpointError: If `output_dir` holds another run, or a damaged checkpoint.
+            FineTuningStopped: On Ctrl-C or SIGTERM, after a checkpoint.
+            TrainingDivergedError: If the loss is not finite.
+            OutOfMemoryError: If a step does not fit into memory.
+        """
+        out = None if output_dir is None else Path(output_dir)
+        if out is not None:
+            self.encoder.require("save")
+        accelerator = self._accelerator(out)
+        train, judge, validation = self._open(data, ood or {}, shots, seed, allow_fewer)
+        self._judge = judge
+        classes, templates = train.classes, self._chosen_templates
+        run = self._describe(data, ood, train, judge, shots, seed)
+        checkpoints = None
+        if out is not None:
+            checkpoints = Checkpoints(out / CHECKPOINT_FOLDER, run, self.config.keep_checkpoints)
+            finished = self._finished(out, run, accelerator, checkpoints, overwrite)
+            if finished is not None:
+                return finished
+        with Timer() as timer:
+            text = self.encoder.encode_classes(classes, templates)
+            self._place(accelerator)
+            model = TunedModel(
+                self.encoder, self.method, self.config, classes, templates, text, seed
+            )
+            self.model = model
+            zero_shot = judge(model, pretrained=True)
+            state = self._train(
+                model, train, validation, accelerator, checkpoints, out, seed, judge
+            )
+            tuned = model.tuned()
+            model.load_tuned(interpolate(model.start, tuned, self.config.wise_alpha))
+            found = self._judged(model, judge)
+            curve = self._curve(model, judge, tuned, wise)
+        result = (
+            run
+            | found
+            | {
+                "zero_shot": zero_shot,
+                "tuned": found,
+                "wise": curve,
+                "history": state.history,
+                "best": state.best,
+                "classes": list(classes),
+                "templates": list(templates),
+                "trainable_parameters": sum(
+                    p.numel() for p in model.parameters() if p.requires_grad
+                ),
+                "processes": accelerator.num_processes,
+                "notes": [test.note for test in judge.sets if test.note],
+                "environment": environment(),
+                "command": command_line(),
+                **timer.to_dict(),
+            }
+        )
+        self.result = result
+        if out is not None:
+            if accelerator.is_main_process:
+                save_tuned(out, model, result)
+                assert checkpoints is not None
+                shutil.rmtree(checkpoints.folder, ignore_errors=True)
+            accelerator.wait_for_everyone()
+        accelerator.end_training()
+        return result
+
+    def _train(
+        self,
+        model: TunedModel,
+        train: ImageSplit,
+        validation: TestSet | None,
+        accelerator: Accelerator,
+        checkpoints: Checkpoints | None,
+        out: Path | None,
+        seed: int,
+        judge: Judge,
+    ) -> RunState:
+        if self.config.select == "best" and validation is None:
+            raise ConfigError(
+                "select='best' needs a validation split (val), and the data has none: nothing is ever "
+                "selected on test pictures; give one, or keep the last weights"
+            )
+        main = accelerator.is_main_process
+        if checkpoints is None or checkpoints.load() is None:
+            folder = None if checkpoints is None or not main else checkpoints.folder / "first-stage"
+            shown = self.progress if main else False
+            stage = FirstStage(lambda: self._features(train), seed, folder, shown)
+            self.method.first(model, stage)
+        if not model.trained_towers:
+            return RunState()
+        labels = torch.from_numpy(train.labels.copy())
+        subset = self.config.classes_per_step if model.head is not None else 0
+        if subset is None:
+            subset = min(128, max(2, -(-len(train.classes) // 2)))
+        order = Order(
+            labels, len(train.classes), self.config.batch_size, subset, len(model.templates), seed
+        )
+        data = StepData(
+            train,
+            order,
+            training_transform(self.encoder, self.config),
+            workers=self._workers(accelerator),
+            templates=model.templates,
+            captions=self.method.captions,
+            parts=self.config.accumulate,
+            skip_bad=self.skip_bad,
+            rank=accelerator.process_index,
+            processes=accelerator.num_processes,
+            device=accelerator.device,
+        )
+        best = _Best(model, validation, judge, out) if self.config.select == "best" else None
+
+        def after_epoch(epoch: int, state: RunState) -> dict[str, Any]:
+            entry: dict[str, Any] = {}
+            if best is not None:
+                entry["validation"] = best(epoch, state, accelerator)
+            every = self.config.evaluate_every
+            if every and (epoch + 1) % every == 0 and epoch + 1 < self.config.epochs:
+                entry |= self._judged(model, judge)
+            return entry
+
+        with listening() as stop:
+            training = TowerTraining(
+                model,
+                order,
+                data,
+                accelerator,
+                checkpoints=checkpoints,
+                log_path=None if out is None else out / LOG_FILE,
+                after_epoch=after_epoch,
+                stop=stop,
+                progress=self.progress,
+            )
+            state = training.run()
+            if stop.signal:  # it came with the last step: everything but the judging is done
+                raise FineTuningStopped(stop.signal, state.step)
+        accelerator.free_memory()
+        if best is not None:
+            best.restore()
+        return state
+
+    def _judged(self, model: TunedModel, judge: Judge) -> dict[str, Any]:
+        model.eval()
+        return judge(model, pretrained="image" not in model.trained_towers)
+
+    def _curve(
+        self, model: TunedModel, judge: Judge, tuned: dict[str, Tensor], alphas: Sequence[float]
+    ) -> list[dict[str, Any]]:
+        points = []
+        for alpha in sorted(set(alphas)):
+            with model.holding(interpolate(model.start, tuned, alpha)):
+                points.append({"alpha": alpha, **self._judged(model, judge)})
+        return points
+
+    # -- what goes in ----------------------------------------------------------------------------
+
+    def _accelerator(self, out: Path | None) -> Accelerator:
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+
+        config = None if out is None else out
+        accelerator = Accelerator(
+            cpu=True if str(self.device) == "cpu" else None,
+            mixed_precision=self.config.precision,
+            log_with=list(self.trackers) or None,
+            project_dir=config,
+            # Towers have parts that no loss reaches, such as a pooler.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+        start_trackers(accelerator, self.trackers, self.config.to_dict())
+        return accelerator
+
+    def _place(self, accelerator: Accelerator) -> None:
+        """Put the towers where they learn, as convolutions like them."""
+        if self.model is not None:  # a second fit starts from the pretrained weights, too
+            self.model.load_tuned(self.model.start)
+        keep_freed_memory()
+        self.encoder.model.to(accelerator.device)
+        if self.config.train in ("image", "both"):
+            self.encoder.model.to(memory_format=torch.channels_last)
+
+    def _workers(self, accelerator: Accelerator) -> int:
+        if self.workers is not None:
+            return self.workers
+        if accelerator.device.type == "cpu":  # the towers want the cores
+            return 0
+        import os
+
+        return min(8, (os.cpu_count() or 1) // int(accelerator.num_processes))
+
+    def _open(
+        self,
+        data: Data,
+        ood: Mapping[str, Data],
+        shots: int | None,
+        seed: int,
+        allow_fewer: bool,
+    ) -> tuple[ImageSplit, Judge, TestSet | None]:
+        found = self._dataset(data)
+        self._chosen_templates = self.templates or (
+            found.templates if isinstance(found, ImageDataset) else (DEFAULT_TEMPLATE,)
+        )
+        splits = found.splits if isinstance(found, ImageDataset) else {"train": found}
+        train = splits.get("train", splits.get("all"))
+        if train is None:
+            raise DataError(f"{data!r} has no training pictures; it has {', '.join(splits)}")
+        if (train.labels < 0).any():
+            raise DataError("training needs a label for every picture, but some have none")
+        train = train.rename(check_class_names(self._named(train.classes)))
+        test = next((splits[name] for name in ("test", "val") if name in splits), None)
+        validation = splits.get("val")
+        sets = []
+        if test is not None:
+            sets.append(self._test("in_distribution", test, train.classes))
+        for name, spec in ood.items():
+            if name in ("mean", "in_distribution"):
+                raise ConfigError(f"a test set cannot be called {name!r}: the result uses the word")
+            other = self._dataset(spec)
+            split = (
+                other.split("test", "val", "all", "train")
+                if isinstance(other, ImageDataset)
+                else other
+            )
+            sets.append(self._test(name, split, train.classes))
+        judge = Judge(
+            sets,
+            None if test is None else "in_distribution",
+            cache=self.cache,
+            workers=self.workers,
+            skip_bad=self.skip_bad,
+        )
+        if test is None:
+            warnings.warn(
+                "the data has no test split, so the accuracy in distribution is not measured",
+                UserWarning,
+                stacklevel=3,
+            )
+        if shots is not None and self.skip_bad:
+            train, _ = readable_shots(train, shots, seed, allow_fewer=allow_fewer)
+        elif shots is not None:
+            train = few_shot(train, shots, seed, allow_fewer=allow_fewer)
+        if len({*train.labels.tolist()}) < 2:
+            raise DataError("training needs pictures of at least 2 classes")
+        held = None if validation is None else self._test("val", validation, train.classes)
+        return train, judge, held
+
+    def _dataset(self, data: Data) -> ImageDataset | ImageSplit:
+        if isinstance(data, str | Path):
+            return open_dataset(data, skip_bad=self.skip_bad)
+        return data
+
+    def _test(self, name: str, split: ImageSplit, classes: tuple[str, ...]) -> TestSet:
+        return shared_classes(name, split.rename(self._named(split.classes)), classes)
+
+    def _named(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Return the class names that the user wants for the data's."""
+        given = self.class_names
+        if given is None:
+            return tuple(names)
+        if isinstance(given, Mapping):
+            return tuple(given.get(name, name) for name in names)
+        if len(given) != len(names):
+            raise DataError(f"{len(given)} class names were given for {len(names)} classes")
+        return tuple(given)
+
+    def _features(self, split: ImageSplit) -> Features:
+        """Return features of the plain training pictures, by the pretrained encoder."""
+        return extract_features(
+            self.encoder,
+            split,
+            cache=self.cache,
+            workers=self.workers,
+            skip_bad=self.skip_bad,
+            progress=self.progress,
+        )
+
+    # -- what tells runs apart -------------------------------------------------------------------
+
+    def _describe(
+        self,
+        data: Data,
+        ood: Mapping[str, Data] | None,
+        train: ImageSplit,
+        judge: Judge,
+        shots: int | None,
+        seed: int,
+    ) -> dict[str, Any]:
+        return {
+            "setting": "fft",
+            "method": self.method.name,
+            "config": self.config.to_dict(),
+            "seed": seed,
+            "shots": shots,
+            "encoder": {"name": self.encoder.name, "fingerprint": self.encoder.fingerprint},
+            "data": _named_data(data),
+            "data_fingerprint": _split_key(train),
+            "images": len(train),
+            "test_fingerprints": {test.name: _split_key(test.split) for test in judge.sets},
+            "out_of_distribution_data": {k: _named_data(v) for k, v in (ood or {}).items()},
+        }
+
+    def _finished(
+        self,
+        out: Path,
+        run: dict[str, Any],
+        accelerator: Accelerator,
+        checkpoints: Checkpoints,
+        overwrite: bool,
+    ) -> dict[str, Any] | None:
+        """Return the result of this very run if it is there; refuse to replace another."""
+        path = out / RESULT_FILE
+        if path.exists():
+            found = read_json(path, error=CheckpointError, what="the result")
+            told = differences({key: found.get(key) for key in run}, run)
+            if not told:
+                self.result = found
+                return dict(found)
+            if not overwrite:
+                raise CheckpointError(
+                    f"{str(out)!r} holds the result of another run ({'; '.join(told[:3])}): choose "
+                    "another folder, or replace it with --overwrite (overwrite=True)"
+                )
+        if accelerator.is_main_process:
+            checkpoints.claim(overwrite=overwrite)
+            path.unlink(missing_ok=True)
+        accelerator.wait_for_everyone()
+        return None
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this process is the one that writes and prints."""
+        return process_rank() == 0
+
+    # -- what comes out --------------------------------------------------------------------------
+
+    def classifier(self) -> RAdaClassifier:
+        """Return the tuned model as a `RAdaClassifier`.
+
+        Raises:
+            ConfigError: If nothing was fitted yet.
+        """
+        from rada.settings.fft.saving import as_classifier
+
+        return as_classifier(self._require_model(), self.result)
+
+    def save(self, directory: str | Path) -> None:
+        """Write encoder, head and result.
+
+        Raises:
+            ConfigError: If nothing was fitted yet.
+            StorageError: If the place cannot be written.
+        """
+        save_tuned(Path(directory), self._require_model(), self.result)
+
+    def _require_model(self) -> TunedModel:
+        if self.model is None:
+            raise ConfigError("there is no tuned model yet: call fit first")
+        return self.model
+
+
+class _Best:
+    """Keeps the weights of the epoch that did best on the validation split."""
+
+    def __init__(
+        self, model: TunedModel, validation: TestSet | None, judge: Judge, out: Path | None
+    ) -> None:
+        assert validation is not None
+        self.model, self.validation, self.judge = model, validation, judge
+        self.path = None if out is None else out / CHECKPOINT_FOLDER / "best.safetensors"
+        self.weights: dict[str, Tensor] | None = None
+
+    def __call__(self, epoch: int, state: RunState, accelerator: Accelerator) -> dict[str, Any]:
+        """Judge an epoch; return its metrics."""
+        self.model.eval()
+        pretrained = "image" not in self.model.trained_towers
+        found = self.judge.judge(self.model, self.validation, pretrained=pretrained)
+        if found["accuracy"] > state.best.get("accuracy", -1.0):
+            state.best = {"epoch": epoch + 1, "accuracy": found["accuracy"]}
+            self.weights = self.model.tuned()
+            if self.path is not None and accelerator.is_main_process:
+                from safetensors.torch import save_file
+
+                from rada.storage import atomic_path
+
+                with atomic_path(self.path) as temporary:
+                    save_file(self.weights, temporary)
+        return found
+
+    def restore(self) -> None:
+        """Put the best weights back."""
+        if self.weights is None and self.path is not None:
+            from safetensors.torch import load_file
+
+            self.weights = load_file(self.path)
+        if self.weights is not None:
+            self.model.load_tuned(self.weights)
+
+
+def _named_data(data: Data) -> str | None:
+    return str(data) if isinstance(data, str | Path) else getattr(data, "name", None)
+
+
+def _split_key(split: ImageSplit) -> str:
+    """Hash names and labels; the pictures of ImageNet would take an hour to read."""
+    return fingerprint_tensors(
+        torch.from_numpy(split.labels.copy()), extra=[list(split.classes), list(split.ids)]
+    )
