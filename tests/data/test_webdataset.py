@@ -461,7 +461,8 @@ def test_fit_on_shards_is_fit_on_the_folder(tmp_path: Path) -> None:
         config = EFTConfig(epochs=2, min_steps=0, strength=1.0, views=2, num_heads=2)
         clf = RAdaClassifier(encoder, classes=list(COLOURS), config=config)
         clf.fit(data, seed=1)
-        return clf.head.state_dict(), clf.score(data)
+        assert clf.trained is not None
+        return clf.trained.head.state_dict(), clf.score(data)
 
     (weights, score), (others, other_score) = fit(folder), fit(packed)
     assert score == other_score and weights.keys() == others.keys()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,10 @@ from rada.cli.options import (
     cache_option,
     print_json,
 )
+
+if TYPE_CHECKING:
+    from rada.encoders import DualEncoder
+    from rada.features import Features
 
 
 def encode(
@@ -43,14 +47,57 @@ def encode(
 ) -> None:
     """Write the features of pictures and of their classes to a safetensors file.
 
-    `rada fit` and `rada evaluate` accept the file instead of pictures.
+    `rada fit` and `rada evaluate` accept the file instead of pictures. With several processes
+    (`accelerate launch --num_processes 4 -m rada encode ...`, or torchrun), each encodes a part.
     """
     import dataclasses
 
     from rada.data import load_class_names, open_dataset
     from rada.encoders import load_encoder
-    from rada.errors import StorageError
     from rada.features import extract_features
+    from rada.features.processes import OtherProcessError, Team, extract_in_team
+
+    team = Team()
+    try:
+        with team.main_first():
+            _check_out(out, overwrite)
+            dataset = open_dataset(
+                data,
+                class_names=None if class_names is None else load_class_names(class_names),
+                templates=template,
+                skip_bad=skip_bad,
+            )
+            pictures = dataset.split(*(dataset.splits if split is None else (split,)))
+            encoder = load_encoder(model, device=team.device(device))
+        options: dict[str, Any] = {
+            "views": views,
+            "seed": seed,
+            "cache": cache_option(no_cache),
+            "workers": workers,
+            "skip_bad": skip_bad,
+        }
+        features: Features | None
+        if team.count == 1:
+            features = extract_features(encoder, pictures, **options)
+        else:
+            features = extract_in_team(team, encoder, pictures, out, **options)
+        with team.together():
+            if features is not None:
+                features = dataclasses.replace(
+                    features,
+                    text_features=encoder.encode_classes(dataset.classes, dataset.templates),
+                    scale=float(encoder.scale),
+                    templates=dataset.templates,
+                )
+                features.save(out)
+    except OtherProcessError:
+        raise typer.Exit(2) from None  # the process that failed says why
+    if features is not None:
+        _print(features, out, encoder, json)
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    from rada.errors import StorageError
 
     if out.suffix != ".safetensors":
         raise StorageError(f"a features file ends in .safetensors, not {out.name!r}")
@@ -58,43 +105,23 @@ def encode(
         raise StorageError(
             f"{str(out)!r} exists: choose another name, or replace it with --overwrite"
         )
-    dataset = open_dataset(
-        data,
-        class_names=None if class_names is None else load_class_names(class_names),
-        templates=template,
-        skip_bad=skip_bad,
-    )
-    pictures = dataset.split(*(dataset.splits if split is None else (split,)))
-    encoder = load_encoder(model, device=device)
-    features = extract_features(
-        encoder,
-        pictures,
-        views=views,
-        seed=seed,
-        cache=cache_option(no_cache),
-        workers=workers,
-        skip_bad=skip_bad,
-    )
-    features = dataclasses.replace(
-        features,
-        text_features=encoder.encode_classes(dataset.classes, dataset.templates),
-        scale=float(encoder.scale),
-        templates=dataset.templates,
-    )
-    features.save(out)
-    result = {
-        "file": str(out),
-        "images": len(features),
-        "views": features.num_views,
-        "dim": features.dim,
-        "classes": list(features.classes),
-        "encoder": {"name": encoder.name, "fingerprint": encoder.fingerprint},
-        "fingerprint": features.fingerprint,
-        "skipped": [list(entry) for entry in features.skipped],
-    }
-    if json:
-        print_json(result)
-    else:
+
+
+def _print(features: Features, out: Path, encoder: DualEncoder, json: bool) -> None:
+    if not json:
         typer.echo(
             f"Wrote {len(features)} x {features.num_views} x {features.dim} features to {out}"
         )
+        return
+    print_json(
+        {
+            "file": str(out),
+            "images": len(features),
+            "views": features.num_views,
+            "dim": features.dim,
+            "classes": list(features.classes),
+            "encoder": {"name": encoder.name, "fingerprint": encoder.fingerprint},
+            "fingerprint": features.fingerprint,
+            "skipped": [list(entry) for entry in features.skipped],
+        }
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -24,7 +24,7 @@ from rada.progress import progress_bar
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder
 
-__all__ = ["BadPicture", "FeatureBatch", "extract_features", "iter_features"]
+__all__ = ["BadPicture", "FeatureBatch", "collect", "extract_features", "iter_features"]
 
 
 @dataclass(frozen=True)
@@ -227,6 +227,39 @@ def _combine(job: Job, parts: Sequence[tuple[Shard, list[BadPicture]]]) -> Featu
     )
 
 
+def collect(
+    batches: Iterable[FeatureBatch],
+    table: Tensor,
+    *,
+    progress: bool | None = None,
+    before: Callable[[], None] | None = None,
+) -> tuple[list[int], list[BadPicture]]:
+    """Put the features of all batches into the first rows of a table.
+
+    Args:
+        batches: What `iter_features` yields.
+        table: `(N, V, D)`, a row for each picture; is changed.
+        progress: Whether to show a bar; None shows it on a terminal.
+        before: Called before each batch is put there; may raise.
+
+    Returns:
+        The positions of the pictures that the rows belong to, and the pictures left out.
+    """
+    kept: list[int] = []
+    bad: list[BadPicture] = []
+    with progress_bar(
+        "Encoding pictures", len(table), enabled=progress, unit="pictures"
+    ) as advance:
+        for batch in batches:
+            if before is not None:
+                before()
+            table[len(kept) : len(kept) + len(batch.indices)] = batch.features
+            kept.extend(batch.indices.tolist())
+            bad.extend(batch.bad)
+            advance(batch.stop - batch.start)
+    return kept, bad
+
+
 def extract_features(
     encoder: DualEncoder,
     split: ImageSplit,
@@ -279,16 +312,7 @@ def extract_features(
         view_transform=view_transform,
     )
     table = torch.empty((len(split), views, encoder.dim))
-    kept: list[int] = []
-    bad: list[BadPicture] = []
-    with progress_bar(
-        "Encoding pictures", len(split), enabled=progress, unit="pictures"
-    ) as advance:
-        for batch in batches:
-            table[len(kept) : len(kept) + len(batch.indices)] = batch.features
-            kept.extend(batch.indices.tolist())
-            bad.extend(batch.bad)
-            advance(batch.stop - batch.start)
+    kept, bad = collect(batches, table, progress=progress)
     if not kept:
         raise DataError(
             f"none of the {len(split)} pictures can be read (the first: {bad[0].reason})"
