@@ -121,14 +121,14 @@ class EFTConfig(Config):
         temperature: Temperature of the joint softmax, above 0.
         views: Cached random views of each training picture; 1 means the plain picture alone.
         classes_per_step: Classes drawn for a step (they hold the batch's labels as far as they go; images
-            of other classes sit the step out); None for a half of them, at least 2 and at most 128,
+            of other classes sit the step out); None for a half of them, at least 2 and at most 64,
             0 for all of them.
         strength: Mask strength at inference in [0, 1], or "auto" to choose it on the training shots
             by cross-validation over classes.
         strength_folds: Folds of that cross-validation, at least 2.
     """
 
-    epochs: int = 20
+    epochs: int = 10
     min_steps: int = 300
     batch_size: int = 32
     learning_rate: float = 3.5e-3

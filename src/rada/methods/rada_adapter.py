@@ -22,6 +22,7 @@ from rada.methods.rada import SOURCE
 from rada.methods.registry import register_method
 from rada.methods.strength import choose_by_classes, keep_choice, strength_for
 from rada.methods.training import Recipe, seeded, train
+from rada.settings.eft import default_subset
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder
@@ -60,7 +61,7 @@ class RAdaAdapterSettings(EFTConfig):
     def subset(self, classes: int) -> int:
         """Return how many of the classes a step draws, 0 for all."""
         if self.classes_per_step is None:
-            return min(128, max(2, -(-classes // 2)))
+            return default_subset(classes)
         return self.classes_per_step
 
 

@@ -351,8 +351,18 @@ class HeadTrainer:
     def _subset_size(self) -> int:
         size = self.config.classes_per_step
         if size is None:
-            return min(128, max(2, math.ceil(len(self.text) / 2)))
+            return default_subset(len(self.text))
         return size or len(self.text)
+
+
+def default_subset(classes: int) -> int:
+    """Return how many of the classes a step draws by default.
+
+    Example:
+        >>> default_subset(3), default_subset(24), default_subset(1000)
+        (2, 12, 64)
+    """
+    return min(64, max(2, math.ceil(classes / 2)))
 
 
 def draw_classes(

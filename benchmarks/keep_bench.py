@@ -1,0 +1,78 @@
+"""Keep what the documentation shows of a benchmark: its cells as one JSON file, its figures as SVG, its tables.
+
+    rada bench ... --out DIR
+    python benchmarks/keep_bench.py DIR NAME "rada bench ... --out DIR"
+
+Writes benchmarks/results/bench_NAME.json and docs/figures/bench_NAME_*.svg, and prints the tables as Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+from rada.bench.figures import base_new_figure, shots_figure
+from rada.bench.page import markdown
+from rada.bench.tables import load_runs, result_tables
+from rada.storage import write_bytes, write_json
+
+ROOT = Path(__file__).parents[1]
+_KEPT = (
+    "parts",
+    "harmonic_mean",
+    "settings",
+    "trainable_parameters",
+    "fit_seconds",
+    "predict_seconds",
+    "memory",
+)
+
+
+def condensed(result: dict[str, Any]) -> dict[str, Any]:
+    """Return what is kept of one cell: no paths, no training curve."""
+    cell = result["cell"]
+    found = {key: cell[key] for key in ("protocol", "label", "method", "shots", "seed")}
+    found["data"] = result["data"]
+    found |= {key: result[key] for key in _KEPT if key in result}
+    for key in ("strength", "strength_choice"):
+        if key in result["record"]:
+            found[key] = result["record"][key]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("name")
+    parser.add_argument("command")
+    options = parser.parse_args()
+    runs = load_runs(options.directory)
+    write_json(
+        ROOT / "benchmarks" / "results" / f"bench_{options.name}.json",
+        {
+            "command": options.command,
+            "environment": runs.results[0]["environment"],
+            "results": [condensed(result) for result in runs.results],
+        },
+    )
+    for protocol in sorted({result["cell"]["protocol"] for result in runs.results}):
+        figure = None
+        if protocol == "few-shot":
+            figure = shots_figure(runs, runs.datas(protocol), "mean of the data sets")
+        elif protocol == "base-to-new":
+            figure = base_new_figure(runs, runs.shots(protocol)[-1])
+        if figure is not None:
+            # A file of its own has a width of its own; on a page the drawing fills the column.
+            size = f'<svg width="{figure.wide.width}" height="{figure.wide.height}" '
+            svg = re.sub(r'<svg (width="[^"]*" |height="[^"]*" )*', size, figure.wide.svg, count=1)
+            kind = protocol.replace("-", "_")
+            path = ROOT / "docs" / "figures" / f"bench_{options.name}_{kind}.svg"
+            write_bytes(path, svg.encode())
+            print(path)
+    print("\n".join(map(markdown, result_tables(runs, "zero_shot"))))
+
+
+if __name__ == "__main__":
+    main()
