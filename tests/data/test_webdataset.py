@@ -526,13 +526,15 @@ def test_urls_are_copied_once(tmp_path: Path, server: tuple[str, list[str]]) -> 
 
 def test_a_damaged_copy_is_not_kept(tmp_path: Path, server: tuple[str, list[str]]) -> None:
     pytest.importorskip("webdataset")
-    address, _ = server
-    www = shards(tmp_path / "www", 1)
-    whole = (www / "train-000.tar").read_bytes()
-    (www / "train-000.tar").write_bytes(whole[:3000])
-    refused(address + "/train-000.tar", "cut off", "next run copies", class_names=NAMES)
-    (www / "train-000.tar").write_bytes(whole)
-    assert len(open_dataset(address + "/train-000.tar", class_names=NAMES).split("all")) == 6
+    address, asked = server
+    www = shards(tmp_path / "www", 2)
+    whole = (www / "train-001.tar").read_bytes()
+    (www / "train-001.tar").write_bytes(whole[:3000])
+    pattern = address + "/train-{000..001}.tar"
+    refused(pattern, "train-001.tar", "cut off", "next run copies", class_names=NAMES)
+    (www / "train-001.tar").write_bytes(whole)
+    assert len(open_dataset(pattern, class_names=NAMES).split("all")) == 12
+    assert sum("train-000" in path for path in asked) == 1
 
 
 def test_commands_and_s3(tmp_path: Path, monkeypatch) -> None:

@@ -166,7 +166,7 @@ def _spoken(talk: Callable[[], None]) -> None:
         talk()
     except RuntimeError as error:
         raise EncoderError(
-            f"another process has died or does not answer ({str(error).splitlines()[0]}); batches that "
+            f"another process has died or does not answer ({str(error)[:160]}); batches that "
             "were finished are in the cache, and the same command goes on from there"
         ) from error
 

@@ -20,6 +20,7 @@ from rada.data.shard_labels import find_class_names, label_shards
 from rada.data.shard_urls import copy_shards, expand_braces, is_url, local_path
 from rada.data.shards import Shard, index_shards
 from rada.data.splits import SPLITS, split_name
+from rada.data.tar_scan import ShardIndex
 from rada.errors import DataError
 
 __all__ = ["load_shards"]
@@ -70,17 +71,7 @@ def _open(
     name: str, splits: dict[str, list[Shard]], *, above: Path | None = None, copies: bool = False
 ) -> ImageDataset:
     shards = [shard for part in splits.values() for shard in part]
-    try:
-        indexes = iter(index_shards(shards))
-    except DataError as error:
-        if not copies:
-            raise
-        # A copy that is damaged would be found again and again.
-        for shard in shards:
-            shard.path.unlink(missing_ok=True)
-        raise DataError(
-            f"{error} (the copies were removed; the next run copies them anew)"
-        ) from error
+    indexes = iter(_index_copies(shards) if copies else index_shards(shards))
     folders = [shard.path.absolute().parent for shard in shards]
     found = label_shards(
         {split: (part, [next(indexes) for _ in part]) for split, part in splits.items()},
@@ -96,6 +87,20 @@ def _open(
         keys=found.keys,
         unnamed=found.unnamed,
     )
+
+
+def _index_copies(shards: Sequence[Shard]) -> list[ShardIndex]:
+    """Index copies of shards; one that is damaged would be found again and again, so it is removed."""
+    found: list[ShardIndex] = []
+    for shard in shards:
+        try:
+            found += index_shards([shard], progress=False)
+        except DataError as error:
+            shard.path.unlink(missing_ok=True)
+            raise DataError(
+                f"{error} (this copy was removed, and the next run copies the shard anew)"
+            ) from error
+    return found
 
 
 def _local(spec: str) -> list[Path]:
@@ -210,9 +215,9 @@ def _tar_names(folder: str | Path) -> Iterable[str]:
 
 
 def _matches(spec: str) -> bool:
-    if is_url(spec) or spec.lower().endswith((".tar", *_COMPRESSED)):
-        return not is_folder(spec)
-    return is_folder(spec) and _holds_shards(Path(spec).expanduser())
+    if not is_url(spec) and is_folder(spec):
+        return _holds_shards(Path(spec).expanduser())
+    return is_url(spec) or spec.lower().endswith((".tar", *_COMPRESSED))
 
 
 def _holds_shards(root: Path) -> bool:
