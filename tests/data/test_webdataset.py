@@ -308,6 +308,24 @@ def test_hostile_headers(tmp_path: Path, change) -> None:
     refused(shard, str(shard), "damaged or cut off at byte", "copy or write it again")
 
 
+@pytest.mark.filterwarnings("ignore:.*the mark of its end")
+def test_flipped_bytes_give_an_error_or_a_data_set(tmp_path: Path) -> None:
+    whole = write_tar(tmp_path / "a.tar", samples(["a", "b"] * 2, suffix="txt")).read_bytes()
+    random = np.random.default_rng(0)
+    for number in range(150):
+        content = bytearray(whole)
+        for place in random.integers(0, 7 * 1024, size=1 + number % 8):
+            content[place] = random.integers(256)
+        shard = tmp_path / "a.tar"
+        shard.write_bytes(content[: random.integers(300, len(whole)) if number % 3 == 0 else None])
+        try:
+            split = open_dataset(shard, skip_bad=True).split("all")
+            for index in range(len(split)):
+                split.load(index)
+        except DataError:
+            continue
+
+
 def test_endless_chain_of_headers(tmp_path: Path) -> None:
     header = bytearray(link("x", tarfile.GNUTYPE_LONGNAME).tobuf(tarfile.GNU_FORMAT))
     shard = tmp_path / "a.tar"

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from rada.data.align import fold_name
 from rada.data.prompts import check_class_names, display_name
+from rada.data.sample_labels import Fault
 from rada.data.scan import natural_key
 from rada.data.shards import Shard, ShardSource
 from rada.data.splits import split_name
-from rada.data.tar_scan import Fault, ShardIndex
+from rada.data.tar_scan import ShardIndex
 from rada.errors import DataError
 from rada.storage import read_json
 

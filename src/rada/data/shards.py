@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rada.data.images import open_image
+from rada.data.sample_labels import FAULTS
 from rada.data.sources import id_bytes
-from rada.data.tar_scan import ENTRY, FAULTS, ShardIndex, scan_tar
+from rada.data.tar_scan import ENTRY, ShardIndex, scan_tar
 from rada.errors import DataError, StorageError
 from rada.progress import track
 from rada.storage import atomic_path

@@ -7,8 +7,6 @@ is the path up to the first dot of the file name; what follows the dot says what
 from __future__ import annotations
 
 import io
-import json
-import re
 import tarfile
 import warnings
 from array import array
@@ -21,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rada.data.images import IMAGE_SUFFIXES
+from rada.data.sample_labels import LABEL_SUFFIXES, LARGEST_LABEL, Fault, read_label
 from rada.errors import DataError
 
-__all__ = ["ENTRY", "FAULTS", "MAX_LABEL", "Fault", "ShardIndex", "scan_tar"]
+__all__ = ["ENTRY", "ShardIndex", "scan_tar"]
 
 ENTRY = np.dtype(
     [
@@ -37,48 +36,10 @@ ENTRY = np.dtype(
 )
 """What is known of one sample, 33 bytes."""
 
-MAX_LABEL = 10**6
-"""Largest label that is taken for one: there is a class name for each below it."""
-
 _BLOCK = tarfile.BLOCKSIZE
 _LARGEST_HEADER = 1 << 20  # long names and extended headers; real ones have a few hundred bytes
-_LARGEST_LABEL = 1 << 20
-_LONGEST_NAME = 200
-_NUMBER = re.compile(r"[+-]?\d{1,18}")
 _PREFERRED = ("jpg", "jpeg", "png", "webp")
-_LABELS = ("cls", "cls.txt", "json", "txt")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-
-
-class Fault:
-    """Numbers for what is wrong with a sample; `FAULTS` has the words."""
-
-    NO_PICTURE = 1
-    NO_LABEL = 2
-    DUPLICATE = 3
-    BAD_LABEL = 4
-    SEVERAL = 5
-    LINK = 6
-    RANGE = 7
-    UNKNOWN = 8
-
-
-FAULTS = {
-    Fault.NO_PICTURE: "has no picture (.jpg, .png, .webp, ...) beside its other files",
-    Fault.NO_LABEL: "has no label: add a .cls with its number, a .txt with its class name, or a "
-    ".json with 'label'",
-    Fault.DUPLICATE: "is there twice, or its files do not follow each other: write each sample once, "
-    "its files together",
-    Fault.BAD_LABEL: "has a label that cannot be read: a .cls or .txt should hold a number or a class "
-    "name of at most 200 characters, a .json an object with 'label'",
-    Fault.SEVERAL: "has several pictures: a key ends at the first dot of the file name, so names of "
-    "pictures should have one dot only",
-    Fault.LINK: "is a link or a sparse file, which cannot be read from a shard: write the tar with "
-    "--dereference and without --sparse",
-    Fault.RANGE: "has a label that is out of range: there is no class name for it",
-    Fault.UNKNOWN: "has a label that is not among the class names",
-}
-"""What each fault says after the name of the sample."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +140,7 @@ def _samples(path: Path, stream: BinaryIO) -> Iterator[_Sample]:
     for member in _members(path, stream):
         key, suffix = _take_apart(member.name)
         is_picture = "." + suffix.rpartition(".")[2] in IMAGE_SUFFIXES
-        if not key or not (is_picture or suffix in _LABELS):
+        if not key or not (is_picture or suffix in LABEL_SUFFIXES):
             continue
         if sample is None or key != sample.key or suffix in sample.suffixes:
             if sample is not None:
@@ -194,7 +155,7 @@ def _samples(path: Path, stream: BinaryIO) -> Iterator[_Sample]:
         else:
             stream.seek(member.offset_data)
             # One byte too many tells a file that is too long.
-            sample.labels[suffix] = stream.read(min(member.size, _LARGEST_LABEL + 1))
+            sample.labels[suffix] = stream.read(min(member.size, LARGEST_LABEL + 1))
     if sample is not None:
         yield sample
 
@@ -236,7 +197,7 @@ def _members(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
         stream.seek(position)
         try:
             member = tarfile.TarInfo.fromtarfile(archive)
-        except (tarfile.TarError, ValueError, IndexError, OverflowError, RecursionError) as error:
+        except (tarfile.TarError, ValueError, LookupError, OverflowError, RecursionError) as error:
             raise _damaged(path, position, str(error)) from error
         if member.size < 0 or archive.offset <= position:
             raise _damaged(path, position, f"{member.name[:80]!r} claims {member.size} bytes")
@@ -270,7 +231,7 @@ def _open(path: Path, stream: BinaryIO, size: int) -> tarfile.TarFile:
             )
     try:
         return tarfile.TarFile(fileobj=_Bounded(stream))  # type: ignore[arg-type]
-    except (tarfile.TarError, ValueError, IndexError, OverflowError, RecursionError) as error:
+    except (tarfile.TarError, ValueError, LookupError, OverflowError, RecursionError) as error:
         what = "is empty (0 bytes)" if not size else f"is not a tar file ({error})"
         raise DataError(f"the shard {str(path)!r} {what}: copy or write it again") from error
 
@@ -287,7 +248,7 @@ class _Rows:
 
     def add(self, sample: _Sample) -> None:
         picture, fault = _picture(sample)
-        number, text, label_fault = _label(sample.labels)
+        number, text, label_fault = read_label(sample.labels)
         name = (picture.name if picture else sample.key).encode("utf-8", "surrogateescape")
         self.offsets.append(picture.offset if picture else 0)
         self.sizes.append(picture.size if picture else 0)
@@ -325,54 +286,3 @@ def _picture(sample: _Sample) -> tuple[_Picture | None, int]:
         if suffix in plain:
             return plain[suffix], 0
     return sample.pictures[0], Fault.SEVERAL if len(sample.pictures) > 1 else 0
-
-
-def _label(files: dict[str, bytes]) -> tuple[int, str | None, int]:
-    """Return number (or -1), class name (or None) and fault of a label."""
-    number, text, found = -1, None, False
-    for suffix in _LABELS:
-        # A .txt beside another label is a caption.
-        if suffix not in files or (suffix == "txt" and (number >= 0 or text is not None)):
-            continue
-        found = True
-        for value in _values(suffix, files[suffix]):
-            if isinstance(value, int):
-                number = value if number < 0 else number
-            else:
-                text = value if text is None else text
-    if number > MAX_LABEL:
-        return -1, text, Fault.RANGE
-    if number >= 0 or text is not None:
-        return number, text, 0
-    return -1, None, Fault.BAD_LABEL if found else Fault.NO_LABEL
-
-
-def _values(suffix: str, content: bytes) -> list[int | str]:
-    """Return the numbers and class names in the file of a label; none if it cannot be used."""
-    if len(content) > _LARGEST_LABEL:
-        return []
-    try:
-        text = content.decode("utf-8-sig")
-        record = json.loads(text) if suffix == "json" else None
-    except (ValueError, RecursionError):
-        return []
-    if suffix != "json":
-        return [value for value in [_value(text)] if value is not None]
-    if not isinstance(record, dict):
-        return []
-    keys = ("label", "class", "cls", "class_name", "classname", "label_name")
-    found = [_value(record.get(key)) for key in keys]
-    return [value for value in found if value is not None]
-
-
-def _value(value: object) -> int | str | None:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value if 0 <= value < 10**18 else None
-    if not isinstance(value, str):
-        return None
-    text = " ".join(value.split())
-    if _NUMBER.fullmatch(text):
-        return int(text) if int(text) >= 0 else None
-    return text if 0 < len(text) <= _LONGEST_NAME else None
