@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from rada.bench.tables import HM, MEAN, Runs, Values
 from rada.report.blocks import FigureBlock
@@ -159,9 +159,16 @@ def cost_figure(runs: Runs, protocol: str) -> FigureBlock | None:
                     linestyle="none", elinewidth=0.9, markersize=7, label=runs.title(label),
                 )  # fmt: skip
             # Both begin at nothing at all, which a logarithm cannot show.
-            axes.set_xscale("symlog", linthresh=(1000.0, 0.1)[number])
+            threshold = (1000.0, 0.1)[number]
+            axes.set_xscale("symlog", linthresh=threshold)
+            # Ticks at zero and from the threshold on: those between would stand on one another.
+            axes.xaxis.set_major_locator(
+                FixedLocator([0.0, *(threshold * 10.0**n for n in range(9))])
+            )
+            axes.xaxis.set_minor_locator(NullLocator())
             axes.xaxis.set_major_formatter(FuncFormatter(_plain_tick))
-            axes.set_xlim(left=(-200.0, -0.02)[number])
+            farthest = max(point[number] for point in points.values())
+            axes.set_xlim((-200.0, -0.02)[number], max(2 * farthest, 10 * threshold))
             axes.set_xlabel(title)
             axes.set_ylabel(name)
             tidy(axes, grid="both")
