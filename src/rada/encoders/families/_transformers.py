@@ -30,10 +30,13 @@ TRAINABLE = frozenset({"image_gradients", "text_gradients", "save"})
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence transformers' own bars and reports while the block runs; rada reports itself."""
+    from huggingface_hub import utils as hub
     from transformers.utils import logging as hf_logging
 
     reports: Any = hf_logging
     bars, level = reports.is_progress_bar_enabled(), reports.get_verbosity()
+    hub_bars = not hub.are_progress_bars_disabled()
+    hub.disable_progress_bars()
     reports.disable_progress_bar()
     reports.set_verbosity(logging.CRITICAL)
     try:
@@ -42,6 +45,8 @@ def quiet() -> Iterator[None]:
         reports.set_verbosity(level)
         if bars:
             reports.enable_progress_bar()
+        if hub_bars:
+            hub.enable_progress_bars()
 
 
 def load_module(cls: Any, directory: Path) -> Any:

@@ -144,7 +144,8 @@ def collect(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], list[dict[str, Any]]]:
     """Return weights, the optimiser's tensors and its groups, on the CPU.
 
-    Works on a plain model, a distributed and a sharded one; all processes must call it.
+    Works on a plain model, a distributed and a sharded one; all processes must call it, and those
+    beside the first get nothing.
 
     Args:
         model: The model as it is trained.
@@ -155,6 +156,8 @@ def collect(
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights, found = get_state_dict(model, optimizer, options=options)
+    if not found:
+        return {}, {}, []
     state: Any = found["state"]  # torch's type admits far more than what an optimiser of ours holds
     moments = {
         f"{name}|{moment}": value
@@ -176,6 +179,7 @@ def restore(
     """Put back what `collect` returned."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
 
+    model.zero_grad(set_to_none=True)  # with gradients about, torch makes no room for the moments
     entries: dict[str, dict[str, Tensor]] = {}
     for key, value in moments.items():
         name, _, moment = key.rpartition("|")

@@ -25,7 +25,6 @@ from rada.settings.fft.judging import Judge, TestSet, shared_classes
 from rada.settings.fft.loop import FineTuningStopped, TowerTraining
 from rada.settings.fft.methods import FirstStage, get_fft_method
 from rada.settings.fft.model import TunedModel
-from rada.settings.fft.processes import process_rank
 from rada.settings.fft.saving import RESULT_FILE, save_tuned
 from rada.settings.fft.signals import listening
 from rada.settings.fft.tracking import check_trackers, start_trackers
@@ -67,6 +66,7 @@ class FineTuner:
         encoder: The encoder.
         model: The `TunedModel` after `fit`, or None.
         result: What `fit` returned last.
+        is_main_process: Whether this process is the one that writes and prints.
 
     Raises:
         ConfigError: If the method is unknown or cannot train what the configuration asks for.
@@ -107,6 +107,7 @@ class FineTuner:
         self.skip_bad, self.trackers, self.progress = skip_bad, tuple(trackers), progress
         self.model: TunedModel | None = None
         self.result: dict[str, Any] = {}
+        self.is_main_process = True
         self._judge: Judge | None = None
 
     # -- the run ---------------------------------------------------------------------------------
@@ -152,6 +153,8 @@ class FineTuner:
         out = None if output_dir is None else Path(output_dir)
         if out is not None:
             self.encoder.require("save")
+        if self.model is not None:  # a second fit starts from the pretrained weights, too
+            self.model.load_tuned(self.model.start)
         accelerator = self._accelerator(out)
         train, judge, validation = self._open(data, ood or {}, shots, seed, allow_fewer)
         self._judge = judge
@@ -304,20 +307,20 @@ class FineTuner:
 
         config = None if out is None else out
         accelerator = Accelerator(
-            cpu=True if str(self.device) == "cpu" else None,
+            # Without a GPU Accelerate must be told, or it takes each process for the only one.
+            cpu=str(self.device) == "cpu" or not torch.accelerator.is_available(),
             mixed_precision=self.config.precision,
             log_with=list(self.trackers) or None,
             project_dir=config,
             # Towers have parts that no loss reaches, such as a pooler.
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
+        self.is_main_process = bool(accelerator.is_main_process)
         start_trackers(accelerator, self.trackers, self.config.to_dict())
         return accelerator
 
     def _place(self, accelerator: Accelerator) -> None:
         """Put the towers where they learn, as convolutions like them."""
-        if self.model is not None:  # a second fit starts from the pretrained weights, too
-            self.model.load_tuned(self.model.start)
         keep_freed_memory()
         self.encoder.model.to(accelerator.device)
         if self.config.train in ("image", "both"):
@@ -469,11 +472,6 @@ class FineTuner:
             path.unlink(missing_ok=True)
         accelerator.wait_for_everyone()
         return None
-
-    @property
-    def is_main_process(self) -> bool:
-        """Whether this process is the one that writes and prints."""
-        return process_rank() == 0
 
     # -- what comes out --------------------------------------------------------------------------
 
