@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,6 @@ from rada.features import Features
 from rada.features.processes import Team, part_of
 
 TIMEOUT = 240
-several = pytest.mark.skipif(find_spec("accelerate") is None, reason="needs the extra train")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +77,6 @@ def _ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-@several
 def test_two_processes_write_what_one_does(model: Path, photos: Path, tmp_path: Path) -> None:
     words = [
         "encode",
@@ -114,7 +111,6 @@ def test_two_processes_write_what_one_does(model: Path, photos: Path, tmp_path: 
     assert not list(tmp_path.glob(".two*"))
 
 
-@several
 def test_a_bad_picture_in_one_process_ends_both(model: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "f.safetensors"
     ends = two("encode", photos, "--model", model, "--no-cache", "--out", out)
@@ -125,7 +121,6 @@ def test_a_bad_picture_in_one_process_ends_both(model: Path, photos: Path, tmp_p
     assert not list(tmp_path.glob("*f.safetensors*"))
 
 
-@several
 def test_bad_input_is_told_once(model: Path, tmp_path: Path) -> None:
     ends = two("encode", tmp_path / "none", "--model", model, "--out", tmp_path / "f.safetensors")
     assert [end.returncode for end in ends] == [2, 2]

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from rada.data import ImageSplit
-from rada.errors import ConfigError, DataError, EncoderError, MissingExtraError, StorageError
+from rada.errors import ConfigError, DataError, EncoderError, StorageError
 from rada.features.extract import collect, iter_features
 from rada.features.features import Features
 from rada.storage import storage_errors
@@ -51,7 +51,6 @@ class Team:
         count: Number of processes.
 
     Raises:
-        MissingExtraError: If there are several and `accelerate` is not installed.
         ConfigError: If they cannot find each other.
 
     Example:
@@ -68,13 +67,9 @@ class Team:
             self._join()
 
     def _join(self) -> None:
-        try:
-            from accelerate import PartialState
-            from torch import distributed
-        except ImportError as error:
-            raise MissingExtraError(
-                "accelerate", extra="train", needed_for="encoding with several processes"
-            ) from error
+        from accelerate import PartialState
+        from torch import distributed
+
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "OMP_NUM_THREADS")  # that it chose the threads
