@@ -62,7 +62,6 @@ def report(work: Path, seeds: list[int], out: Path, figures: Path) -> None:
             for name in SHIFTED
         }
         means = [r["tuned"]["out_of_distribution"]["mean"] for r in results]
-        half = ALPHAS.index(0.5)
         rows.append(
             {
                 "method": method.title,
@@ -70,7 +69,7 @@ def report(work: Path, seeds: list[int], out: Path, figures: Path) -> None:
                 "photo": cell(inside),
                 **{name: cell(values) for name, values in outside.items()},
                 "mean": cell(means),
-                "wise_half": mean_point(results, lambda r: r["wise"][half]),
+                "wise_half": mean_point(results, lambda r: r["wise"][ALPHAS.index(0.5)]),
                 "seconds": statistics.fmean(r["seconds"] for r in results),
                 "trainable": results[0]["trainable_parameters"],
             }

@@ -25,6 +25,11 @@ _ORDER = (
     "rada_released",
     "rada",
     "rada_adapter",
+    "ft",
+    "l2_sp",
+    "lp_ft",
+    "flyp",
+    "rada_ft",
 )
 
 

@@ -30,11 +30,12 @@ TRAINABLE = frozenset({"image_gradients", "text_gradients", "save"})
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence transformers' own bars and reports while the block runs; rada reports itself."""
-    from huggingface_hub import utils as hub
+    from huggingface_hub import utils
     from transformers.utils import logging as hf_logging
 
     reports: Any = hf_logging
     bars, level = reports.is_progress_bar_enabled(), reports.get_verbosity()
+    hub: Any = utils
     hub_bars = not hub.are_progress_bars_disabled()
     hub.disable_progress_bars()
     reports.disable_progress_bar()

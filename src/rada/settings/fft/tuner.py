@@ -156,7 +156,8 @@ class FineTuner:
         if self.model is not None:  # a second fit starts from the pretrained weights, too
             self.model.load_tuned(self.model.start)
         accelerator = self._accelerator(out)
-        train, judge, validation = self._open(data, ood or {}, shots, seed, allow_fewer)
+        with accelerator.main_process_first():  # what one process indexes or downloads, all find
+            train, judge, validation = self._open(data, ood or {}, shots, seed, allow_fewer)
         self._judge = judge
         classes, templates = train.classes, self._chosen_templates
         run = self._describe(data, ood, train, judge, shots, seed)
@@ -174,8 +175,9 @@ class FineTuner:
             )
             self.model = model
             zero_shot = judge(model, pretrained=True)
+            log = None if out is None else out / LOG_FILE
             state = self._train(
-                model, train, validation, accelerator, checkpoints, out, seed, judge
+                model, train, accelerator, checkpoints, log, seed, judge, validation
             )
             tuned = model.tuned()
             model.load_tuned(interpolate(model.start, tuned, self.config.wise_alpha))
@@ -212,16 +214,43 @@ class FineTuner:
         accelerator.end_training()
         return result
 
+    def learn(
+        self,
+        model: TunedModel,
+        pictures: ImageSplit,
+        seed: int,
+        *,
+        checkpoints: Checkpoints | None = None,
+    ) -> list[dict[str, Any]]:
+        """Train a model of this encoder on pictures, without judging it.
+
+        Args:
+            model: The model, changed in place.
+            pictures: Their labels count in `model.classes`.
+            seed: Seed of everything random.
+            checkpoints: Where states go; None for none.
+
+        Returns:
+            One entry for each epoch.
+
+        Raises:
+            FineTuningStopped: On Ctrl-C or SIGTERM, after a checkpoint.
+        """
+        accelerator = self._accelerator(None)
+        self._place(accelerator)
+        state = self._train(model, pictures, accelerator, checkpoints, None, seed, None, None)
+        return state.history
+
     def _train(
         self,
         model: TunedModel,
         train: ImageSplit,
-        validation: TestSet | None,
         accelerator: Accelerator,
         checkpoints: Checkpoints | None,
-        out: Path | None,
+        log_path: Path | None,
         seed: int,
-        judge: Judge,
+        judge: Judge | None,
+        validation: TestSet | None,
     ) -> RunState:
         if self.config.select == "best" and validation is None:
             raise ConfigError(
@@ -256,14 +285,17 @@ class FineTuner:
             processes=accelerator.num_processes,
             device=accelerator.device,
         )
-        best = _Best(model, validation, judge, out) if self.config.select == "best" else None
+        best = None
+        if judge is not None and self.config.select == "best":
+            best = _Best(model, validation, judge, checkpoints)
 
         def after_epoch(epoch: int, state: RunState) -> dict[str, Any]:
             entry: dict[str, Any] = {}
             if best is not None:
                 entry["validation"] = best(epoch, state, accelerator)
             every = self.config.evaluate_every
-            if every and (epoch + 1) % every == 0 and epoch + 1 < self.config.epochs:
+            last = epoch + 1 == self.config.epochs
+            if judge is not None and every and (epoch + 1) % every == 0 and not last:
                 entry |= self._judged(model, judge)
             return entry
 
@@ -274,7 +306,7 @@ class FineTuner:
                 data,
                 accelerator,
                 checkpoints=checkpoints,
-                log_path=None if out is None else out / LOG_FILE,
+                log_path=log_path,
                 after_epoch=after_epoch,
                 stop=stop,
                 progress=self.progress,
@@ -504,11 +536,15 @@ class _Best:
     """Keeps the weights of the epoch that did best on the validation split."""
 
     def __init__(
-        self, model: TunedModel, validation: TestSet | None, judge: Judge, out: Path | None
+        self,
+        model: TunedModel,
+        validation: TestSet | None,
+        judge: Judge,
+        checkpoints: Checkpoints | None,
     ) -> None:
         assert validation is not None
         self.model, self.validation, self.judge = model, validation, judge
-        self.path = None if out is None else out / CHECKPOINT_FOLDER / "best.safetensors"
+        self.path = None if checkpoints is None else checkpoints.folder / "best.safetensors"
         self.weights: dict[str, Tensor] | None = None
 
     def __call__(self, epoch: int, state: RunState, accelerator: Accelerator) -> dict[str, Any]:
