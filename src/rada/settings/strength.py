@@ -4,10 +4,11 @@ The mask used at inference is `M_lambda = 1 + lambda (M - 1)`. A head that learn
 do worse than zero-shot on classes that it never saw; a smaller strength mends that. Here a part of
 the classes is held out as pseudo-new classes, a head learns the others, and the strength with
 the best harmonic mean of pseudo-base and pseudo-new accuracy is taken, among those that are not below
-zero-shot on the pseudo-new classes by more than one standard error. Where all candidates are classes
-that the head was trained on, caution towards new ones would only cost: for these the strength
-with the best accuracy on held-out images of learned classes is taken. (Mask strength is ours;
-the paper has none.)
+zero-shot on the pseudo-new classes. Where all candidates are classes that the head was trained on,
+such caution would only cost: for these the strength with the best accuracy on held-out images of
+learned classes is taken. With one image a class there are none; one strength then serves both, and
+it may fall below zero-shot on the pseudo-new classes by one standard error, so that chance does not undo
+the head. (Mask strength is ours; the paper has none.)
 """
 
 from __future__ import annotations
@@ -173,7 +174,8 @@ def best_choice(base: Counts, new: Counts, *, held_out: bool) -> StrengthChoice:
     means = torch.tensor(
         [harmonic_mean(b, n) for b, n in zip(base_accuracy, new_accuracy, strict=True)]
     )
-    means[~new.not_below_zero_shot()] = -1.0
+    allowed = new.correct >= new.correct[0] if held_out else new.not_below_zero_shot()
+    means[~allowed] = -1.0
     return StrengthChoice(
         STRENGTHS[int(means.argmax())],
         "classes",
