@@ -36,8 +36,8 @@ class FFTConfig(Config):
         num_heads: Attention heads of the RAda head.
         temperature: Temperature of its joint softmax.
         strength: Mask strength at inference, in [0, 1].
-        classes_per_step: Classes that a step of RAda draws; None for half of them, 2 to 128; 0
-            for all.
+        classes_per_step: Classes that a step of RAda draws, those of its pictures first; None for at
+            most 128, 0 for all. In the first stage None is the rule of `EFTConfig`.
         augmentation: "random" for the encoder's training transform, "plain" for its evaluation
             transform.
         crop_scale: Smallest and largest part of a picture in a random crop; None for the encoder's
@@ -71,7 +71,7 @@ class FFTConfig(Config):
     batch_size: int = 32
     accumulate: int = 1
     learning_rate: float | None = None
-    head_learning_rate: float = 1e-3
+    head_learning_rate: float = 3e-4
     weight_decay: float | None = None
     warmup: float = 0.1
     max_grad_norm: float = 1.0

@@ -41,6 +41,10 @@ if TYPE_CHECKING:
 __all__ = ["FineTuner"]
 
 Data = str | Path | ImageDataset | ImageSplit
+# How Accelerate may share the work; others cut the model itself into pieces.
+_KINDS = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_HPU")
+# More than the labels of a batch: an encoded picture is too dear to be dropped with its class.
+_CLASSES_PER_STEP = 128
 CHECKPOINT_FOLDER = "checkpoints"
 LOG_FILE = "log.jsonl"
 
@@ -268,7 +272,7 @@ class FineTuner:
         labels = torch.from_numpy(train.labels.copy())
         subset = self.config.classes_per_step if model.head is not None else 0
         if subset is None:
-            subset = min(128, max(2, -(-len(train.classes) // 2)))
+            subset = min(_CLASSES_PER_STEP, len(train.classes))
         order = Order(
             labels, len(train.classes), self.config.batch_size, subset, len(model.templates), seed
         )
@@ -348,6 +352,12 @@ class FineTuner:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         self.is_main_process = bool(accelerator.is_main_process)
+        if accelerator.distributed_type not in _KINDS:
+            raise ConfigError(
+                f"{accelerator.distributed_type.value} cannot be used: CLIP's scale is a scalar, which "
+                "torch does not shard, and models are judged whole. Use one process a GPU with "
+                "--precision bf16 and --accumulate"
+            )
         start_trackers(accelerator, self.trackers, self.config.to_dict())
         return accelerator
 

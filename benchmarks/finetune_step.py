@@ -1,0 +1,136 @@
+"""What the head costs in full fine-tuning: a step of RAda-FT against one of FT, and memory.
+
+python benchmarks/finetune_step.py [--model embedded] [--batch 32] [--rounds 5]
+
+K = 10, 100, 1000 classes. Both train the image tower alone (`train="image"`), so that the difference is the
+head; the row "both towers" adds the text tower, whose prompts are encoded in chunks with checkpointing.
+The steps take turns in one process; medians of processor time, and of the peak of allocated memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from rada import FFTConfig, load_encoder
+from rada.encoders.memory import keep_freed_memory
+from rada.evaluation import environment
+from rada.settings.fft import get_fft_method
+from rada.settings.fft.model import Batch, TunedModel
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def build(encoder, name: str, classes: int, **changes) -> TunedModel:
+    method = get_fft_method(name)
+    config = method.resolve(FFTConfig(**changes))
+    names = [f"thing number {index}" for index in range(classes)]
+    generator = torch.Generator().manual_seed(0)
+    text = torch.nn.functional.normalize(
+        torch.randn(classes, encoder.dim, generator=generator), dim=-1
+    )
+    model = TunedModel(encoder, method, config, names, ("a photo of a {}.",), text, seed=0)
+    if model.head is not None:
+        torch.nn.init.normal_(model.head.out.weight, std=0.02)
+    model.train_towers()
+    return model
+
+
+def step(model: TunedModel, batch: Batch) -> float:
+    began = time.process_time()
+    model.zero_grad(set_to_none=True)
+    model(batch)["loss"].backward()
+    return time.process_time() - began
+
+
+def peak_memory(model: TunedModel, batch: Batch) -> int:
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step(model, batch)
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    total = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        total += event.nbytes()
+        peak = max(peak, total)
+    return peak
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    encoder = load_encoder(options.model)
+    encoder.model.to(memory_format=torch.channels_last)
+    side = encoder.preprocess.size[0]
+    pixels = torch.randn(options.batch, 3, side, side).contiguous(memory_format=torch.channels_last)
+    rows = []
+    for classes in (10, 100, 1000):
+        batch = Batch(
+            pixels,
+            torch.arange(options.batch) % classes,
+            torch.ones(options.batch),
+            options.batch,
+        )
+        drawn = min(128, max(2, classes // 2))
+        subset = Batch(
+            pixels,
+            torch.arange(options.batch) % drawn,
+            torch.ones(options.batch),
+            options.batch,
+            classes=torch.arange(drawn),
+        )
+        works = {
+            "ft": (build, "ft", batch, {}),
+            "rada_ft, all classes": (build, "rada_ft", batch, {"train": "image"}),
+            "rada_ft": (build, "rada_ft", subset, {"train": "image"}),
+            "rada_ft, both towers": (build, "rada_ft", subset, {}),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in works}
+        memory = {}
+        for turn in range(options.rounds + 1):
+            for name, (make, method, data, changes) in works.items():
+                model = make(encoder, method, classes, **changes)
+                if turn == 0:
+                    step(model, data)
+                    memory[name] = peak_memory(model, data)
+                else:
+                    seconds[name].append(step(model, data))
+        base = statistics.median(seconds["ft"])
+        for name, taken in seconds.items():
+            ratio = statistics.median(t / f for t, f in zip(taken, seconds["ft"], strict=True))
+            rows.append(
+                {
+                    "classes": classes,
+                    "method": name,
+                    "seconds": statistics.median(taken),
+                    "over_ft": ratio - 1,
+                    "memory": memory[name],
+                    "memory_over_ft": memory[name] / memory["ft"] - 1,
+                }
+            )
+        print(f"K = {classes}: a step of FT takes {base:.2f} s", flush=True)
+    lines = ["| K | step | seconds | over FT | memory | over FT |", "|--:|:--|--:|--:|--:|--:|"]
+    lines += [
+        f"| {r['classes']} | {r['method']} | {r['seconds']:.2f} | {100 * r['over_ft']:+.1f} % "
+        f"| {r['memory'] / 2**20:.0f} MiB | {100 * r['memory_over_ft']:+.1f} % |"
+        for r in rows
+    ]
+    print("\n".join(lines))
+    result = {"command": f"benchmarks/finetune_step.py --batch {options.batch}", "rows": rows}
+    result["environment"] = environment()
+    (options.out / "finetune_step.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
