@@ -164,6 +164,13 @@ def test_another_run_is_not_overwritten(data, model_folder, tmp_path):
     assert other(overwrite=True)["config"]["learning_rate"] == 2e-3
 
 
+def test_the_figure_shows_the_line_to_the_pretrained_model(data, dark, model_folder, tmp_path):
+    _, run = fit(data, model_folder, tmp_path / "out", epochs=1)
+    run(ood={"dark": dark}, wise=(0, 0.5, 1))
+    drawn = (tmp_path / "out" / "robustness.svg").read_text()
+    assert "RAda-FT" in drawn and "zero-shot" in drawn
+
+
 def test_a_checkpoint_of_another_config_names_the_difference(tmp_path):
     first = Checkpoints(tmp_path / "c", {"config": {"epochs": 2}, "seed": 1}, 2)
     first.claim(overwrite=False)

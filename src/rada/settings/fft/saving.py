@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rada.pretrained import ENCODER_FOLDER, HeadConfig, save_parts
+from rada.settings.fft.figures import accuracies, draw_robustness
 from rada.storage import whole_directory, write_json
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["RESULT_FILE", "as_classifier", "save_tuned"]
 
 RESULT_FILE = "result.json"
+FIGURE_FILE = "robustness.svg"
 _TOLD = ("setting", "method", "config", "seed", "shots", "data", "data_fingerprint", "images")
 
 
@@ -56,7 +58,18 @@ def save_tuned(directory: Path, model: TunedModel, result: dict[str, Any]) -> No
     if model.vectors is not None:
         vectors = (model.vectors / model.scale()).detach().cpu()
     save_parts(directory, model.head, vectors, _describe(model, result))
+    _draw(directory / FIGURE_FILE, model.method.title, result)
     write_json(directory / RESULT_FILE, result)
+
+
+def _draw(path: Path, title: str, result: dict[str, Any]) -> None:
+    """Draw the robustness of the run, where it was judged in and out of distribution."""
+    before, after = accuracies(result["zero_shot"]), accuracies(result["tuned"])
+    if before is None or after is None:
+        return
+    points = [accuracies(entry) for entry in result["wise"]]
+    curve = [point for point in points if point is not None]
+    draw_robustness(path, before, {title: after}, {title: curve})
 
 
 def as_classifier(model: TunedModel, result: dict[str, Any]) -> RAdaClassifier:
