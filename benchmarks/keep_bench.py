@@ -9,7 +9,6 @@ Writes benchmarks/results/bench_NAME.json and docs/figures/bench_NAME_*.svg, and
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +63,9 @@ def main() -> None:
         elif protocol == "base-to-new":
             figure = base_new_figure(runs, runs.shots(protocol)[-1])
         if figure is not None:
-            # A file of its own has a width of its own; on a page the drawing fills the column.
-            size = f'<svg width="{figure.wide.width}" height="{figure.wide.height}" '
-            svg = re.sub(r'<svg (width="[^"]*" |height="[^"]*" )*', size, figure.wide.svg, count=1)
             kind = protocol.replace("-", "_")
             path = ROOT / "docs" / "figures" / f"bench_{options.name}_{kind}.svg"
-            write_bytes(path, svg.encode())
+            write_bytes(path, figure.wide.svg.encode())
             print(path)
     print("\n".join(map(markdown, result_tables(runs, "zero_shot"))))
 

@@ -75,8 +75,11 @@ def shots_figure(runs: Runs, data: Sequence[str], name: str) -> FigureBlock | No
             line: dict[str, Any] = (
                 {"linestyle": "-", "marker": marker} if learns else {"linestyle": "--"}
             )
-            axes.fill_between(place, low, high, color=colour, alpha=0.13, linewidth=0)
-            axes.plot(place, mean, color=colour, label=runs.title(label), **line)
+            # Ten bands over one another are a haze, so with many methods the others' are faint.
+            alpha = 0.13 if label == "rada" or len(labels) <= 5 else 0.045
+            above = 3.0 if label == "rada" else 2.0
+            axes.fill_between(place, low, high, color=colour, alpha=alpha, linewidth=0)
+            axes.plot(place, mean, color=colour, label=runs.title(label), zorder=above, **line)
         axes.set_xlabel("Pictures a class")
         axes.set_ylabel("Accuracy, %")
         axes.set_xticks(range(len(shots)), [str(n) for n in shots])
