@@ -42,7 +42,7 @@ class Order:
         labels: `(N,)`.
         classes: K.
         batch_size: Pictures a step.
-        classes_per_step: Classes a step; 0 for all.
+        classes_per_step: Classes a step, or as many as its pictures have; 0 for all.
         templates: Number of prompt templates.
         seed: Seed.
 
@@ -82,8 +82,10 @@ class Order:
         number = (at.epoch * self.steps_per_epoch + at.step) * 2 + 1
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + 500_009 * number)
         template = int(torch.randint(self.templates, (), generator=generator))
-        size = self.classes_per_step or self.classes
-        return draw_classes(self.labels[self.pictures(at)], self.classes, size, generator), template
+        labels = self.labels[self.pictures(at)]
+        # An encoded picture is too dear to be dropped because its class was not drawn.
+        size = max(self.classes_per_step or self.classes, len(labels.unique()))
+        return draw_classes(labels, self.classes, size, generator), template
 
     def share(self, at: Step, rank: int, processes: int) -> tuple[Tensor, Tensor]:
         """Return one process's pictures of a step and their weights.
@@ -211,16 +213,11 @@ class StepData:
         weights[bad] = 0.0
         classes, template = self.order.draws(at)
         labels = self.order.labels[rows]
-        count = len(self.order.pictures(at))
         captions = self._captions(at, labels) if self.captions else ()
         if classes is not None:
             position = torch.full((self.order.classes,), -1)
             position[classes] = torch.arange(len(classes))
-            every = position[self.order.labels[self.order.pictures(at)]]
-            count, labels = int((every >= 0).sum()), position[labels]
-            weights[labels < 0] = 0.0
-            labels = labels.clamp(min=0)
-            classes = classes.to(self.device)
+            labels, classes = position[labels], classes.to(self.device)
         size = math.ceil(len(rows) / self.parts)
         pieces = range(0, len(rows), size)
         return [
@@ -228,7 +225,7 @@ class StepData:
                 pixels[i : i + size].to(self.device, memory_format=torch.channels_last),
                 labels[i : i + size].to(self.device),
                 weights[i : i + size].to(self.device),
-                count,
+                len(self.order.pictures(at)),
                 len(pieces),
                 classes,
                 template,

@@ -36,8 +36,8 @@ class FFTConfig(Config):
         num_heads: Attention heads of the RAda head.
         temperature: Temperature of its joint softmax.
         strength: Mask strength at inference, in [0, 1].
-        classes_per_step: Classes that a step of RAda draws, those of its pictures first; None for at
-            most 128, 0 for all. In the first stage None is the rule of `EFTConfig`.
+        classes_per_step: Classes that a step of RAda draws, or as many as its pictures have, if that is
+            more; None for at most 64, 0 for all. In the first stage None is the rule of `EFTConfig`.
         augmentation: "random" for the encoder's training transform, "plain" for its evaluation
             transform.
         crop_scale: Smallest and largest part of a picture in a random crop; None for the encoder's

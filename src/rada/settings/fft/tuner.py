@@ -43,8 +43,7 @@ __all__ = ["FineTuner"]
 Data = str | Path | ImageDataset | ImageSplit
 # How Accelerate may share the work; others cut the model itself into pieces.
 _KINDS = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_HPU")
-# More than the labels of a batch: an encoded picture is too dear to be dropped with its class.
-_CLASSES_PER_STEP = 128
+_CLASSES_PER_STEP = 64
 CHECKPOINT_FOLDER = "checkpoints"
 LOG_FILE = "log.jsonl"
 
