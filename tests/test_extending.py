@@ -30,7 +30,7 @@ def page(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     for module, table in (
         (rada.data.registry, "_KINDS"),
         (rada.encoders.registry, "_FAMILIES"),
-        (rada.methods.registry, "_METHODS"),
+        (rada.methods.registry._METHODS, "entries"),
     ):
         monkeypatch.setattr(module, table, dict(getattr(module, table)))
     names: dict[str, Any] = {"__name__": "documentation"}

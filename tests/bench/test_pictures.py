@@ -63,7 +63,8 @@ class Colors(Method):
 @pytest.fixture
 def methods(monkeypatch):
     list_methods()
-    monkeypatch.setattr(rada.methods.registry, "_METHODS", dict(rada.methods.registry._METHODS))
+    known = rada.methods.registry._METHODS
+    monkeypatch.setattr(known, "entries", dict(known.entries))
     needs = frozenset({"pictures", "encoder"})
     register_method(Colors("colors", "Colours", "here", needs))
     register_method(Colors("names", "Names", "here", frozenset({"pictures"}), learns=False))

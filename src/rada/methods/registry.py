@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import pkgutil
-from collections.abc import Mapping
-
-from rada.errors import ConfigError
 from rada.methods.base import Method
+from rada.named import NamedRegistry
 
 __all__ = ["get_method", "list_methods", "register_method"]
 
-_METHODS: dict[str, Method] = {}
 _ORDER = (
     "zero_shot",
     "zero_shot_ensemble",
@@ -31,6 +25,7 @@ _ORDER = (
     "flyp",
     "rada_ft",
 )
+_METHODS: NamedRegistry[Method] = NamedRegistry("rada.methods", "method", _ORDER)
 
 
 def register_method(method: Method) -> Method:
@@ -39,17 +34,7 @@ def register_method(method: Method) -> Method:
     Raises:
         ValueError: If the name is taken or is no identifier.
     """
-    if not method.name.isidentifier() or method.name in _METHODS:
-        raise ValueError(f"the method name {method.name!r} is taken or no identifier")
-    _METHODS[method.name] = method
-    return method
-
-
-def _all() -> Mapping[str, Method]:
-    package = importlib.import_module("rada.methods")
-    for entry in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"rada.methods.{entry.name}")
-    return _METHODS
+    return _METHODS.register(method)
 
 
 def list_methods() -> list[Method]:
@@ -59,8 +44,7 @@ def list_methods() -> list[Method]:
         >>> list_methods()[0].name
         'zero_shot'
     """
-    place = {name: index for index, name in enumerate(_ORDER)}
-    return sorted(_all().values(), key=lambda method: (place.get(method.name, 99), method.name))
+    return _METHODS.all()
 
 
 def get_method(name: str) -> Method:
@@ -73,9 +57,4 @@ def get_method(name: str) -> Method:
         >>> get_method("tip-adapter").title
         'Tip-Adapter'
     """
-    known, key = _all(), name.strip().lower().replace("-", "_")
-    if key in known:
-        return known[key]
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else ""
-    raise ConfigError(f"there is no method {name!r}: {hint or 'there are ' + ', '.join(known)}")
+    return _METHODS.get(name)

@@ -24,8 +24,9 @@ def contrast(logits: Tensor, targets: Tensor, known: Tensor) -> Tensor:
         known: `(m,)`; columns that are False do not exist.
 
     Example:
-        >>> contrast(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]), torch.tensor([True, False])).item()
-        0.0
+        >>> targets, known = torch.tensor([[1.0, 0.0]]), torch.tensor([True, True])
+        >>> round(contrast(torch.zeros(1, 2), targets, known).item(), 4)
+        0.6931
     """
     chances = logits.masked_fill(~known, -torch.inf).log_softmax(-1)
     return -(targets * chances.masked_fill(~known, 0.0)).sum(-1)
