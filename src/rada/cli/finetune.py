@@ -143,7 +143,7 @@ def finetune(
 
 def _config(path: Path | None, given: dict[str, Any], pairs: list[str]) -> FFTConfig:
     """Build the configuration: the file's fields, then --set, then the options."""
-    import yaml
+    import yaml  # type: ignore[import-untyped,unused-ignore]
 
     from rada.errors import ConfigError
     from rada.settings.fft import FFTConfig
