@@ -7,6 +7,7 @@ with `Config.from_dict`, and stands whole in every result.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import types
 import typing
@@ -15,7 +16,7 @@ from typing import Any, Literal, Self
 
 from rada.errors import ConfigError
 
-__all__ = ["Config", "EFTConfig"]
+__all__ = ["Config", "EFTConfig", "parse_value"]
 
 
 def _matches(value: object, annotation: Any) -> bool:
@@ -35,6 +36,19 @@ def _matches(value: object, annotation: Any) -> bool:
     if annotation is None or annotation is type(None):
         return value is None
     return isinstance(value, annotation)
+
+
+def parse_value(text: str) -> Any:
+    """Read the value of a field from a command line: JSON, or else a word.
+
+    Example:
+        >>> parse_value("1e-3"), parse_value("false"), parse_value("best")
+        (0.001, False, 'best')
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 @dataclass(frozen=True)

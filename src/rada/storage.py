@@ -8,14 +8,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from safetensors import SafetensorError
 
 from rada.errors import StorageError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 __all__ = [
     "atomic_directory",
@@ -24,7 +23,6 @@ __all__ = [
     "whole_directory",
     "write_bytes",
     "write_json",
-    "write_tensors",
 ]
 
 _CAUSES = {
@@ -40,7 +38,7 @@ _CAUSES = {
 
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn an `OSError` while writing `path` into a `StorageError` that says what to do."""
+    """Turn what fails while `path` is written into a `StorageError` that says what to do."""
     try:
         yield
     except StorageError:
@@ -48,6 +46,8 @@ def storage_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         cause = _CAUSES.get(error.errno or 0, error.strerror or str(error))
         raise StorageError(f"cannot write {str(path)!r}: {cause}") from error
+    except SafetensorError as error:  # how its library tells of a full disk
+        raise StorageError(f"cannot write {str(path)!r}: {error}") from error
 
 
 @contextlib.contextmanager
@@ -148,21 +148,6 @@ def whole_directory(path: str | Path) -> Iterator[Path]:
                 temporary.replace(path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write safetensors; that its disk is full is said as for every other file.
-
-    Raises:
-        StorageError: If the place cannot be written.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata)
-    except (SafetensorError, OSError) as error:
-        raise StorageError(f"cannot write {str(path)!r}: {error}") from error
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:

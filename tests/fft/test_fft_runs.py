@@ -284,6 +284,14 @@ def test_wrong_options_end_with_code_2(data, model_folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_set_reads_numbers_as_the_benchmark_does():
+    from rada.cli.finetune import _config
+
+    config = _config(None, {"epochs": 3}, ["head_learning_rate=1e-3", "head_first=false"])
+    assert (config.head_learning_rate, config.head_first, config.epochs) == (1e-3, False, 3)
+    assert _config(None, {}, ["select=best"]).select == "best"
+
+
 def test_tensorboard(data, model_folder, tmp_path):
     pytest.importorskip("tensorboard")
     config = FFTConfig(epochs=1, batch_size=8, head_epochs=1)

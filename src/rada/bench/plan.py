@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rada.bench.cells import Cell
-from rada.config import Config
+from rada.config import Config, parse_value
 from rada.errors import ConfigError
 from rada.methods import get_method
 
@@ -194,7 +193,4 @@ def parse_setting(text: str) -> tuple[str, str, Any]:
     label, dot, field = name.partition(".")
     if not (equals and dot and label and field):
         raise ConfigError(f"a setting reads METHOD.FIELD=VALUE, not {text!r}")
-    try:
-        return label, field, json.loads(value)
-    except json.JSONDecodeError:
-        return label, field, value
+    return label, field, parse_value(value)

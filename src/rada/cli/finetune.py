@@ -143,27 +143,20 @@ def finetune(
 
 def _config(path: Path | None, given: dict[str, Any], pairs: list[str]) -> FFTConfig:
     """Build the configuration: the file's fields, then --set, then the options."""
-    import yaml  # type: ignore[import-untyped,unused-ignore]
-
+    from rada.config import parse_value
     from rada.errors import ConfigError
     from rada.settings.fft import FFTConfig
     from rada.storage import read_json
 
     values: dict[str, Any] = {}
     if path is not None:
-        values = dict(
-            FFTConfig.from_dict(
-                read_json(path, error=ConfigError, what="the configuration")
-            ).to_dict()
-        )
+        written = read_json(path, error=ConfigError, what="the configuration")
+        values = FFTConfig.from_dict(written).to_dict()
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals:
             raise ConfigError(f"--set takes FIELD=VALUE, not {pair!r}")
-        try:
-            values[key.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {pair!r}: the value cannot be read") from error
+        values[key.strip()] = parse_value(text)
     return FFTConfig.from_dict(values | given)
 
 

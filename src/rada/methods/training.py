@@ -16,6 +16,7 @@ from rada.config import Config
 from rada.methods.base import ClassSet, Predictor, Task
 from rada.progress import progress_bar
 from rada.settings.eft import draw_classes
+from rada.settings.schedule import warmup_cosine
 from rada.settings.state import TrainingState, optimizer_moments, restore_moments
 
 __all__ = ["Recipe", "learning_rate", "seeded", "train"]
@@ -81,11 +82,7 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
             return _WARM_RATE
         return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / recipe.epochs))
     total = recipe.epochs * steps_per_epoch
-    warmup = int(recipe.warmup * total)
-    if step < warmup:
-        return recipe.learning_rate * (step + 1) / (warmup + 1)
-    part = (step - warmup) / max(1, total - warmup)
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * part))
+    return warmup_cosine(recipe.learning_rate, step, total, recipe.warmup)
 
 
 def train(

@@ -17,6 +17,7 @@ from rada.errors import FeatureError
 from rada.features import check_features
 from rada.head import HeadOutput, RAdaHead
 from rada.progress import progress_bar
+from rada.settings.schedule import warmup_cosine
 from rada.settings.state import (
     TrainingState,
     fingerprint_tensors,
@@ -296,11 +297,7 @@ class HeadTrainer:
 
     def _learning_rate(self, step: int) -> float:
         total = self.epochs * self.steps_per_epoch
-        warmup = int(self.config.warmup * total)
-        if step < warmup:
-            return self.config.learning_rate * (step + 1) / (warmup + 1)
-        progress = (step - warmup) / max(1, total - warmup)
-        return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+        return warmup_cosine(self.config.learning_rate, step, total, self.config.warmup)
 
     def _epoch(
         self,

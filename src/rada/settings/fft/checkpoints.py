@@ -11,10 +11,11 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rada.errors import CheckpointError
-from rada.storage import read_json, whole_directory, write_json, write_tensors
+from rada.storage import read_json, whole_directory, write_json
 
 __all__ = ["Checkpoints", "RunState", "collect", "differences", "restore"]
 
@@ -108,7 +109,8 @@ class Checkpoints:
         target = self.folder / f"step-{state.step:08d}"
         with whole_directory(target) as temporary:
             for name, tensors in (("weights", weights), ("optimizer", moments)):
-                write_tensors(temporary / f"{name}.safetensors", tensors, {"format": _FORMAT})
+                whole = {key: value.contiguous() for key, value in tensors.items()}
+                save_file(whole, temporary / f"{name}.safetensors", metadata={"format": _FORMAT})
             write_json(temporary / "state.json", state.__dict__)
         for old in self.all()[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -115,13 +114,12 @@ class Judge:
         self.sets, self.in_distribution = sets, in_distribution
         self.cache, self.workers, self.skip_bad = cache, workers, skip_bad
 
-    def __call__(self, model: TunedModel, *, pretrained: bool, head: bool = True) -> dict[str, Any]:
+    def __call__(self, model: TunedModel, *, pretrained: bool) -> dict[str, Any]:
         """Return accuracies as plain JSON.
 
         Args:
             model: The model.
             pretrained: Whether the image tower is as it was, so that its features are kept.
-            head: Whether to use the head.
 
         Returns:
             `{"in_distribution": {...} | None, "out_of_distribution": {NAME: {...}, "mean": ...}}`.
@@ -174,16 +172,3 @@ def gather_rows(values: Tensor) -> Tensor:
     parts: list[Tensor] = [torch.empty(0)] * process_count()
     torch.distributed.all_gather_object(parts, values.cpu())
     return torch.cat([part.to(values.dtype) for part in parts])
-
-
-def summary(result: Mapping[str, Any]) -> str:
-    """Return accuracies in one line, for a log.
-
-    Example:
-        >>> summary({"in_distribution": {"accuracy": 0.5}, "out_of_distribution": {"mean": 0.25}})
-        'in distribution 50.0 %, out of distribution 25.0 %'
-    """
-    inside, outside = result["in_distribution"], result["out_of_distribution"].get("mean")
-    told = [] if inside is None else [f"in distribution {100 * inside['accuracy']:.1f} %"]
-    told += [] if outside is None else [f"out of distribution {100 * outside:.1f} %"]
-    return ", ".join(told)

@@ -21,6 +21,7 @@ from rada.settings.fft.model import Batch, TunedModel
 from rada.settings.fft.processes import process_count
 from rada.settings.fft.signals import StopRequest
 from rada.settings.fft.tracking import StepLog
+from rada.settings.schedule import warmup_cosine
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -108,7 +109,7 @@ class TowerTraining:
                 f"Fine-tuning ({self.plain.method.name})", self.total, enabled=shown, unit="step"
             ) as advance:
                 advance(state.step)
-                self._mode()
+                self.plain.train_towers()
                 for at, batches in self.data.steps(start, self.config.epochs):
                     values = self._step(at, batches, state)
                     log.write(values)
@@ -120,9 +121,6 @@ class TowerTraining:
         finally:
             log.close()
         return state
-
-    def _mode(self) -> None:
-        self.plain.train_towers()
 
     # -- one step --------------------------------------------------------------------------------
 
@@ -199,11 +197,7 @@ class TowerTraining:
 
     def _set_rates(self, step: int) -> float:
         """Set the learning rates of a step; return the encoder's."""
-        warmup = int(self.config.warmup * self.total)
-        if step < warmup:
-            part = (step + 1) / (warmup + 1)
-        else:
-            part = 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.total - warmup)))
+        part = warmup_cosine(1.0, step, self.total, self.config.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * part
         return float(self.config.learning_rate or 0.0) * part
@@ -216,7 +210,7 @@ class TowerTraining:
             means = {k: v / self.order.steps_per_epoch for k, v in state.sums.items()}
             entry: dict[str, Any] = {"epoch": at.epoch + 1, **means}
             entry |= self.after_epoch(at.epoch, state)
-            self._mode()
+            self.plain.train_towers()
             state.history.append(entry)
             state.sums = {}
             log.write({"step": state.step, **{k: v for k, v in entry.items() if k not in means}})

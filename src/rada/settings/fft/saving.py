@@ -10,6 +10,8 @@ from rada.settings.fft.figures import accuracies, draw_robustness
 from rada.storage import whole_directory, write_json
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from rada.classifier import RAdaClassifier
     from rada.settings.fft.model import TunedModel
 
@@ -40,6 +42,11 @@ def _describe(model: TunedModel, result: dict[str, Any]) -> HeadConfig:
     )
 
 
+def _vectors(model: TunedModel) -> Tensor | None:
+    """Return the learned class features `(K, D)`, or None where the text tower gives them."""
+    return None if model.vectors is None else model.class_features(None).detach().cpu()
+
+
 def save_tuned(directory: Path, model: TunedModel, result: dict[str, Any]) -> None:
     """Write a tuned model; the result comes last, so a folder with one is whole.
 
@@ -54,10 +61,7 @@ def save_tuned(directory: Path, model: TunedModel, result: dict[str, Any]) -> No
     """
     with whole_directory(directory / ENCODER_FOLDER) as temporary:
         model.encoder.save(temporary)
-    vectors = None
-    if model.vectors is not None:
-        vectors = (model.vectors / model.scale()).detach().cpu()
-    save_parts(directory, model.head, vectors, _describe(model, result))
+    save_parts(directory, model.head, _vectors(model), _describe(model, result))
     _draw(directory / FIGURE_FILE, model.method.title, result)
     write_json(directory / RESULT_FILE, result)
 
@@ -76,9 +80,6 @@ def as_classifier(model: TunedModel, result: dict[str, Any]) -> RAdaClassifier:
     """Return a tuned model as a classifier, which shares its weights."""
     from rada.classifier import RAdaClassifier
 
-    vectors = None
-    if model.vectors is not None:
-        vectors = (model.vectors / model.scale()).detach().cpu()
     classifier = RAdaClassifier(model.encoder, model.classes, templates=list(model.templates))
-    classifier.adopt(model.head, vectors, _describe(model, result))
+    classifier.adopt(model.head, _vectors(model), _describe(model, result))
     return classifier

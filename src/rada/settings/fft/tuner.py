@@ -185,7 +185,8 @@ class FineTuner:
             tuned = model.tuned()
             model.load_tuned(interpolate(model.start, tuned, self.config.wise_alpha))
             found = self._judged(model, judge)
-            curve = self._curve(model, judge, tuned, wise)
+            ends = {0.0: zero_shot, self.config.wise_alpha: found}
+            curve = self._curve(model, judge, tuned, wise, ends)
         result = (
             run
             | found
@@ -261,7 +262,7 @@ class FineTuner:
                 "selected on test pictures; give one, or keep the last weights"
             )
         main = accelerator.is_main_process
-        if checkpoints is None or checkpoints.load() is None:
+        if checkpoints is None or not checkpoints.all():
             folder = None if checkpoints is None or not main else checkpoints.folder / "first-stage"
             shown = self.progress if main else False
             stage = FirstStage(lambda: self._features(train), seed, folder, shown)
@@ -327,10 +328,19 @@ class FineTuner:
         return judge(model, pretrained="image" not in model.trained_towers)
 
     def _curve(
-        self, model: TunedModel, judge: Judge, tuned: dict[str, Tensor], alphas: Sequence[float]
+        self,
+        model: TunedModel,
+        judge: Judge,
+        tuned: dict[str, Tensor],
+        alphas: Sequence[float],
+        known: Mapping[float, dict[str, Any]],
     ) -> list[dict[str, Any]]:
+        """Judge the points of the line to the pretrained model that are not `known` yet."""
         points = []
         for alpha in sorted(set(alphas)):
+            if alpha in known:
+                points.append({"alpha": alpha, **known[alpha]})
+                continue
             with model.holding(interpolate(model.start, tuned, alpha)):
                 points.append({"alpha": alpha, **self._judged(model, judge)})
         return points
@@ -340,13 +350,12 @@ class FineTuner:
     def _accelerator(self, out: Path | None) -> Accelerator:
         from accelerate import Accelerator, DistributedDataParallelKwargs
 
-        config = None if out is None else out
         accelerator = Accelerator(
             # Without a GPU Accelerate must be told, or it takes each process for the only one.
             cpu=str(self.device) == "cpu" or not torch.accelerator.is_available(),
             mixed_precision=self.config.precision,
             log_with=list(self.trackers) or None,
-            project_dir=config,
+            project_dir=out,
             # Towers have parts that no loss reaches, such as a pooler.
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
