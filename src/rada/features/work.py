@@ -18,9 +18,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from rada.data.views import seeded_view
+from rada.encoders.transforms import stack_pixels
 from rada.errors import DataError, FeatureError
 from rada.features.cache import FORMAT, FeatureCache, Shard, ShardKey
 from rada.features.pictures import OpenPicture, PictureItem, PictureReader
+from rada.threads import one_thread
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder
@@ -133,21 +135,15 @@ class BatchWork(Dataset[Answer]):
         answer = Answer(job, key, bad=tuple(bad))
         if not views:
             return dataclasses.replace(answer, rows=np.zeros((0, self.encoder.dim), np.float32))
-        pixels = torch.stack(views)
+        pixels = stack_pixels(views)
         if not self.encode_here:
             return dataclasses.replace(answer, pixels=pixels)
         return dataclasses.replace(answer, rows=self.encode(pixels))
 
     def encode(self, pixels: Tensor) -> np.ndarray:
         """Encode `(n, 3, H, W)` to `(n, D)` float32."""
-        threads = torch.get_num_threads()
-        if self.one_thread and threads != 1:
-            torch.set_num_threads(1)
-        try:
+        with one_thread(self.one_thread):
             encoded = self.encoder.infer_images(pixels.to(self.encoder.device))
-        finally:
-            if torch.get_num_threads() != threads:
-                torch.set_num_threads(threads)
         rows: np.ndarray = encoded.float().cpu().numpy()
         return rows
 
