@@ -20,6 +20,7 @@ __all__ = [
     "Settings",
     "attend",
     "merge_heads",
+    "peak_of",
     "run_chunk",
     "split_heads",
     "stack_queries",
@@ -88,16 +89,53 @@ class Attended(NamedTuple):
 
 
 class Activations(NamedTuple):
-    """Results of one chunk that its backward pass uses."""
+    """What the backward pass uses of one chunk; of `M - 1`, much less than all of it.
+
+    Attributes:
+        mixed: as in `Attended`, like the next three.
+        rational_query: queries.
+        keys: keys.
+        values: values.
+        total: as in `MapState`, like the next two.
+        shift: maxima.
+        rational: share of the output.
+        change: `M - 1`, `(images K, D)`; only where the tokens need a gradient.
+        peak_entry: position of the largest `|M - 1|` among the `K D` of its image, `(images,)`.
+        peak_sign: sign of that entry, `(images,)`.
+        is_open: where the mask is not held at zero, `(images K, D)`; None if that is everywhere.
+    """
 
     mixed: Tensor
     rational_query: Tensor
     keys: Tensor
     values: Tensor
-    change: Tensor
     total: Tensor
     shift: Tensor | None
     rational: Tensor | None
+    change: Tensor | None
+    peak_entry: Tensor
+    peak_sign: Tensor
+    is_open: Tensor | None
+
+    @classmethod
+    def of(cls, attended: Attended, rows: Tensor, images: int, keep_change: bool) -> Activations:
+        """Gather them from the attention and `M - 1` as rows `(images K, D)`."""
+        change = rows.view(images, -1, rows.shape[1])
+        peak, where = peak_of(change)
+        numbers = torch.arange(images, device=rows.device)
+        row = change[numbers, where]
+        entry = row.abs().argmax(-1)
+        return cls(
+            attended.mixed,
+            attended.rational_query,
+            attended.keys,
+            attended.values,
+            *attended.state,
+            change=rows if keep_change else None,
+            peak_entry=where * rows.shape[1] + entry,
+            peak_sign=row[numbers, entry].sign(),
+            is_open=rows > -1 if bool((peak >= 1).any()) else None,
+        )
 
 
 def split_heads(rows: Tensor, images: int, num_heads: int) -> Tensor:
@@ -148,6 +186,12 @@ def attend(tokens: Tensor, inputs: Inputs, settings: Settings, plan: Plan) -> At
     parts, state = maps_forward(queries, keys, values, settings.factor(tokens.shape[1]), plan)
     del queries
     return Attended(merge_heads(parts, images), rational, keys, values, state)
+
+
+def peak_of(change: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest `|M - 1|` of each image and the class it is found at, of `M - 1` `(images, K, D)`."""
+    peak, where = torch.maximum(change.amax(-1), change.amin(-1).neg_()).max(-1)
+    return peak, where
 
 
 def run_chunk(

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rada.head.chunk import Activations, Inputs, Settings, run_chunk
-from rada.head.gradients import Gradients, OutputGradients, peak_of
+from rada.head.chunk import Activations, Inputs, Settings, peak_of, run_chunk
+from rada.head.gradients import Gradients, OutputGradients
 from rada.head.plan import default_budget, make_plan
 from rada.head.reference import AttentionWeights, composite_attention
 
@@ -57,7 +57,7 @@ class MaskAttention(torch.autograd.Function):
             if whole is not None:
                 whole[part] = change
             if attended is not None:
-                kept.append(Activations(*attended[:-1], rows, *attended.state))
+                kept.append(Activations.of(attended, rows, len(change), _need_tokens(ctx)))
         ctx.settings, ctx.plan = settings, plan
         ctx.save_for_backward(*tensors, *(t for chunk_kept in kept for t in chunk_kept))
         ctx.set_materialize_grads(False)
@@ -80,16 +80,22 @@ class MaskAttention(torch.autograd.Function):
             for number, start in enumerate(range(0, len(inputs.image), plan.images)):
                 chunk = inputs.chunk(start, plan.images)
                 part = slice(start, start + plan.images)
-                activations = kept[number] if plan.keep else _again(chunk, settings, plan)
+                activations = kept[number] if plan.keep else _again(ctx, chunk)
                 gradients.add_chunk(chunk, activations, given.part(part), part, settings, plan)
         return None, *gradients.flat()
 
 
-def _again(chunk: Inputs, settings: Settings, plan: Any) -> Activations:
+def _need_tokens(ctx: Any) -> bool:
+    """Whether the features of images or classes need a gradient."""
+    _, image, text, *_ = ctx.needs_input_grad
+    return bool(image or text)
+
+
+def _again(ctx: Any, chunk: Inputs) -> Activations:
     """Compute the activations of a chunk that were not kept."""
-    rows, attended = run_chunk(chunk.tokens(), chunk, settings._replace(keep=True), plan)
+    rows, attended = run_chunk(chunk.tokens(), chunk, ctx.settings._replace(keep=True), ctx.plan)
     assert attended is not None
-    return Activations(*attended[:-1], rows, *attended.state)
+    return Activations.of(attended, rows, len(chunk.image), _need_tokens(ctx))
 
 
 def _composite_backward(

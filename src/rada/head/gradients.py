@@ -12,7 +12,7 @@ from rada.head.maps import MapState, maps_backward
 from rada.head.plan import Plan
 from rada.head.reference import AttentionWeights
 
-__all__ = ["Gradients", "OutputGradients", "peak_of"]
+__all__ = ["Gradients", "OutputGradients"]
 
 
 class OutputGradients(NamedTuple):
@@ -25,13 +25,6 @@ class OutputGradients(NamedTuple):
     def part(self, images: slice) -> OutputGradients:
         """Return those of some images."""
         return OutputGradients(*(None if g is None else g[images] for g in self))
-
-
-def peak_of(change: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest `|M - 1|` of each image and the class it is found at, of `M - 1` `(images, K, D)`."""
-    rows = torch.maximum(change.amax(-1), change.amin(-1).neg_())
-    peak, where = rows.max(-1)
-    return peak, where
 
 
 class Gradients:
@@ -127,6 +120,7 @@ class Gradients:
         if self._need_tokens:
             d_tokens = torch.zeros_like(tokens)
             if outer.shift is not None:
+                assert kept.change is not None
                 torch.mul(kept.change, outer.shift.reshape(-1, 1), out=d_tokens)
         read = (weights.rational, weights.key, weights.value)
         for name, gradient, weight in zip(("rational", "key", "value"), parts, read, strict=True):
@@ -145,17 +139,13 @@ class Gradients:
 
 def _mask_gradient(inputs: Inputs, kept: Activations, outer: OutputGradients) -> Tensor:
     """Gradient of what the layer `out` returns, as rows `(images K, D)`."""
-    change = kept.change.view(len(inputs.image), *inputs.text.shape)
-    tokens = inputs.tokens().view_as(change)
-    gradient = tokens.mul_(0.0 if outer.shift is None else outer.shift[..., None])
+    images = len(inputs.image)
+    gradient = inputs.tokens().view(images, *inputs.text.shape)
+    gradient.mul_(0.0 if outer.shift is None else outer.shift[..., None])
     if outer.change is not None:
         gradient += outer.change
-    peak, where = peak_of(change)
     if outer.peak is not None:
-        images = torch.arange(len(peak), device=peak.device)
-        row = change[images, where]
-        entry = row.abs().argmax(-1)
-        gradient[images, where, entry] += outer.peak * row[images, entry].sign()
-    if bool((peak >= 1).any()):
-        gradient.mul_(change > -1)
-    return gradient.flatten(0, 1)
+        numbers = torch.arange(images, device=gradient.device)
+        gradient.flatten(1)[numbers, kept.peak_entry] += outer.peak * kept.peak_sign
+    rows = gradient.flatten(0, 1)
+    return rows if kept.is_open is None else rows.mul_(kept.is_open)

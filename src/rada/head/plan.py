@@ -18,10 +18,9 @@ _MAP_BYTES = 3 << 20
 _LARGEST_MAP_BYTES = 16 << 20
 """A map of more bytes than this is never held whole, however much memory is free."""
 _BUDGET_CAP = 1 << 30
-_FORWARD_UNITS = 12
 _BACKWARD_UNITS = 20
 _KEPT_UNITS = 6
-"""Tensors of `(B, K, D)` size that a chunk works on, and that are kept for the backward pass."""
+"""Tensors of `(B, K, D)` size that a chunk works on, and at most kept for the backward pass."""
 
 
 @dataclass(frozen=True)
