@@ -353,12 +353,15 @@ def test_models_datasets_and_cache(environment: dict[str, str], fitted: Path) ->
     ]
     assert "textiles" in names
     entries = json.loads(ok("cache", "list", "--json", environment=environment))
-    assert sum(entry["pictures"] for entry in entries) > 0
-    assert "embedded" in ok("cache", "list", environment=environment)
+    assert sum(entry["pictures"] for entry in entries["features"]) > 0
+    assert [entry["files"] for entry in entries["others"]] == [1]
+    listed = ok("cache", "list", environment=environment)
+    assert "embedded" in listed and "class names" in listed
     folder = ok("cache", "path", environment=environment).strip()
     assert folder.startswith(environment["RADA_CACHE"])
     assert "freed" in ok("cache", "clear", environment=environment)
-    assert json.loads(ok("cache", "list", "--json", environment=environment)) == []
+    entries = json.loads(ok("cache", "list", "--json", environment=environment))
+    assert entries == {"features": [], "others": []}
 
 
 def test_bad_input_to_fit(environment: dict[str, str], pictures: Path, tmp_path: Path) -> None:

@@ -8,38 +8,51 @@ import typer
 
 from rada.cli.options import JsonFlag, print_json
 
-app = typer.Typer(help="The cache of image features.", no_args_is_help=True)
+app = typer.Typer(
+    help="The cache: image features, and what else can be made again.", no_args_is_help=True
+)
 
 
 @app.command("path")
 def path() -> None:
     """Print the folder of the cache ($RADA_CACHE, or the platform's)."""
-    from rada.features import FeatureCache
+    from rada.caches import cache_root
 
-    typer.echo(FeatureCache().root)
+    typer.echo(cache_root())
 
 
 @app.command("list")
 def list_entries(json: JsonFlag = False) -> None:
-    """List what the cache holds, by encoder."""
+    """List what the cache holds: features by encoder, then the rest."""
     import dataclasses
     import datetime
 
+    from rada.caches import list_parts
     from rada.cli.tables import console, plain_table
     from rada.features import FeatureCache
 
-    entries = FeatureCache().list()
+    features, others = FeatureCache().list(), list_parts()
     if json:
-        print_json([dataclasses.asdict(entry) for entry in entries])
+        print_json(
+            {
+                "features": [dataclasses.asdict(entry) for entry in features],
+                "others": [dataclasses.asdict(entry) for entry in others],
+            }
+        )
         return
-    if not entries:
+    if not features and not others:
         typer.echo("the cache is empty")
         return
-    table = plain_table(None, "encoder", "pictures", "MB", "last used")
-    for entry in entries:
-        used = f"{datetime.datetime.fromtimestamp(entry.last_used):%Y-%m-%d %H:%M}"
-        table.add_row(entry.encoder, str(entry.pictures), f"{entry.bytes / 1e6:.1f}", used)
-    console().print(table)
+    for head, rows in (
+        (("encoder", "pictures"), [(e.encoder, e.pictures, e) for e in features]),
+        (("other", "files"), [(e.name, e.files, e) for e in others]),
+    ):
+        table = plain_table(None, *head, "MB", "last used")
+        for name, count, entry in rows:
+            used = f"{datetime.datetime.fromtimestamp(entry.last_used):%Y-%m-%d %H:%M}"
+            table.add_row(name, str(count), f"{entry.bytes / 1e6:.1f}", used)
+        if rows:
+            console().print(table)
 
 
 @app.command("clear")
@@ -48,9 +61,10 @@ def clear(
         float | None, typer.Option(help="Only what was not used for so many days.")
     ] = None,
 ) -> None:
-    """Delete cached features; they are made again when they are needed."""
+    """Delete what is cached; it is made, or copied, again when it is needed."""
+    from rada.caches import clear_parts
     from rada.features import FeatureCache
 
     seconds = None if older_than is None else older_than * 86_400
-    freed = FeatureCache().clear(older_than=seconds)
+    freed = FeatureCache().clear(older_than=seconds) + clear_parts(older_than=seconds)
     typer.echo(f"freed {freed / 1e6:.1f} MB")

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from rada.caches import cache_root
 from rada.data.images import open_image
 from rada.data.sample_labels import FAULTS
 from rada.data.sources import id_bytes
@@ -37,10 +38,7 @@ _DAMAGE = (ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZ
 
 def shard_folder(kind: str) -> Path:
     """Return the folder of the cache for what belongs to shards: "index" or "copies"."""
-    import platformdirs
-
-    root = os.environ.get("RADA_CACHE") or platformdirs.user_cache_dir("rada")
-    return Path(root).expanduser().absolute() / "shards" / kind
+    return cache_root() / "shards" / kind
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rada.caches import cache_root
 from rada.errors import CacheError, StorageError
 from rada.storage import atomic_path
 
@@ -97,9 +98,8 @@ class FeatureCache:
     """
 
     def __init__(self, root: str | Path | None = None) -> None:
-        if root is None:
-            root = os.environ.get("RADA_CACHE") or _platform_cache()
-        self.root = Path(root).expanduser().absolute() / "features"
+        folder = cache_root() if root is None else Path(root).expanduser().absolute()
+        self.root = folder / "features"
 
     def __repr__(self) -> str:
         return f"FeatureCache({str(self.root.parent)!r})"
@@ -212,12 +212,6 @@ class FeatureCache:
                 f"cannot clear the feature cache {str(self.root)!r}: {error}"
             ) from error
         return freed
-
-
-def _platform_cache() -> Path:
-    from platformdirs import user_cache_path
-
-    return user_cache_path("rada")
 
 
 def _folders(root: Path) -> Iterator[Path]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import warnings
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rada.caches import cache_root
 from rada.encoders.families._hf_text import tokenize, tokenizer_key
 from rada.encoders.fingerprint import digest, module_digest
 from rada.encoders.inference import FoldedModule
@@ -285,10 +285,7 @@ def _load_saved(
 
 
 def _cache_path(key: str) -> Path:
-    import platformdirs
-
-    root = os.environ.get("RADA_CACHE") or platformdirs.user_cache_dir("rada")
-    return Path(root) / "encoders" / f"class-names-{key}.safetensors"
+    return cache_root() / "encoders" / f"class-names-{key}.safetensors"
 
 
 def _cached(key: str, classes: int, dim: int) -> Tensor | None:

@@ -1,0 +1,153 @@
+"""Training on class subsets at K = 1000: seconds a step, and what it does to accuracy.
+
+    python benchmarks/imagenet_features.py clip_vitb32_imagenet.npz imagenet-b32
+    OMP_NUM_THREADS=1 python benchmarks/class_subsets.py imagenet-b32/train.safetensors [--jobs 2] [--out result.json]
+
+Accuracy: a seed draws one shot of each class of the first half to train on; the other shots of the first half ("base") and
+the shots of the second half ("new") judge, each half among its own classes. No test picture is read. The mask strength is the
+one with the best harmonic mean, for every candidate alike, so that training is compared and not the choice of the strength.
+Seconds are processor time, since the seeds run beside each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+
+import torch
+from torch import Tensor
+
+from rada import EFTConfig, Features, train_head
+from rada.evaluation import environment
+from rada.storage import write_json
+
+# classes a step (0: all), passes over the shots
+CANDIDATES = {"all": (0, 3), "128": (128, 3), "64": (64, 3), "64, default passes": (64, 10)}
+STEPS = (0, 500, 128, 64)
+STRENGTHS = torch.linspace(0, 1, 21).tolist()
+
+
+def config(classes: int, epochs: int) -> EFTConfig:
+    return EFTConfig(epochs=epochs, min_steps=0, classes_per_step=classes, strength=1.0)
+
+
+def accuracies(strong: Tensor, zero_shot: Tensor, labels: Tensor) -> list[float]:
+    """Percent at every strength; logits are linear in it."""
+    mixed = (zero_shot + strength * (strong - zero_shot) for strength in STRENGTHS)
+    return [100 * float((logits.argmax(-1) == labels).float().mean()) for logits in mixed]
+
+
+def judge(path: str, seed: int) -> dict[str, dict[str, float]]:
+    """Train every candidate on one draw; `base`, `new`, `hm` and processor `seconds` of each."""
+    torch.set_num_threads(1)
+    features = Features.load(path)
+    images, labels, text = features.plain(), features.labels, features.text_features
+    assert labels is not None and text is not None and features.scale is not None
+    half, generator = len(text) // 2, torch.Generator().manual_seed(seed)
+    rows = torch.stack([(labels == k).nonzero().flatten()[:2] for k in range(len(text))])
+    first = torch.randint(2, (len(text),), generator=generator)
+    shot, other = (rows.gather(1, pick[:, None]).flatten() for pick in (first, 1 - first))
+    parts = [(other[:half], text[:half], 0), (shot[half:], text[half:], half)]
+    found = {}
+    for name, (classes, epochs) in CANDIDATES.items():
+        start = time.process_time()
+        trained = train_head(
+            images[shot[:half]],
+            labels[shot[:half]],
+            text[:half],
+            features.scale,
+            config(classes, epochs),
+            seed,
+            progress=False,
+        )
+        seconds = time.process_time() - start
+        curves = []
+        for take, names, offset in parts:
+            strong = torch.cat(
+                [
+                    trained(chunk, names, features.scale, 1.0).logits
+                    for chunk in images[take].split(50)
+                ]
+            )
+            zero_shot = features.scale * images[take] @ names.T
+            curves.append(accuracies(strong, zero_shot, labels[take] - offset))
+        pairs = zip(*curves, strict=True)
+        means = [2 * base * new / (base + new) for base, new in pairs]
+        best = max(range(len(means)), key=means.__getitem__)
+        found["zero-shot"] = {
+            "base": curves[0][0],
+            "new": curves[1][0],
+            "hm": means[0],
+            "seconds": 0,
+        }
+        found[name] = {
+            "base": curves[0][best],
+            "new": curves[1][best],
+            "hm": means[best],
+            "seconds": seconds,
+        }
+    return found
+
+
+def seconds_a_step(path: str) -> dict[int, float]:
+    """Processor seconds of a step of 32 images, optimiser included, on all the classes of the file."""
+    torch.set_num_threads(1)
+    features, found = Features.load(path), {}
+    assert features.labels is not None
+    assert features.text_features is not None and features.scale is not None
+    for classes in STEPS:
+        steps = 2 if classes in (0, 500) else 8
+        batch = slice(0, 32)
+        start = time.process_time()
+        train_head(
+            features.plain()[batch],
+            features.labels[batch],
+            features.text_features,
+            features.scale,
+            config(classes, steps),
+            progress=False,
+        )
+        found[classes] = (time.process_time() - start) / steps
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("features")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--out", help="JSON file for the result")
+    options = parser.parse_args()
+    steps = seconds_a_step(options.features)
+    for classes, seconds in steps.items():
+        print(
+            f"{classes or 'all'} classes a step: {seconds:.2f} s, {steps[0] / seconds:.1f}x",
+            flush=True,
+        )
+    with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
+        runs = list(pool.map(partial(judge, options.features), range(1, options.seeds + 1)))
+    print(
+        "\n| classes a step | steps | seconds | faster | base | new | HM | HM above all classes |"
+    )
+    print("|---" * 8 + "|")
+    for name in runs[0]:
+        mean = {key: statistics.mean(run[name][key] for run in runs) for key in runs[0][name]}
+        gain = [run[name]["hm"] - run["all"]["hm"] for run in runs]
+        whole = statistics.mean(run["all"]["seconds"] for run in runs)
+        epochs = CANDIDATES.get(name, (0, 0))[1]
+        faster = f"{whole / mean['seconds']:.1f}x" if mean["seconds"] else ""
+        print(
+            f"| {name} | {epochs * 16} | {mean['seconds']:.0f} | {faster} | {mean['base']:.1f} | {mean['new']:.1f} "
+            f"| {mean['hm']:.1f} | {' '.join(f'{value:+.1f}' for value in gain)} |"
+        )
+    if options.out:
+        facts = {"settings": vars(options), "seconds_a_step": steps, "runs": runs}
+        write_json(options.out, facts | {"environment": environment()})
+
+
+if __name__ == "__main__":
+    main()
