@@ -126,12 +126,10 @@ def fit(data, model_folder, out, **changes):
     return tuner, lambda **more: tuner.fit(data, seed=1, output_dir=out, **more)
 
 
-def test_stop_in_the_library_and_go_on(data, model_folder, tmp_path, monkeypatch):
+def stop_after_two_steps(run):
+    """Run until Ctrl-C, which comes after the second step."""
     from rada.settings.fft.loop import TowerTraining
 
-    tuner, run = fit(data, model_folder, tmp_path / "out")
-    whole = fit(data, model_folder, tmp_path / "whole")
-    whole[1]()
     step = TowerTraining._step
 
     def interrupting(self, at, batches, state):
@@ -140,15 +138,41 @@ def test_stop_in_the_library_and_go_on(data, model_folder, tmp_path, monkeypatch
             os.kill(os.getpid(), signal.SIGINT)
         return values
 
-    monkeypatch.setattr(TowerTraining, "_step", interrupting)
-    with pytest.raises(FineTuningStopped, match="stopped after step 2") as caught:
-        run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TowerTraining, "_step", interrupting)
+        with pytest.raises(FineTuningStopped, match="stopped after step 2") as caught:
+            run()
     assert caught.value.signal == signal.SIGINT
-    monkeypatch.undo()
+
+
+def test_stop_in_the_library_and_go_on(data, model_folder, tmp_path):
+    tuner, run = fit(data, model_folder, tmp_path / "out")
+    whole = fit(data, model_folder, tmp_path / "whole")
+    whole[1]()
+    stop_after_two_steps(run)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     run()
     for key, value in tuner.model.tuned().items():
         assert torch.equal(value, whole[0].model.tuned()[key])
+
+
+def test_a_gradient_scaler_goes_on_where_it_was(data, model_folder, tmp_path, monkeypatch):
+    scalers = []
+    make = FineTuner._accelerator
+
+    def with_scaler(self, out):  # as fp16 brings it, which a CPU does not have
+        accelerator = make(self, out)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
+        accelerator.scaler = scaler
+        scalers.append(scaler)
+        return accelerator
+
+    monkeypatch.setattr(FineTuner, "_accelerator", with_scaler)
+    _, run = fit(data, model_folder, tmp_path / "out", max_grad_norm=0.0)
+    stop_after_two_steps(run)
+    run()
+    assert len(scalers) == 2
+    assert scalers[-1].get_scale() == 1024.0 * 2**3  # 6 steps, doubled after every second
 
 
 def test_another_run_is_not_overwritten(data, model_folder, tmp_path):

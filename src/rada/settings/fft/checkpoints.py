@@ -32,6 +32,7 @@ class RunState:
         sums: Sums over the steps of the epoch that is not.
         best: `{"epoch", "accuracy"}` of the best epoch on the validation split, if it is selected by.
         groups: The optimiser's groups.
+        scaler: State of the gradient scaler; empty where there is none (it comes with fp16).
     """
 
     step: int = 0
@@ -39,6 +40,7 @@ class RunState:
     sums: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
     groups: list[dict[str, Any]] = field(default_factory=list)
+    scaler: dict[str, Any] = field(default_factory=dict)
 
 
 def differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

@@ -225,6 +225,8 @@ class TowerTraining:
         weights, moments, state.groups = collect(
             self.model, self.optimizer.optimizer, self.plain.start.keys()
         )
+        if self.accelerator.scaler is not None:
+            state.scaler = self.accelerator.scaler.state_dict()
         if self.accelerator.is_main_process:
             self.checkpoints.save(state, weights, moments)
         self.accelerator.wait_for_everyone()
@@ -235,6 +237,8 @@ class TowerTraining:
             return RunState()
         state, weights, moments = found
         restore(self.model, self.optimizer.optimizer, weights, moments, state.groups)
+        if self.accelerator.scaler is not None and state.scaler:
+            self.accelerator.scaler.load_state_dict(state.scaler)
         return state
 
     # -- messages ------------------------------------------------------------------------------------
