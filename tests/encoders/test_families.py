@@ -98,9 +98,10 @@ def test_texts_in_chunks(encoder, prompts):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_half_precision_gives_float32_features(encoder, pictures, prompts):
-    half = load_encoder(encoder.name, dtype="bfloat16", device="cpu")
-    assert half.dtype == torch.bfloat16
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_gives_float32_features(encoder, pictures, prompts, dtype):
+    half = load_encoder(encoder.name, dtype=dtype, device="cpu")
+    assert half.dtype == dtype
     for ours, exact in (
         (half.encode_images(pictures), encoder.encode_images(pictures)),
         (half.encode_texts(prompts), encoder.encode_texts(prompts)),
