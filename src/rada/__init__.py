@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from rada._version import __version__
 
 if TYPE_CHECKING:
-    from rada.classifier import Prediction, RAdaClassifier
+    from rada.answers import Prediction
+    from rada.classifier import RAdaClassifier
     from rada.config import EFTConfig
     from rada.data import few_shot, list_datasets, open_dataset
     from rada.encoders import CustomEncoder, DualEncoder, list_models, load_encoder
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from rada.settings.ttt.adapter import TestTimeAdapter
 
 _HOMES = {
-    "rada.classifier": ("Prediction", "RAdaClassifier"),
+    "rada.answers": ("Prediction",),
+    "rada.classifier": ("RAdaClassifier",),
     "rada.config": ("EFTConfig",),
     "rada.data": ("few_shot", "list_datasets", "open_dataset"),
     "rada.encoders": ("CustomEncoder", "DualEncoder", "list_models", "load_encoder"),

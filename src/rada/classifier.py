@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rada.answers import Prediction, StreamAnswer, rank, stream_answers
 from rada.config import EFTConfig
 from rada.data import ImageDataset, ImageSplit, few_shot, open_dataset, readable_shots
 from rada.data.align import align_classes, fold_name
@@ -19,7 +19,7 @@ from rada.data.prompts import DEFAULT_TEMPLATE, check_class_names, load_template
 from rada.encoders import DualEncoder, load_encoder
 from rada.errors import CheckpointError, ConfigError, DataError, FeatureError
 from rada.evaluation import compare
-from rada.features import FeatureCache, Features, extract_features, iter_features
+from rada.features import FeatureCache, Features, extract_features
 from rada.head import RAdaHead
 from rada.pretrained import (
     CONFIG_FILE,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-__all__ = ["Evaluated", "Prediction", "RAdaClassifier", "StreamAnswer"]
+__all__ = ["Evaluated", "RAdaClassifier"]
 
 Data = str | Path | ImageDataset | ImageSplit | Features
 FEATURE_FILES = (".safetensors", ".npz")
@@ -46,32 +46,6 @@ STATE_FOLDER = "training"
 TEST_SPLITS = ("test", "val", "all", "train")
 _SMALL_HEAD = 1 << 19
 """Images times classes times width below which a batch takes one thread some 35 ms at most."""
-
-
-class Prediction(NamedTuple):
-    """One candidate class of a picture.
-
-    Attributes:
-        name: The class.
-        probability: Its softmax probability among the candidates.
-    """
-
-    name: str
-    probability: float
-
-
-class StreamAnswer(NamedTuple):
-    """What `RAdaClassifier.predict_stream` says of one picture.
-
-    Attributes:
-        name: Path of the picture, or its number.
-        predictions: The best classes, best first; None if the picture could not be read.
-        reason: Why it could not.
-    """
-
-    name: str
-    predictions: list[Prediction] | None
-    reason: str
 
 
 class RAdaClassifier:
@@ -496,16 +470,9 @@ class RAdaClassifier:
         """
         if top_k is not None and top_k < 1:
             raise ConfigError(f"top_k should be a positive integer, not {top_k!r}")
-        ranked = self.rank(torch.from_numpy(self.predict_proba(images)), top_k or 1)
+        probabilities = torch.from_numpy(self.predict_proba(images))
+        ranked = rank(probabilities, self.classes, top_k or 1)
         return ranked if top_k is not None else [row[0].name for row in ranked]
-
-    def rank(self, probabilities: Tensor, top_k: int) -> list[list[Prediction]]:
-        """Turn probabilities `(N, K)` into the `top_k` best classes of each row, best first."""
-        values, indices = probabilities.topk(min(top_k, len(self.classes)), dim=-1)
-        return [
-            [Prediction(self.classes[i], p) for i, p in zip(row, chances, strict=True)]
-            for row, chances in zip(indices.tolist(), values.tolist(), strict=True)
-        ]
 
     def predict_stream(
         self, pictures: Iterable[str | Path | Image], top_k: int = 1
@@ -548,33 +515,17 @@ class RAdaClassifier:
             top_k: Classes to name for each, best first.
             options: `views`, `seed`, `batch_size` and `view_transform`, as for `iter_features`.
         """
-        encoder = self._require_encoder()
-        names: deque[str] = deque()
-
-        def named() -> Iterator[Path | Image]:
-            for index, picture in enumerate(pictures):
-                plain = isinstance(picture, str | Path)
-                names.append(str(picture) if plain else f"picture {index}")
-                yield Path(picture) if isinstance(picture, str) else picture
-
-        batches = iter_features(
-            encoder,
-            named(),
+        return stream_answers(
+            self._require_encoder(),
+            pictures,
+            answer,
+            self.classes,
+            top_k,
             workers=self.workers,
             cache=self.cache,
             skip_bad=self.skip_bad,
             **options,
         )
-        for batch in batches:
-            bad = {picture.index: picture.reason for picture in batch.bad}
-            ranked: Iterator[list[Prediction]] = iter(())
-            if len(batch.features):
-                ranked = iter(self.rank(answer(batch.features).softmax(-1), top_k))
-            for index in range(batch.start, batch.stop):
-                if index in bad:
-                    yield StreamAnswer(names.popleft(), None, bad[index])
-                else:
-                    yield StreamAnswer(names.popleft(), next(ranked), "")
 
     def _require_encoder(self) -> DualEncoder:
         if self.encoder is None:

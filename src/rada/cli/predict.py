@@ -33,7 +33,7 @@ from rada.cli.options import (
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from rada.classifier import StreamAnswer
+    from rada.answers import StreamAnswer
     from rada.settings.ttt import Explanation
     from rada.settings.ttt.adapter import TestTimeAdapter
 
@@ -128,7 +128,7 @@ def _explained(
     adapter: TestTimeAdapter, found: Iterable[Path | Image], top_k: int, skip_bad: bool
 ) -> Iterator[Answer]:
     """Yield answers with their explanations, picture by picture."""
-    from rada.classifier import Prediction, StreamAnswer
+    from rada.answers import Prediction, StreamAnswer
     from rada.errors import DataError
 
     for index, picture in enumerate(found):

@@ -9,15 +9,8 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor
 
-from rada.classifier import (
-    FEATURE_FILES,
-    TEST_SPLITS,
-    Data,
-    Evaluated,
-    Prediction,
-    RAdaClassifier,
-    StreamAnswer,
-)
+from rada.answers import Prediction, StreamAnswer, rank
+from rada.classifier import FEATURE_FILES, TEST_SPLITS, Data, Evaluated, RAdaClassifier
 from rada.data import ImageDataset, ImageSplit, expand_pictures, open_dataset
 from rada.encoders import DualEncoder
 from rada.errors import ConfigError, FeatureError
@@ -118,7 +111,7 @@ class TestTimeAdapter:
         """Name the class of each picture; arguments and result as `RAdaClassifier.predict`."""
         if top_k is not None and top_k < 1:
             raise ConfigError(f"top_k should be a positive integer, not {top_k!r}")
-        ranked = self.classifier.rank(self.predict_proba(images), top_k or 1)
+        ranked = rank(self.predict_proba(images), self.classifier.classes, top_k or 1)
         return ranked if top_k is not None else [row[0].name for row in ranked]
 
     def predict_stream(

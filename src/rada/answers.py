@@ -1,0 +1,101 @@
+"""From probabilities to names: the best classes of a picture, and of each picture of a stream."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
+
+from rada.features import iter_features
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from rada.encoders import DualEncoder
+
+__all__ = ["Prediction", "StreamAnswer", "rank", "stream_answers"]
+
+
+class Prediction(NamedTuple):
+    """One candidate class of a picture.
+
+    Attributes:
+        name: The class.
+        probability: Its softmax probability among the candidates.
+    """
+
+    name: str
+    probability: float
+
+
+class StreamAnswer(NamedTuple):
+    """What `RAdaClassifier.predict_stream` says of one picture.
+
+    Attributes:
+        name: Path of the picture, or its number.
+        predictions: The best classes, best first; None if the picture could not be read.
+        reason: Why it could not.
+    """
+
+    name: str
+    predictions: list[Prediction] | None
+    reason: str
+
+
+def rank(probabilities: Tensor, classes: Sequence[str], top_k: int) -> list[list[Prediction]]:
+    """Turn probabilities `(N, K)` into the `top_k` best of K classes of each row, best first.
+
+    Example:
+        >>> import torch
+        >>> rank(torch.tensor([[0.25, 0.75]]), ("cat", "dog"), 1)
+        [[Prediction(name='dog', probability=0.75)]]
+    """
+    values, indices = probabilities.topk(min(top_k, len(classes)), dim=-1)
+    return [
+        [Prediction(classes[i], p) for i, p in zip(row, chances, strict=True)]
+        for row, chances in zip(indices.tolist(), values.tolist(), strict=True)
+    ]
+
+
+def stream_answers(
+    encoder: DualEncoder,
+    pictures: Iterable[str | Path | Image],
+    answer: Callable[[Tensor], Tensor],
+    classes: Sequence[str],
+    top_k: int = 1,
+    **options: Any,
+) -> Iterator[StreamAnswer]:
+    """Name the class of each picture of a stream, in order, in bounded memory.
+
+    Args:
+        encoder: Encodes the pictures.
+        pictures: Paths and pictures, consumed as answers are taken.
+        answer: Makes logits `(n, K)` of views `(n, V, D)`.
+        classes: The K classes.
+        top_k: Classes to name for each, best first.
+        options: As for `rada.features.iter_features`.
+
+    Raises:
+        DataError: If a picture cannot be read and bad ones are not to be skipped.
+    """
+    names: deque[str] = deque()
+
+    def named() -> Iterator[Path | Image]:
+        for index, picture in enumerate(pictures):
+            plain = isinstance(picture, str | Path)
+            names.append(str(picture) if plain else f"picture {index}")
+            yield Path(picture) if isinstance(picture, str) else picture
+
+    for batch in iter_features(encoder, named(), **options):
+        bad = {picture.index: picture.reason for picture in batch.bad}
+        ranked: Iterator[list[Prediction]] = iter(())
+        if len(batch.features):
+            ranked = iter(rank(answer(batch.features).softmax(-1), classes, top_k))
+        for index in range(batch.start, batch.stop):
+            if index in bad:
+                yield StreamAnswer(names.popleft(), None, bad[index])
+            else:
+                yield StreamAnswer(names.popleft(), next(ranked), "")
