@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import shutil
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from rada.data import ImageDataset, ImageSplit, few_shot, open_dataset, readable_shots
-from rada.data.prompts import DEFAULT_TEMPLATE, check_class_names, load_templates
+from rada.data import ImageSplit
+from rada.data.prompts import load_templates
 from rada.encoders import DualEncoder, load_encoder
 from rada.encoders.memory import keep_freed_memory
-from rada.errors import CheckpointError, ConfigError, DataError
+from rada.errors import CheckpointError, ConfigError
 from rada.evaluation import Timer, environment
 from rada.evaluation.provenance import command_line
 from rada.features import FeatureCache, Features, extract_features
 from rada.settings.fft.batches import Order, StepData, training_transform
+from rada.settings.fft.best import BestEpoch
 from rada.settings.fft.checkpoints import Checkpoints, RunState, differences
 from rada.settings.fft.config import FFTConfig
-from rada.settings.fft.judging import Judge, TestSet, shared_classes
+from rada.settings.fft.judging import Judge, TestSet
 from rada.settings.fft.loop import FineTuningStopped, TowerTraining
 from rada.settings.fft.methods import FirstStage, get_fft_method
 from rada.settings.fft.model import TunedModel
 from rada.settings.fft.saving import RESULT_FILE, save_tuned
+from rada.settings.fft.sets import Data, open_sets
 from rada.settings.fft.signals import listening
 from rada.settings.fft.tracking import check_trackers, start_trackers
 from rada.settings.fft.wise import interpolate
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FineTuner"]
 
-Data = str | Path | ImageDataset | ImageSplit
 # How Accelerate may share the work; others cut the model itself into pieces.
 _KINDS = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_HPU")
 _CLASSES_PER_STEP = 64
@@ -160,9 +160,24 @@ class FineTuner:
             self.model.load_tuned(self.model.start)
         accelerator = self._accelerator(out)
         with accelerator.main_process_first():  # what one process indexes or downloads, all find
-            train, judge, validation = self._open(data, ood or {}, shots, seed, allow_fewer)
-        self._judge = judge
-        classes, templates = train.classes, self._chosen_templates
+            opened = open_sets(
+                data,
+                ood or {},
+                self.class_names,
+                shots=shots,
+                seed=seed,
+                allow_fewer=allow_fewer,
+                skip_bad=self.skip_bad,
+            )
+        train, validation = opened.train, opened.validation
+        self._judge = judge = Judge(
+            opened.tests,
+            opened.in_distribution,
+            cache=self.cache,
+            workers=self.workers,
+            skip_bad=self.skip_bad,
+        )
+        classes, templates = train.classes, self.templates or opened.templates
         run = self._describe(data, ood, train, judge, shots, seed)
         checkpoints = None
         if out is not None:
@@ -291,7 +306,7 @@ class FineTuner:
         )
         best = None
         if judge is not None and self.config.select == "best":
-            best = _Best(model, validation, judge, checkpoints)
+            best = BestEpoch(model, validation, judge, checkpoints)
 
         def after_epoch(epoch: int, state: RunState) -> dict[str, Any]:
             entry: dict[str, Any] = {}
@@ -385,81 +400,6 @@ class FineTuner:
 
         return min(8, (os.cpu_count() or 1) // int(accelerator.num_processes))
 
-    def _open(
-        self,
-        data: Data,
-        ood: Mapping[str, Data],
-        shots: int | None,
-        seed: int,
-        allow_fewer: bool,
-    ) -> tuple[ImageSplit, Judge, TestSet | None]:
-        found = self._dataset(data)
-        self._chosen_templates = self.templates or (
-            found.templates if isinstance(found, ImageDataset) else (DEFAULT_TEMPLATE,)
-        )
-        splits = found.splits if isinstance(found, ImageDataset) else {"train": found}
-        train = splits.get("train", splits.get("all"))
-        if train is None:
-            raise DataError(f"{data!r} has no training pictures; it has {', '.join(splits)}")
-        if (train.labels < 0).any():
-            raise DataError("training needs a label for every picture, but some have none")
-        train = train.rename(check_class_names(self._named(train.classes)))
-        test = next((splits[name] for name in ("test", "val") if name in splits), None)
-        validation = splits.get("val")
-        sets = []
-        if test is not None:
-            sets.append(self._test("in_distribution", test, train.classes))
-        for name, spec in ood.items():
-            if name in ("mean", "in_distribution"):
-                raise ConfigError(f"a test set cannot be called {name!r}: the result uses the word")
-            other = self._dataset(spec)
-            split = (
-                other.split("test", "val", "all", "train")
-                if isinstance(other, ImageDataset)
-                else other
-            )
-            sets.append(self._test(name, split, train.classes))
-        judge = Judge(
-            sets,
-            None if test is None else "in_distribution",
-            cache=self.cache,
-            workers=self.workers,
-            skip_bad=self.skip_bad,
-        )
-        if test is None:
-            warnings.warn(
-                "the data has no test split, so the accuracy in distribution is not measured",
-                UserWarning,
-                stacklevel=3,
-            )
-        if shots is not None and self.skip_bad:
-            train, _ = readable_shots(train, shots, seed, allow_fewer=allow_fewer)
-        elif shots is not None:
-            train = few_shot(train, shots, seed, allow_fewer=allow_fewer)
-        if len({*train.labels.tolist()}) < 2:
-            raise DataError("training needs pictures of at least 2 classes")
-        held = None if validation is None else self._test("val", validation, train.classes)
-        return train, judge, held
-
-    def _dataset(self, data: Data) -> ImageDataset | ImageSplit:
-        if isinstance(data, str | Path):
-            return open_dataset(data, skip_bad=self.skip_bad)
-        return data
-
-    def _test(self, name: str, split: ImageSplit, classes: tuple[str, ...]) -> TestSet:
-        return shared_classes(name, split.rename(self._named(split.classes)), classes)
-
-    def _named(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Return the class names that the user wants for the data's."""
-        given = self.class_names
-        if given is None:
-            return tuple(names)
-        if isinstance(given, Mapping):
-            return tuple(given.get(name, name) for name in names)
-        if len(given) != len(names):
-            raise DataError(f"{len(given)} class names were given for {len(names)} classes")
-        return tuple(given)
-
     def _features(self, split: ImageSplit) -> Features:
         """Return features of the plain training pictures, by the pretrained encoder."""
         return extract_features(
@@ -548,48 +488,6 @@ class FineTuner:
         if self.model is None:
             raise ConfigError("there is no tuned model yet: call fit first")
         return self.model
-
-
-class _Best:
-    """Keeps the weights of the epoch that did best on the validation split."""
-
-    def __init__(
-        self,
-        model: TunedModel,
-        validation: TestSet | None,
-        judge: Judge,
-        checkpoints: Checkpoints | None,
-    ) -> None:
-        assert validation is not None
-        self.model, self.validation, self.judge = model, validation, judge
-        self.path = None if checkpoints is None else checkpoints.folder / "best.safetensors"
-        self.weights: dict[str, Tensor] | None = None
-
-    def __call__(self, epoch: int, state: RunState, accelerator: Accelerator) -> dict[str, Any]:
-        """Judge an epoch; return its metrics."""
-        self.model.eval()
-        pretrained = "image" not in self.model.trained_towers
-        found = self.judge.judge(self.model, self.validation, pretrained=pretrained)
-        if found["accuracy"] > state.best.get("accuracy", -1.0):
-            state.best = {"epoch": epoch + 1, "accuracy": found["accuracy"]}
-            self.weights = self.model.tuned()
-            if self.path is not None and accelerator.is_main_process:
-                from safetensors.torch import save_file
-
-                from rada.storage import atomic_path
-
-                with atomic_path(self.path) as temporary:
-                    save_file(self.weights, temporary)
-        return found
-
-    def restore(self) -> None:
-        """Put the best weights back."""
-        if self.weights is None and self.path is not None:
-            from safetensors.torch import load_file
-
-            self.weights = load_file(self.path)
-        if self.weights is not None:
-            self.model.load_tuned(self.weights)
 
 
 def _named_data(data: Data) -> str | None:
