@@ -45,7 +45,7 @@ def main() -> None:
         axes.set_xlabel("labelled pictures a class")
         axes.set_title(metric.replace("_", " ") + ", %", fontsize=10, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].legend(frameon=False, fontsize=8, loc="lower right")
+    panels[0].legend(edgecolor="none", framealpha=1, fontsize=8, loc="lower right")
     figure.tight_layout()
     OUT.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(OUT, metadata={"Date": None})
