@@ -14,11 +14,12 @@ from rada.errors import CacheError
 
 __all__ = ["KeptPart", "cache_root", "clear_parts", "list_parts"]
 
-# Name, what its files' places below the root look like: nothing else is ever deleted.
+# Name, what its files' places below the root look like: nothing else is ever deleted. A copy that was
+# killed leaves its temporary file.
 _PARTS = {
     "class names of the embedded model": re.compile(r"encoders/class-names-[^/]+\.safetensors"),
     "indexes of shards": re.compile(r"shards/index/[0-9a-f]+\.npz"),
-    "copies of remote shards": re.compile(r"shards/copies/[0-9a-f]{32}/[^/]+\.tar"),
+    "copies of remote shards": re.compile(r"shards/copies/[0-9a-f]{32}/(?:[^/]+\.tar|\..+\.tmp)"),
 }
 _FOLDERS = ("encoders", "shards/index", "shards/copies")
 
