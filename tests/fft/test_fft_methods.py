@@ -263,6 +263,16 @@ def test_best_epoch_by_the_validation_split_alone(encoder, data, tmp_path):
         tuned("ft", encoder, tmp_path / "noval", select="best")
 
 
+def test_a_split_that_selects_does_not_judge(encoder, tmp_path):
+    for seed, split in enumerate(("train", "val")):
+        write_pictures(tmp_path / split, 3, seed)
+    with pytest.warns(UserWarning, match="beside the one that selects"):
+        _, result = tuned("ft", encoder, tmp_path, epochs=2, select="best")
+    assert result["tuned"]["in_distribution"] is None and "best" in result
+    _, result = tuned("ft", encoder, tmp_path, epochs=2)
+    assert result["tuned"]["in_distribution"]["images"] == 12
+
+
 def test_what_cannot_be_trained_is_refused(encoder):
     with pytest.raises(ConfigError, match="did you mean 'flyp'"):
         FineTuner(encoder, "flipp")

@@ -26,7 +26,7 @@ class RunData:
     Attributes:
         train: Pictures to learn.
         tests: Test sets, the one in distribution first if there is one.
-        validation: Pictures that select the epoch and the WiSE weight, or None.
+        validation: Pictures that select the epoch, which are in none of the test sets; or None.
         templates: The data's prompt templates.
     """
 
@@ -50,6 +50,7 @@ def open_sets(
     seed: int = 0,
     allow_fewer: bool = False,
     skip_bad: bool = False,
+    select: bool = False,
 ) -> RunData:
     """Open all pictures of a run; test sets are matched to the training classes by name.
 
@@ -61,6 +62,8 @@ def open_sets(
         seed: Chooses them.
         allow_fewer: Go on where a class has fewer.
         skip_bad: Go on without pictures that cannot be read.
+        select: Whether the split `val` selects; then it never judges. Else it judges where there is no
+            split `test`.
 
     Raises:
         DataError: If pictures, labels or classes are missing; the message names them.
@@ -79,11 +82,14 @@ def open_sets(
     def matched(name: str, split: ImageSplit) -> TestSet:
         return shared_classes(name, split.rename(_named(names, split.classes)), classes)
 
-    test = next((splits[name] for name in ("test", "val") if name in splits), None)
+    validation = splits.get("val") if select else None
+    test = splits.get("test", None if select else splits.get("val"))
     tests = [] if test is None else [matched(IN_DISTRIBUTION, test)]
     if test is None:
         warnings.warn(
-            "the data has no test split, so the accuracy in distribution is not measured",
+            "the data has no test split"
+            + (" beside the one that selects" if validation is not None else "")
+            + ", so the accuracy in distribution is not measured",
             UserWarning,
             stacklevel=3,
         )
@@ -100,7 +106,6 @@ def open_sets(
         train = few_shot(train, shots, seed, allow_fewer=allow_fewer)
     if len({*train.labels.tolist()}) < 2:
         raise DataError("training needs pictures of at least 2 classes")
-    validation = splits.get("val")
     return RunData(
         train,
         tests,

@@ -168,6 +168,7 @@ class FineTuner:
                 seed=seed,
                 allow_fewer=allow_fewer,
                 skip_bad=self.skip_bad,
+                select=self.config.select == "best",
             )
         train, validation = opened.train, opened.validation
         self._judge = judge = Judge(
