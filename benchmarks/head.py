@@ -238,7 +238,7 @@ def scaling_row(size: Size, options: argparse.Namespace) -> dict:
     return row
 
 
-def fitted_exponent(rows: list[dict], *, least: int) -> float:
+def fitted_exponent(rows: list[dict], *, least: int = 2000) -> float:
     """Slope of log time over log classes from `least` classes on."""
     points = [
         (math.log(r["size"]["classes"]), math.log(r["seconds"]["ours.forward"]))
