@@ -258,3 +258,21 @@ def test_plans_are_sane(budget: int, batch: int, classes: int) -> None:
     assert plan.maps >= 1
     assert plan.rows is None or plan.rows >= 8
     assert 1 <= plan.columns <= classes or plan.columns == 8
+
+
+@pytest.mark.parametrize(("frozen", "units"), [(True, 4), (False, 5)])
+def test_the_mask_is_kept_only_where_the_features_learn(frozen: bool, units: int) -> None:
+    head = RAdaHead(32, 4)
+    nn.init.normal_(head.out.weight, std=0.01)
+    image, text = (nn.functional.normalize(torch.randn(n, 32), dim=-1) for n in (4, 50))
+    text.requires_grad_(not frozen)
+    kept: list[int] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        head(image, text, 20.0)
+    one = 4 * 50 * 32
+    assert sum(size for size in kept if size >= one) == units * one
