@@ -13,7 +13,6 @@ Seconds are processor time, since the seeds run beside each other.
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +25,7 @@ from torch.nn.functional import normalize
 
 from rada import EFTConfig, Features, train_head
 from rada.evaluation import environment
+from rada.evaluation.provenance import peak_memory
 from rada.storage import write_json
 
 # classes a step (0: all) and passes over the shots; the last are the defaults
@@ -112,7 +112,7 @@ def time_steps(path: str) -> list[dict[str, float]]:
     assert features.text_features is not None and features.labels is not None
     generator = torch.Generator().manual_seed(0)
     many = normalize(torch.randn(10_000, features.dim, generator=generator), dim=-1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory() or 0
     for total, classes, steps in STEPS:
         text = features.text_features if total == 1000 else many
         start = time.process_time()
@@ -125,7 +125,7 @@ def time_steps(path: str) -> list[dict[str, float]]:
             progress=False,
         )
         seconds = (time.process_time() - start) / steps
-        memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        memory = ((peak_memory() or 0) - before) / 2**20
         found.append({"K": total, "classes": classes, "seconds": seconds, "mebibytes": memory})
         print(
             f"K = {total}, {classes or 'all'} classes a step: {seconds:.2f} s a step, "

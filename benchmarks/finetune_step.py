@@ -13,11 +13,13 @@ import argparse
 import json
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from rada import FFTConfig, load_encoder
+from rada.bench.memory import peak_allocated
 from rada.encoders.memory import keep_freed_memory
 from rada.evaluation import environment
 from rada.settings.fft import get_fft_method
@@ -46,19 +48,6 @@ def step(model: TunedModel, batch: Batch) -> float:
     model.zero_grad(set_to_none=True)
     model(batch)["loss"].backward()
     return time.process_time() - began
-
-
-def peak_memory(model: TunedModel, batch: Batch) -> int:
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step(model, batch)
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    total = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        total += event.nbytes()
-        peak = max(peak, total)
-    return peak
 
 
 def main() -> None:
@@ -104,7 +93,7 @@ def main() -> None:
                 model = make(encoder, method, classes, **changes)
                 if turn == 0:
                     step(model, data)
-                    memory[name] = peak_memory(model, data)
+                    memory[name] = peak_allocated(partial(step, model, data))
                 else:
                     seconds[name].append(step(model, data))
         base = statistics.median(seconds["ft"])

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, relu
 
+from rada.bench.memory import peak_allocated
 from rada.head import RAdaHead
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -145,20 +146,11 @@ def worker(form: str, size: Size, threads: int, clock: str) -> None:
 
 def measure_memory(form: str, size: Size, task: str, budget: int | None) -> int:
     """Peak bytes over the inputs and the parameters, of a second call."""
-    from torch.profiler import ProfilerActivity, profile
-
     torch.set_num_threads(1)
     work = Work(form, size, budget)
     if size.batch * size.classes <= 20_000:
         getattr(work, task)()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        getattr(work, task)()
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    total = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        total += event.nbytes()
-        peak = max(peak, total)
-    return peak
+    return peak_allocated(getattr(work, task))
 
 
 def _command(*words: object) -> list[str]:

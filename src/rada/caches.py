@@ -6,13 +6,13 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from rada.errors import CacheError
 
-__all__ = ["KeptPart", "cache_root", "clear_parts", "list_parts"]
+__all__ = ["KeptPart", "cache_root", "clear_parts", "delete_unused", "list_parts"]
 
 # Name, what its files' places below the root look like: nothing else is ever deleted. A copy that was
 # killed leaves its temporary file.
@@ -58,19 +58,18 @@ def cache_root() -> Path:
 
 def list_parts(root: Path | None = None) -> list[KeptPart]:
     """Return what the cache holds beside features: one entry a kind, none for an empty kind."""
-    entries = []
-    for name in _PARTS:
-        found = [status for _, status, part in _files(root or cache_root()) if part == name]
-        if found:
-            entries.append(
-                KeptPart(
-                    name,
-                    len(found),
-                    sum(status.st_size for status in found),
-                    max(_last_used(status) for status in found),
-                )
-            )
-    return entries
+    found: dict[str, list[os.stat_result]] = {}
+    for _, status, name in _files(root or cache_root()):
+        found.setdefault(name, []).append(status)
+    return [
+        KeptPart(
+            name,
+            len(statuses),
+            sum(status.st_size for status in statuses),
+            max(_last_used(status) for status in statuses),
+        )
+        for name, statuses in found.items()
+    ]
 
 
 def clear_parts(root: Path | None = None, older_than: float | None = None) -> int:
@@ -83,17 +82,33 @@ def clear_parts(root: Path | None = None, older_than: float | None = None) -> in
     Raises:
         CacheError: If a file cannot be deleted.
     """
-    before, freed = time.time() - (older_than or 0), 0
-    for path, status, _ in list(_files(root or cache_root())):
-        if older_than is not None and _last_used(status) >= before:
-            continue
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            raise CacheError(f"cannot clear the cache: {error}") from error
-        freed += status.st_size
+    files = list(_files(root or cache_root()))
+    used = ((path, status.st_size, _last_used(status)) for path, status, _ in files)
+    try:
+        freed = delete_unused(used, older_than)
+    except OSError as error:
+        raise CacheError(f"cannot clear the cache: {error}") from error
+    for folder in {path.parent for path, _, _ in files}:
         with contextlib.suppress(OSError):  # something else is in it
-            path.parent.rmdir()
+            folder.rmdir()
+    return freed
+
+
+def delete_unused(files: Iterable[tuple[Path, int, float]], older_than: float | None) -> int:
+    """Delete files of a cache; returns the bytes freed.
+
+    Args:
+        files: Path, size and time of the last use of each.
+        older_than: Keep what was used in the last so many seconds; None keeps nothing.
+
+    Raises:
+        OSError: If one cannot be deleted.
+    """
+    before, freed = time.time() - (older_than or 0), 0
+    for path, size, used in files:
+        if older_than is None or used < before:
+            path.unlink(missing_ok=True)
+            freed += size
     return freed
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, grad, jacrev, vmap
-from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rada.bench.memory import peak_allocated
 from rada.head import RAdaHead
 from rada.head.plan import default_budget, make_plan
 
@@ -171,18 +169,6 @@ def test_no_work_for_what_needs_no_gradient() -> None:
     assert_near(flops(head, image, text), 5 * linear + 3 * maps)
 
 
-def peak_bytes(work: Callable[[], object]) -> int:
-    """The most that was allocated at once, over what was there before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        work()
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    total = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        total += event.nbytes()
-        peak = max(peak, total)
-    return peak
-
-
 def test_memory_grows_linearly_with_the_classes() -> None:
     """No K x K map, and no mask of the whole batch, is ever made."""
     head = make_head(16, 2).float()
@@ -190,14 +176,14 @@ def test_memory_grows_linearly_with_the_classes() -> None:
 
     def step(classes: int) -> int:
         text = unit(classes, 16, torch.float32)
-        return peak_bytes(lambda: head(image, text, 10.0).logits.sum().backward())
+        return peak_allocated(lambda: head(image, text, 10.0).logits.sum().backward())
 
     small, large = step(1500), step(3000)
     tiles = 3 * 2 * 512 * 512 * 4
     assert large - tiles <= 2.3 * (small - tiles)
     assert large < 3000 * 3000 * 4
     with torch.no_grad():
-        forward = peak_bytes(lambda: head(image, unit(3000, 16, torch.float32), 10.0))
+        forward = peak_allocated(lambda: head(image, unit(3000, 16, torch.float32), 10.0))
     assert forward < 20 * 3000 * 16 * 4
 
 
@@ -206,7 +192,7 @@ def test_a_small_budget_bounds_the_memory() -> None:
 
     def peak(budget: int | None) -> int:
         head = make_head(64, 8, memory_budget=budget).float()
-        return peak_bytes(lambda: head(image, text, 10.0).logits.sum().backward())
+        return peak_allocated(lambda: head(image, text, 10.0).logits.sum().backward())
 
     assert peak(1 << 20) < 1 << 20
     assert peak(None) > 1 << 22

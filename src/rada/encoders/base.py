@@ -19,7 +19,8 @@ from torch.nn import functional
 from rada.encoders.fingerprint import digest, module_digest, weights_version
 from rada.encoders.memory import keep_freed_memory
 from rada.encoders.prompts import deep_prompts, insert_context, output_replaced
-from rada.encoders.tokens import Tokens, check_prompts, stack_pixels, token_count, token_slice
+from rada.encoders.tokens import Tokens, check_prompts, token_count, token_slice
+from rada.encoders.transforms import stack_pixels
 from rada.errors import DataError, EncoderError
 from rada.progress import progress_bar
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from rada.errors import DataError, EncoderError
+from rada.errors import DataError
 
-__all__ = ["Tokens", "check_prompts", "stack_pixels", "token_count", "token_slice"]
+__all__ = ["Tokens", "check_prompts", "token_count", "token_slice"]
 
 Tokens = dict[str, Tensor]
 
@@ -46,22 +45,8 @@ def token_slice(tokens: Tokens, rows: slice) -> Tokens:
     """Return some of the prompts.
 
     Example:
+        >>> import torch
         >>> token_slice({"input_ids": torch.arange(6).view(3, 2)}, slice(2, 3))
         {'input_ids': tensor([[4, 5]])}
     """
     return {name: tensor[rows] for name, tensor in tokens.items()}
-
-
-def stack_pixels(pixels: list[Tensor]) -> Tensor:
-    """Stack pictures of one size to `(B, 3, H, W)`.
-
-    Raises:
-        EncoderError: If the sizes differ: the model's preprocessing does not crop.
-    """
-    sizes = sorted({tuple(image.shape) for image in pixels})
-    if len(sizes) > 1:
-        raise EncoderError(
-            f"the model's preprocessing gave pictures of different sizes, {sizes[0]} and {sizes[1]}; "
-            "its processor must resize or crop to one size"
-        )
-    return torch.stack(pixels)

@@ -83,16 +83,25 @@ class _Normalise:
         return rows.view(image.height, image.width, -1).permute(2, 0, 1)
 
 
-def stack_pixels(views: Sequence[Tensor]) -> Tensor:
-    """Stack pixels of one shape; `(3, H, W)` that are channels last in memory stay so.
+def stack_pixels(pixels: Sequence[Tensor]) -> Tensor:
+    """Stack pictures of one size to `(B, 3, H, W)`; those that are channels last in memory stay so.
+
+    Raises:
+        EncoderError: If the sizes differ: the model's preprocessing does not crop.
 
     Example:
         >>> stack_pixels([torch.zeros(8, 8, 3).permute(2, 0, 1)] * 2).stride()
         (192, 1, 24, 3)
     """
-    if all(view.ndim == 3 and view.permute(1, 2, 0).is_contiguous() for view in views):
-        return torch.stack([view.permute(1, 2, 0) for view in views]).permute(0, 3, 1, 2)
-    return torch.stack(list(views))
+    sizes = sorted({tuple(image.shape) for image in pixels})
+    if len(sizes) > 1:
+        raise EncoderError(
+            f"the model's preprocessing gave pictures of different sizes, {sizes[0]} and {sizes[1]}; "
+            "its processor must resize or crop to one size"
+        )
+    if all(image.ndim == 3 and image.permute(1, 2, 0).is_contiguous() for image in pixels):
+        return torch.stack([image.permute(1, 2, 0) for image in pixels]).permute(0, 3, 1, 2)
+    return torch.stack(list(pixels))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import os
 import re
-import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rada.caches import cache_root
+from rada.caches import cache_root, delete_unused
 from rada.errors import CacheError, StorageError
 from rada.storage import atomic_path
 
@@ -197,14 +196,11 @@ class FeatureCache:
             CacheError: If a file cannot be deleted.
         """
         freed = 0
-        before = time.time() - (older_than or 0)
         try:
             for folder in _folders(self.root):
                 for pattern in (_SHARD, _TEMPORARY):
-                    for path, status, _ in _files(folder, pattern):
-                        if older_than is None or status.st_mtime < before:
-                            path.unlink(missing_ok=True)
-                            freed += status.st_size
+                    used = ((p, s.st_size, s.st_mtime) for p, s, _ in _files(folder, pattern))
+                    freed += delete_unused(used, older_than)
                 with contextlib.suppress(OSError):  # something else is in it
                     folder.rmdir()
         except OSError as error:

@@ -118,11 +118,11 @@ class Activations(NamedTuple):
     is_open: Tensor | None
 
     @classmethod
-    def of(cls, attended: Attended, rows: Tensor, images: int, keep_change: bool) -> Activations:
-        """Gather them from the attention and `M - 1` as rows `(images K, D)`."""
-        change = rows.view(images, -1, rows.shape[1])
-        peak, where = peak_of(change)
-        numbers = torch.arange(images, device=rows.device)
+    def of(
+        cls, attended: Attended, change: Tensor, peak: Tensor, where: Tensor, keep_change: bool
+    ) -> Activations:
+        """Gather them from the attention, `M - 1` `(images, K, D)` and its `peak_of`."""
+        numbers, rows = torch.arange(len(change), device=change.device), change.flatten(0, 1)
         row = change[numbers, where]
         entry = row.abs().argmax(-1)
         return cls(

@@ -52,12 +52,12 @@ class MaskAttention(torch.autograd.Function):
             tokens = chunk.tokens()
             rows, attended = run_chunk(tokens, chunk, own, plan)
             change = rows.view(-1, classes, dim)
-            peak[part] = peak_of(change)[0]
+            peak[part], where = peak_of(change)
             torch.sum(tokens.mul_(rows).view_as(change), -1, out=shift[part])
             if whole is not None:
                 whole[part] = change
             if attended is not None:
-                kept.append(Activations.of(attended, rows, len(change), _need_tokens(ctx)))
+                kept.append(Activations.of(attended, change, peak[part], where, _need_tokens(ctx)))
         ctx.settings, ctx.plan = settings, plan
         ctx.save_for_backward(*tensors, *(t for chunk_kept in kept for t in chunk_kept))
         ctx.set_materialize_grads(False)
@@ -95,7 +95,8 @@ def _again(ctx: Any, chunk: Inputs) -> Activations:
     """Compute the activations of a chunk that were not kept."""
     rows, attended = run_chunk(chunk.tokens(), chunk, ctx.settings._replace(keep=True), ctx.plan)
     assert attended is not None
-    return Activations.of(attended, rows, len(chunk.image), _need_tokens(ctx))
+    change = rows.view(len(chunk.image), -1, rows.shape[1])
+    return Activations.of(attended, change, *peak_of(change), _need_tokens(ctx))
 
 
 def _composite_backward(

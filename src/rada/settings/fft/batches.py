@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from rada.data.views import seeded_view
-from rada.encoders.tokens import stack_pixels
-from rada.encoders.transforms import TrainTransform
+from rada.encoders.transforms import TrainTransform, stack_pixels
 from rada.errors import ConfigError, DataError
 from rada.settings.eft import draw_classes
 from rada.settings.fft.model import Batch

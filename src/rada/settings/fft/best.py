@@ -24,11 +24,10 @@ class BestEpoch:
     def __init__(
         self,
         model: TunedModel,
-        validation: TestSet | None,
+        validation: TestSet,
         judge: Judge,
         checkpoints: Checkpoints | None,
     ) -> None:
-        assert validation is not None
         self.model, self.validation, self.judge = model, validation, judge
         self.path = None if checkpoints is None else checkpoints.folder / "best.safetensors"
         self.weights: dict[str, Tensor] | None = None

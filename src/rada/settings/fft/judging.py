@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from rada.data import ImageSplit
     from rada.settings.fft.model import TunedModel
 
-__all__ = ["Judge", "TestSet", "shared_classes"]
+__all__ = ["IN_DISTRIBUTION", "Judge", "TestSet", "shared_classes"]
+
+IN_DISTRIBUTION = "in_distribution"
+"""Name of the test set that is not shifted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,8 +98,7 @@ class Judge:
     """Judges a model on test sets, each process its share of the pictures.
 
     Args:
-        sets: The test sets; the first is in distribution.
-        in_distribution: Name of that one, or None if there is none.
+        sets: The test sets; one in distribution is called `IN_DISTRIBUTION`.
         cache: Where features of the pretrained encoder are kept.
         workers: Processes that decode pictures.
         skip_bad: Leave out pictures that cannot be read.
@@ -105,13 +107,12 @@ class Judge:
     def __init__(
         self,
         sets: list[TestSet],
-        in_distribution: str | None,
         *,
         cache: FeatureCache | Literal[False] | None,
         workers: int | None,
         skip_bad: bool,
     ) -> None:
-        self.sets, self.in_distribution = sets, in_distribution
+        self.sets = sets
         self.cache, self.workers, self.skip_bad = cache, workers, skip_bad
 
     def __call__(self, model: TunedModel, *, pretrained: bool) -> dict[str, Any]:
@@ -125,7 +126,7 @@ class Judge:
             `{"in_distribution": {...} | None, "out_of_distribution": {NAME: {...}, "mean": ...}}`.
         """
         found = {test.name: self.judge(model, test, pretrained=pretrained) for test in self.sets}
-        inside = None if self.in_distribution is None else found.pop(self.in_distribution)
+        inside = found.pop(IN_DISTRIBUTION, None)
         outside: dict[str, Any] = dict(found)
         if found:
             outside["mean"] = statistics.fmean(entry["accuracy"] for entry in found.values())

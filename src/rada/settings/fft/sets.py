@@ -10,13 +10,12 @@ from pathlib import Path
 from rada.data import ImageDataset, ImageSplit, few_shot, open_dataset, readable_shots
 from rada.data.prompts import DEFAULT_TEMPLATE, check_class_names
 from rada.errors import ConfigError, DataError
-from rada.settings.fft.judging import TestSet, shared_classes
+from rada.settings.fft.judging import IN_DISTRIBUTION, TestSet, shared_classes
 
 __all__ = ["Data", "RunData", "open_sets"]
 
 Data = str | Path | ImageDataset | ImageSplit
 Names = Sequence[str] | Mapping[str, str] | None
-IN_DISTRIBUTION = "in_distribution"
 
 
 @dataclass(frozen=True)
@@ -34,11 +33,6 @@ class RunData:
     tests: list[TestSet]
     validation: TestSet | None
     templates: tuple[str, ...]
-
-    @property
-    def in_distribution(self) -> str | None:
-        """Name of the test set in distribution, or None."""
-        return next((test.name for test in self.tests if test.name == IN_DISTRIBUTION), None)
 
 
 def open_sets(

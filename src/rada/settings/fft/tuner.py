@@ -173,7 +173,6 @@ class FineTuner:
         train, validation = opened.train, opened.validation
         self._judge = judge = Judge(
             opened.tests,
-            opened.in_distribution,
             cache=self.cache,
             workers=self.workers,
             skip_bad=self.skip_bad,
@@ -306,7 +305,7 @@ class FineTuner:
             device=accelerator.device,
         )
         best = None
-        if judge is not None and self.config.select == "best":
+        if judge is not None and validation is not None:
             best = BestEpoch(model, validation, judge, checkpoints)
 
         def after_epoch(epoch: int, state: RunState) -> dict[str, Any]:
