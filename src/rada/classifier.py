@@ -11,16 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rada.answers import Prediction, StreamAnswer, rank, stream_answers
-from rada.config import EFTConfig
+from rada.core.config import EFTConfig
+from rada.core.errors import CheckpointError, ConfigError, DataError, FeatureError
+from rada.core.threads import one_thread
 from rada.data import ImageDataset, ImageSplit, few_shot, open_dataset, readable_shots
 from rada.data.align import align_classes, fold_name
 from rada.data.prompts import DEFAULT_TEMPLATE, check_class_names, load_templates
 from rada.encoders import DualEncoder, load_encoder
-from rada.errors import CheckpointError, ConfigError, DataError, FeatureError
 from rada.evaluation import compare
 from rada.features import FeatureCache, Features, extract_features
 from rada.head import RAdaHead
+from rada.predictions import Prediction, StreamAnswer, rank, stream_answers
 from rada.pretrained import (
     CONFIG_FILE,
     HeadConfig,
@@ -29,9 +30,8 @@ from rada.pretrained import (
     resolve_directory,
     save_head,
 )
-from rada.settings.eft import HeadTrainer, TrainedHead, describe
-from rada.settings.strength import StrengthChoice
-from rada.threads import one_thread
+from rada.training.eft import HeadTrainer, TrainedHead, describe
+from rada.training.strength import StrengthChoice
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

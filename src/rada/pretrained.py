@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rada._version import __version__
-from rada.errors import CheckpointError, ConfigError
+from rada.core.errors import CheckpointError, ConfigError
+from rada.core.storage import atomic_directory, read_json
 from rada.head import RAdaHead
-from rada.settings.state import fingerprint_tensors
-from rada.storage import atomic_directory, read_json
+from rada.training.state import fingerprint_tensors
 
 __all__ = [
     "CONFIG_FILE",

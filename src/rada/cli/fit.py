@@ -24,7 +24,7 @@ from rada.cli.options import (
 
 if TYPE_CHECKING:
     from rada.classifier import RAdaClassifier
-    from rada.config import EFTConfig
+    from rada.core.config import EFTConfig
 
 IMAGES_FILE = "training_images.json"
 RESULT_FILE = "result.json"
@@ -77,7 +77,7 @@ def fit(
     """
     from rada.classifier import FEATURE_FILES, RAdaClassifier
     from rada.data import load_class_names
-    from rada.settings import TrainingInterrupted
+    from rada.training import TrainingInterrupted
 
     given = {
         "epochs": epochs,
@@ -120,9 +120,9 @@ def fit(
 
 def _config(path: Path | None, given: dict[str, Any]) -> EFTConfig:
     """Build the configuration: the file's fields, then the options' over them."""
-    from rada.config import EFTConfig
-    from rada.errors import ConfigError
-    from rada.storage import read_json
+    from rada.core.config import EFTConfig
+    from rada.core.errors import ConfigError
+    from rada.core.storage import read_json
 
     if path is None:
         return EFTConfig(**given)
@@ -132,9 +132,9 @@ def _config(path: Path | None, given: dict[str, Any]) -> EFTConfig:
 
 def _result(classifier: RAdaClassifier, out: Path) -> dict[str, Any]:
     """Write what the run used beside the head, and return its result."""
+    from rada.core.storage import write_json
     from rada.evaluation import environment
     from rada.evaluation.provenance import command_line, peak_memory
-    from rada.storage import write_json
 
     encoder = classifier.encoder
     result = {

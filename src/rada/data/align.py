@@ -7,7 +7,7 @@ import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
 
-from rada.errors import DataError
+from rada.core.errors import DataError
 
 __all__ = ["align_classes", "fold_name"]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from rada.core.errors import DataError
 from rada.data.align import fold_name
 from rada.data.dataset import ImageDataset, ImageSplit, Skipped
 from rada.data.prompts import check_class_names, load_class_names
-from rada.errors import DataError
 
 __all__ = ["check_splits", "name_classes", "without_missing"]
 

@@ -6,10 +6,10 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from rada.core.errors import DataError
+from rada.core.storage import read_json
 from rada.data.align import fold_name
 from rada.data.sources import id_bytes
-from rada.errors import DataError
-from rada.storage import read_json
 
 __all__ = [
     "DEFAULT_TEMPLATE",

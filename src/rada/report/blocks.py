@@ -14,9 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from rada.core.storage import write_bytes
 from rada.report.text import DASH, clean
 from rada.report.theme import theme_css
-from rada.storage import write_bytes
 
 if TYPE_CHECKING:
     import jinja2

@@ -1,0 +1,27 @@
+"""Full fine-tuning (FFT): encoders and head learn together, judged in and out of distribution."""
+
+from rada.methods.finetune.base import FFTMethod, FirstStage
+from rada.methods.finetune.config import FFTConfig
+from rada.methods.finetune.registry import (
+    get_fft_method,
+    list_fft_methods,
+    register_fft_method,
+)
+from rada.methods.finetune.tuner import FineTuner
+from rada.training.encoder_loop import FineTuningStopped, OutOfMemoryError, TrainingDivergedError
+from rada.training.wise_ft import ALPHAS, interpolate
+
+__all__ = [
+    "ALPHAS",
+    "FFTConfig",
+    "FFTMethod",
+    "FineTuner",
+    "FineTuningStopped",
+    "FirstStage",
+    "OutOfMemoryError",
+    "TrainingDivergedError",
+    "get_fft_method",
+    "interpolate",
+    "list_fft_methods",
+    "register_fft_method",
+]
