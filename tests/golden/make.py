@@ -7,6 +7,7 @@ change that is meant is named in the commit that writes the file again.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sys
 import tempfile
@@ -44,18 +45,17 @@ COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 
 def on_features(name: str) -> dict[str, list[list[float]]]:
     """Return logits among the trained classes and, where it can, among some new ones."""
-    from rada.methods import ClassSet, Examples, Task, UnknownClassError, get_method
+    from rada.features import ClassSet, Features
+    from rada.methods import Run, UnknownClassError, get_method
 
     images, labels, text = toy(classes=6, shots=4, dim=16)
     method = get_method(name)
-    task = Task(Examples(images), labels, ClassSet(NAMES, text), SCALE, seed=1)
-    model = method.fit(task, method.settings(**QUICK.get(name, {})))
-    found = {"trained": model.predict(Examples(images[:4]), task.classes)}
+    data = Features(images, labels, NAMES, text_features=text, scale=SCALE)
+    model = method.fit(data, method.config(**QUICK.get(name, {})), Run(seed=1))
+    found = {"trained": model.logits(images[:4], data.class_set())}
     strange = normalize(torch.randn(2, 16, generator=torch.Generator().manual_seed(5)), dim=-1)
     with contextlib.suppress(UnknownClassError):
-        found["new"] = model.predict(
-            Examples(images[:4]), ClassSet(NEW, torch.cat([text[:2], strange]))
-        )
+        found["new"] = model.logits(images[:4], ClassSet(NEW, torch.cat([text[:2], strange])))
     return {key: value.tolist() for key, value in found.items()}
 
 
@@ -83,26 +83,22 @@ def on_images(name: str) -> dict[str, list[list[float]]]:
     """Return logits of a method that asks or trains an encoder, among the trained classes."""
     from rada.data import open_dataset
     from rada.features import extract_features
-    from rada.methods import ClassSet, Examples, Task, get_method
+    from rada.methods import Run, get_method
 
     with tempfile.TemporaryDirectory() as root:
         encoder = tiny_encoder(Path(root) / "clip")
         split = open_dataset(str(write_images(Path(root) / "images"))).split("all")
         features = extract_features(encoder, split, cache=False, workers=0, progress=False)
-        names = tuple(split.classes)
-        classes = ClassSet(names, encoder.encode_classes(names))
+        text = encoder.encode_classes(features.classes)
+        data = dataclasses.replace(features, text_features=text, scale=float(encoder.scale))
         method = get_method(name)
-        quick = TUNED if "pictures" in method.needs else QUICK.get(name, {})
-        task = Task(
-            Examples(features.image_features, split),
-            features.labels,
-            classes,
-            float(encoder.scale),
-            seed=1,
-            encoder=encoder,
-        )
-        model = method.fit(task, method.settings(**quick))
-        return {"trained": model.predict(task.examples, classes).tolist()}
+        quick = TUNED if "images" in method.needs else QUICK.get(name, {})
+        model = method.fit(data, method.config(**quick), Run(seed=1, encoder=encoder))
+        images = data.plain()
+        if method.train_encoder:
+            assert model.encoder is not None
+            images = extract_features(model.encoder, split, cache=False, workers=0).plain()
+        return {"trained": model.logits(images, data.class_set()).tolist()}
 
 
 def logits(name: str) -> dict[str, list[list[float]]]:

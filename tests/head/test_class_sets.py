@@ -42,8 +42,8 @@ def projections(head: RAdaHead, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     from rada.head import classes
 
     counted: list[int] = []
-    made = classes.make_class_set
-    monkeypatch.setattr(classes, "make_class_set", lambda *a: (counted.append(1), made(*a))[1])
+    made = classes.prepare_classes
+    monkeypatch.setattr(classes, "prepare_classes", lambda *a: (counted.append(1), made(*a))[1])
     return counted
 
 

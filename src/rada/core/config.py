@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 
 from rada.core.errors import ConfigError
 
-__all__ = ["Config", "EFTConfig", "parse_value"]
+__all__ = ["Config", "parse_value"]
 
 
 def _matches(value: object, annotation: Any) -> bool:
@@ -85,12 +85,7 @@ class Config:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields as plain JSON values.
-
-        Example:
-            >>> EFTConfig(epochs=3).to_dict()["epochs"]
-            3
-        """
+        """Return all fields as plain JSON values."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -113,69 +108,3 @@ class Config:
                 f"it has {', '.join(sorted(known))}"
             )
         return cls(**values)
-
-
-@dataclass(frozen=True)
-class EFTConfig(Config):
-    """Training of the head with frozen encoders (efficient fine-tuning).
-
-    The paper publishes no hyper-parameters; these defaults are ours, chosen by few-shot validation
-    (`benchmarks/eft_defaults.py`).
-
-    Attributes:
-        epochs: Passes over the training images.
-        min_steps: Least number of steps; few images get more epochs until there are so many.
-        batch_size: Images a step.
-        learning_rate: Peak learning rate of AdamW.
-        weight_decay: Decoupled weight decay of AdamW.
-        warmup: Part of all steps during which the learning rate rises linearly, in [0, 1); a cosine
-            to zero follows.
-        alpha: Weight of the smoothness term `mean_b max |M - 1|` (paper, the regulariser).
-        num_heads: Attention heads; must divide the width of the features.
-        temperature: Temperature of the joint softmax, above 0.
-        views: Cached random views of each training picture; 1 means the plain picture alone.
-        classes_per_step: Classes drawn for a step (they hold the batch's labels as far as they go; images
-            of other classes sit the step out); None for a half of them, at least 2 and at most 64,
-            0 for all of them.
-        strength: Mask strength at inference in [0, 1], or "auto" to choose it on the training shots
-            by cross-validation over classes.
-        strength_folds: Folds of that cross-validation, at least 2.
-    """
-
-    epochs: int = 10
-    min_steps: int = 300
-    batch_size: int = 32
-    learning_rate: float = 3.5e-3
-    weight_decay: float = 0.01
-    warmup: float = 0.1
-    alpha: float = 1.0
-    num_heads: int = 8
-    temperature: float = 1.0
-    views: int = 1
-    classes_per_step: int | None = None
-    strength: float | Literal["auto"] = "auto"
-    strength_folds: int = 3
-
-    def validate(self) -> None:
-        """Check that every field is in its range."""
-        for name in ("epochs", "batch_size", "num_heads", "views"):
-            self.require(getattr(self, name) >= 1, name, "a positive integer")
-        self.require(self.min_steps >= 0, "min_steps", "0 or more")
-        self.require(self.learning_rate > 0, "learning_rate", "above 0")
-        self.require(self.weight_decay >= 0, "weight_decay", "0 or more")
-        self.require(0 <= self.warmup < 1, "warmup", "in [0, 1)")
-        self.require(self.alpha >= 0, "alpha", "0 or more")
-        self.require(self.temperature > 0, "temperature", "above 0")
-        self.require(
-            self.classes_per_step is None
-            or self.classes_per_step == 0
-            or self.classes_per_step > 1,
-            "classes_per_step",
-            "None, 0 or at least 2",
-        )
-        self.require(
-            self.strength == "auto" or 0 <= float(self.strength) <= 1,
-            "strength",
-            "'auto' or in [0, 1]",
-        )
-        self.require(self.strength_folds >= 2, "strength_folds", "at least 2")

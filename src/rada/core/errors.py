@@ -17,6 +17,8 @@ __all__ = [
     "MissingExtraError",
     "RadaError",
     "StorageError",
+    "TrainingDivergedError",
+    "UnknownClassError",
 ]
 
 
@@ -34,6 +36,14 @@ class DataError(RadaError, ValueError):
 
 class FeatureError(RadaError, ValueError):
     """Features that cannot be used: wrong width, NaN, Inf or zero rows, labels out of range."""
+
+
+class UnknownClassError(ConfigError):
+    """A method that knows its training classes alone was asked about others."""
+
+
+class TrainingDivergedError(RadaError):
+    """A loss or a weight became infinite or no number."""
 
 
 class EncoderError(RadaError):

@@ -1,4 +1,4 @@
-"""Registries of objects with a name, one file of a package each."""
+"""Registries of objects with a name, one file of a package (or of a package in it) each."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class NamedRegistry(Generic[Entry]):
     def all(self) -> list[Entry]:
         """Return every object, in the order of tables."""
         package = importlib.import_module(self.package)
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{self.package}.{module.name}")
+        for module in pkgutil.walk_packages(package.__path__, f"{self.package}."):
+            importlib.import_module(module.name)
         last = len(self._place)
         return sorted(self.entries.values(), key=lambda e: (self._place.get(e.name, last), e.name))
 

@@ -2,6 +2,7 @@
 
 from rada.features.cache import CacheEntry, CacheWarning, FeatureCache
 from rada.features.checks import CheckedFeatures, FeatureWarning, check_features
+from rada.features.classes import ClassSet
 from rada.features.extract import BadPicture, FeatureBatch, extract_features, iter_features
 from rada.features.features import Features
 from rada.features.work import ViewTransform
@@ -11,6 +12,7 @@ __all__ = [
     "CacheEntry",
     "CacheWarning",
     "CheckedFeatures",
+    "ClassSet",
     "FeatureBatch",
     "FeatureCache",
     "FeatureWarning",

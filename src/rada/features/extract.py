@@ -325,4 +325,5 @@ def extract_features(
         encoder=encoder.name,
         encoder_fingerprint=encoder.fingerprint,
         skipped=tuple((picture.name, picture.reason) for picture in bad),
+        images=split.subset(kept) if bad else split,
     )

@@ -9,13 +9,19 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rada.core.errors import FeatureError
+from rada.data import DEFAULT_TEMPLATE
 from rada.features.checks import check_features
+from rada.features.classes import ClassSet
+
+if TYPE_CHECKING:
+    from rada.data import ImageSplit
 
 __all__ = ["Features"]
 
@@ -28,8 +34,8 @@ class Features:
     Rows that are not of unit norm are normalised with a warning.
 
     Attributes:
-        image_features: `(N, V, D)` float32: V views of N pictures, view 0 the plain picture.
-            `(N, D)` is accepted and becomes `(N, 1, D)`.
+        image_features: `(N, V, D)` float32 (float64 stays): V views of N pictures, view 0 the plain
+            picture. `(N, D)` is accepted and becomes `(N, 1, D)`.
         labels: `(N,)` int64, -1 where a picture has no label.
         classes: The K class names, index = label.
         ids: One stable key a picture; default: its index.
@@ -39,6 +45,8 @@ class Features:
         encoder_fingerprint: Hash of its weights and preprocessing, or None.
         templates: Prompt templates behind `text_features`; empty where unknown.
         skipped: `(id, reason)` of each picture that was left out as unreadable.
+        images: The images behind the rows, row by row, for methods that read pixels; None where there
+            are features alone. They are not saved.
 
     Raises:
         FeatureError: If anything does not fit; the message names the value.
@@ -61,6 +69,7 @@ class Features:
     encoder_fingerprint: str | None = None
     templates: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
+    images: ImageSplit | None = None
 
     def __post_init__(self) -> None:
         checked = check_features(
@@ -72,8 +81,8 @@ class Features:
         )
         images, texts, labels = checked
         self._set(
-            image_features=(images if images.ndim == 3 else images[:, None]).float(),
-            text_features=None if texts is None else texts.float(),
+            image_features=images if images.ndim == 3 else images[:, None],
+            text_features=texts,
             labels=labels,
             classes=tuple(self.classes),
             ids=tuple(self.ids) or tuple(str(index) for index in range(len(images))),
@@ -82,6 +91,8 @@ class Features:
         )
         if len(self.ids) != len(images):
             raise FeatureError(f"{len(self.ids)} ids for {len(images)} images: give one an image")
+        if self.images is not None and len(self.images) != len(images):
+            raise FeatureError(f"{len(self.images)} images stand behind {len(images)} features")
         if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
             raise FeatureError(f"scale should be a finite number above 0, not {self.scale!r}")
 
@@ -106,6 +117,28 @@ class Features:
         """Return view 0 of every picture, `(N, D)`."""
         return self.image_features[:, 0]
 
+    def class_set(self) -> ClassSet:
+        """Return the classes with their features.
+
+        Raises:
+            FeatureError: If there are no text features.
+        """
+        if self.text_features is None:
+            raise FeatureError("the features lack text_features, the class features (K, D)")
+        return ClassSet(self.classes, self.text_features, self.templates or (DEFAULT_TEMPLATE,))
+
+    def labelled_images(self) -> ImageSplit:
+        """Return the images with these labels and classes.
+
+        Raises:
+            FeatureError: If there are features alone.
+        """
+        if self.images is None:
+            raise FeatureError("there are features alone, but images are needed")
+        return dataclasses.replace(
+            self.images, classes=self.classes, labels=self.labels.cpu().numpy()
+        )
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hash of all that training can see: features, labels, classes, class features and scale.
@@ -120,7 +153,7 @@ class Features:
         digest.update(json.dumps([*facts, list(self.image_features.shape)]).encode())
         for tensor in (self.image_features, self.labels, self.text_features):
             if tensor is not None:
-                digest.update(tensor.contiguous().numpy().data)
+                digest.update(tensor.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
     def subset(self, indices: Sequence[int] | np.ndarray | Tensor) -> Features:
@@ -140,6 +173,7 @@ class Features:
             image_features=self.image_features[rows],
             labels=self.labels[rows],
             ids=tuple(self.ids[row] for row in rows.tolist()),
+            images=None if self.images is None else self.images.subset(rows.numpy()),
         )
 
     def select_classes(self, classes: Sequence[int], *, relabel: bool = True) -> Features:

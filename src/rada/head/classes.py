@@ -7,13 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ClassSet", "ClassSetCache", "apply_linear", "make_class_set"]
+__all__ = ["PreparedClasses", "PreparedCache", "apply_linear", "prepare_classes"]
 
 _LARGEST = 1 << 28
 """Bytes that a cache may hold."""
 
 
-class ClassSet(NamedTuple):
+class PreparedClasses(NamedTuple):
     """A class set as the head uses it.
 
     Attributes:
@@ -31,7 +31,9 @@ def apply_linear(layer: nn.Linear, features: Tensor) -> Tensor:
     return nn.functional.linear(features, weight, bias)
 
 
-def make_class_set(text_features: Tensor, scale: float | Tensor, layer: nn.Linear) -> ClassSet:
+def prepare_classes(
+    text_features: Tensor, scale: float | Tensor, layer: nn.Linear
+) -> PreparedClasses:
     """Scale and project the text features.
 
     Args:
@@ -43,10 +45,10 @@ def make_class_set(text_features: Tensor, scale: float | Tensor, layer: nn.Linea
         The class set, differentiable in all three.
     """
     text = text_features * scale**0.5
-    return ClassSet(text, apply_linear(layer, text))
+    return PreparedClasses(text, apply_linear(layer, text))
 
 
-class ClassSetCache:
+class PreparedCache:
     """Remembers the last class set where no gradient is needed.
 
     It keeps copies of what the class set was made from and compares their contents on every call
@@ -55,7 +57,7 @@ class ClassSetCache:
     state dicts of a head leave it behind.
 
     Example:
-        >>> cache, layer = ClassSetCache(), nn.Linear(2, 2)
+        >>> cache, layer = PreparedCache(), nn.Linear(2, 2)
         >>> with torch.no_grad():
         ...     first = cache.get(torch.eye(2), 4.0, layer)
         ...     again = cache.get(torch.eye(2), 4.0, layer)
@@ -64,28 +66,30 @@ class ClassSetCache:
     """
 
     def __init__(self) -> None:
-        self._entry: tuple[tuple[Tensor, ...], float, ClassSet] | None = None
+        self._entry: tuple[tuple[Tensor, ...], float, PreparedClasses] | None = None
 
-    def __reduce__(self) -> tuple[type[ClassSetCache], tuple[()]]:
-        return ClassSetCache, ()
+    def __reduce__(self) -> tuple[type[PreparedCache], tuple[()]]:
+        return PreparedCache, ()
 
     def clear(self) -> None:
         """Forget the class set."""
         self._entry = None
 
-    def get(self, text_features: Tensor, scale: float | Tensor, layer: nn.Linear) -> ClassSet:
+    def get(
+        self, text_features: Tensor, scale: float | Tensor, layer: nn.Linear
+    ) -> PreparedClasses:
         """Return the class set, the remembered one if it was made from equal contents."""
         sources = (text_features, layer.weight, layer.bias)
         differentiable = (*sources, scale) if isinstance(scale, Tensor) else sources
         if torch.is_grad_enabled() and any(t.requires_grad for t in differentiable):
             self.clear()
-            return make_class_set(text_features, scale, layer)
+            return prepare_classes(text_features, scale, layer)
         number = float(scale)
         entry = self._entry
         if entry is not None and entry[1] == number and _all_equal(entry[0], sources):
             return entry[2]
         with torch.inference_mode(False), torch.no_grad():
-            made = make_class_set(text_features, number, layer)
+            made = prepare_classes(text_features, number, layer)
             size = 4 * text_features.numel() + layer.weight.numel()
             if size * text_features.element_size() <= _LARGEST:
                 copies = tuple(t.detach().clone() for t in sources)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rada.core.errors import ConfigError, FeatureError
 from rada.head.attention import mask_attention, transforms_active
-from rada.head.classes import ClassSet, ClassSetCache, apply_linear, make_class_set
+from rada.head.classes import PreparedClasses, PreparedCache, apply_linear, prepare_classes
 from rada.head.kernels.chunk import Settings
 from rada.head.reference import AttentionWeights
 
@@ -106,7 +106,7 @@ class RAdaHead(nn.Module):
         self.out = nn.Linear(dim, dim)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
-        self._class_sets = ClassSetCache()
+        self._class_sets = PreparedCache()
 
     def extra_repr(self) -> str:
         """Return the settings that `repr` shows."""
@@ -182,9 +182,9 @@ class RAdaHead(nn.Module):
         """The parameters' type, but at least float32: half-precision maps have noisy gradients."""
         return torch.promote_types(self.out.weight.dtype, torch.float32)
 
-    def _classes(self, text: Tensor, scale: float | Tensor) -> ClassSet:
+    def _classes(self, text: Tensor, scale: float | Tensor) -> PreparedClasses:
         if transforms_active() or torch.compiler.is_compiling():
-            return make_class_set(text, scale, self.query_text)
+            return prepare_classes(text, scale, self.query_text)
         return self._class_sets.get(text, scale, self.query_text)
 
 

@@ -1,20 +1,15 @@
-"""Methods of adaptation, one file each, behind one interface: `method.fit(task) -> predictor`."""
+"""Methods of adaptation, one file each, behind one interface: `method.fit(features) -> model`."""
 
-from rada.methods.base import ClassSet, Examples, Method, Predictor, Task, UnknownClassError
-from rada.methods.linear_probe import linear_probe
+from rada.methods.base import AdaptedModel, Facts, Method, Run, UnknownClassError
 from rada.methods.registry import get_method, list_methods, register_method
-from rada.methods.saving import load_predictor
 
 __all__ = [
-    "ClassSet",
-    "Examples",
+    "AdaptedModel",
+    "Facts",
     "Method",
-    "Predictor",
-    "Task",
+    "Run",
     "UnknownClassError",
     "get_method",
-    "linear_probe",
     "list_methods",
-    "load_predictor",
     "register_method",
 ]

@@ -1,186 +1,137 @@
 """What every method of adaptation has in common: what it may see, and what it gives back.
 
-A method sees a `Task`: labelled examples of some classes. It gives back a `Predictor`, which scores
-examples against any `ClassSet`. Methods on features look at `Examples.image_features` alone; those
-that train through a tower use `Task.encoder` and `Examples.pictures`.
+A method sees labelled `Features` (with the images behind them, where it reads pixels) and a `Run`. It
+gives back an `AdaptedModel`, which scores features against any `ClassSet`. One file and one registered
+object a method; whatever rada can do, it can do with all of them.
 """
 
 from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from rada.core.config import Config
-from rada.core.errors import ConfigError, FeatureError
-from rada.data import DEFAULT_TEMPLATE
-from rada.features import check_features
-from rada.training.state import fingerprint_tensors
+from rada.core.errors import ConfigError, FeatureError, UnknownClassError
+from rada.features import ClassSet, Features
+from rada.head import RAdaHead
+from rada.training.feature_loop import Losses, Recipe, class_logits_loss, seeded, train
+from rada.training.strength import Strength, StrengthChoice, choose_strength
 
 if TYPE_CHECKING:
-    from rada.data import ImageSplit
     from rada.encoders import DualEncoder
 
-__all__ = ["ClassSet", "Examples", "Method", "NoSettings", "Predictor", "Task", "UnknownClassError"]
+__all__ = ["AdaptedModel", "Facts", "Method", "NoConfig", "Run", "Shapes", "UnknownClassError"]
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shapes of a model's weights by name, as the header of a file tells them."""
+
+Cost = Literal["features", "text encoder", "image encoder"]
 
 
-class UnknownClassError(ConfigError):
-    """A method that knows its training classes alone was asked about others."""
-
-
-@dataclass(frozen=True, eq=False)
-class ClassSet:
-    """The candidate classes of a prediction.
-
-    Attributes:
-        names: K display names.
-        text_features: `(K, D)` unit-norm.
-        templates: The prompt templates behind the text features.
-    """
-
-    names: tuple[str, ...]
-    text_features: Tensor
-    templates: tuple[str, ...] = (DEFAULT_TEMPLATE,)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def take(self, rows: Sequence[int] | Tensor) -> ClassSet:
-        """Return the classes at `rows`, in that order.
-
-        Example:
-            >>> ClassSet(("cat", "dog"), torch.eye(2)).take([1]).names
-            ('dog',)
-        """
-        chosen = [int(row) for row in rows]
-        names = tuple(self.names[row] for row in chosen)
-        return replace(self, names=names, text_features=self.text_features[chosen])
-
-    def rows_among(self, known: Sequence[str]) -> list[int | None]:
-        """Return for each class its index in `known`, None where it is not there."""
-        place = {name: index for index, name in enumerate(known)}
-        return [place.get(name) for name in self.names]
-
-
-@dataclass(frozen=True, eq=False)
-class Examples:
-    """Pictures as features, and as pictures where there are any.
+@dataclass(frozen=True)
+class Facts(Config):
+    """What a model must know of the data that it learned from, besides its configuration.
 
     Attributes:
-        image_features: `(N, V, D)` unit-norm; view 0 is the plain picture. `(N, D)` becomes
-            `(N, 1, D)`.
-        pictures: The same N pictures, or None.
-    """
-
-    image_features: Tensor
-    pictures: ImageSplit | None = None
-
-    def __post_init__(self) -> None:
-        if self.image_features.ndim == 2:
-            object.__setattr__(self, "image_features", self.image_features[:, None])
-
-    def __len__(self) -> int:
-        return len(self.image_features)
-
-    def plain(self) -> Tensor:
-        """Return view 0, `(N, D)`."""
-        return self.image_features[:, 0]
-
-    def take(self, rows: Tensor) -> Examples:
-        """Return the examples at `rows`."""
-        pictures = None if self.pictures is None else self.pictures.subset(rows.numpy())
-        return Examples(self.image_features[rows], pictures)
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """What a method may learn from.
-
-    Attributes:
-        examples: The labelled pictures, N.
-        labels: `(N,)` indices into `classes`.
-        classes: The K classes to learn.
+        dim: Width D of the features.
         scale: The exponentiated logit scale.
-        seed: Seed of everything random.
-        encoder: The encoder of the features; None where there are features alone.
-
-    Example:
-        >>> classes = ClassSet(("cat", "dog"), torch.eye(2))
-        >>> task = Task(Examples(torch.eye(2)), torch.tensor([0, 1]), classes, scale=20.0)
-        >>> task.on_classes([1]).labels.tolist()
-        [0]
+        classes: Names of the classes that it learned.
+        templates: Their prompt templates.
     """
 
-    examples: Examples
-    labels: Tensor
-    classes: ClassSet
+    dim: int
     scale: float
+    classes: tuple[str, ...]
+    templates: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, data: Features) -> Facts:
+        """Return the facts of some data."""
+        assert data.scale is not None  # Method.fit has checked it
+        return cls(data.dim, float(data.scale), data.classes, data.class_set().templates)
+
+    def validate(self) -> None:
+        """Check that sizes and scale can be used."""
+        self.require(1 <= self.dim <= 1 << 16, "dim", "from 1 to 65536")
+        self.require(0 < self.scale <= 1e6, "scale", "above 0 and at most a million")
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a fit runs, besides the method's configuration.
+
+    Attributes:
+        seed: Seed of everything random.
+        encoder: The encoder behind the features; None where there are features alone.
+        state_dir: Folder for the states of training, from which the same call goes on; None keeps
+            none.
+        progress: Show bars; None on a terminal only.
+        workers: Processes that decode images, for methods that read them; None chooses.
+        skip_bad: Go on without images that cannot be read, for methods that read them.
+        device: Where encoders learn; None for what Accelerate finds.
+        after_epoch: Called after each epoch of a method that trains an encoder, with the model and the
+            number of finished epochs; what it returns joins the history.
+        select: Judges the model after each epoch of a method that trains an encoder, on a validation
+            split; the weights of the best epoch are kept.
+        log_path: File of one JSON line for each step, for methods that train an encoder.
+        trackers: "tensorboard", "wandb" or "trackio", for methods that train an encoder.
+    """
+
     seed: int = 0
     encoder: DualEncoder | None = None
+    state_dir: Path | None = None
+    progress: bool | None = False
+    workers: int | None = None
+    skip_bad: bool = False
+    device: str | torch.device | None = None
+    after_epoch: Callable[[AdaptedModel, int], dict[str, Any]] | None = None
+    select: Callable[[AdaptedModel], dict[str, Any]] | None = None
+    log_path: Path | None = None
+    trackers: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        if len(self.examples) == 0:  # for the methods that learn nothing
-            return
-        check_features(
-            self.examples.image_features,
-            self.classes.text_features,
-            self.labels,
-            num_classes=len(self.classes),
-        )
-
-    def on_classes(self, classes: Sequence[int] | Tensor, keep: Tensor | None = None) -> Task:
-        """Return the task of some of the classes, relabelled in their order.
-
-        Args:
-            classes: Class indices.
-            keep: Mask `(N,)` of examples that may be used; None for all.
-        """
-        rows = torch.as_tensor(classes)
-        position = torch.full((len(self.classes),), -1, dtype=torch.long)
-        position[rows] = torch.arange(len(rows))
-        labels = position[self.labels]
-        chosen = labels >= 0 if keep is None else (labels >= 0) & keep
-        found = chosen.nonzero().flatten()
-        return replace(
-            self,
-            examples=self.examples.take(found),
-            labels=labels[found],
-            classes=self.classes.take(rows),
-        )
-
-    def fingerprint(self, extra: object = None) -> str:
-        """Hash what can be learned from, with a JSON value; the key of a training state."""
-        return fingerprint_tensors(
-            self.examples.image_features,
-            self.labels,
-            self.classes.text_features,
-            extra=[self.scale, self.seed, list(self.classes.names), extra],
-        )
+    def state_file(self, name: str) -> Path | None:
+        """Return the path of a state, or None if none is kept."""
+        return None if self.state_dir is None else self.state_dir / name
 
 
-class Predictor(nn.Module):
-    """A method after (or before) training: scores examples against class sets.
+class AdaptedModel(nn.Module):
+    """A method before, while and after it learns: scores features against class sets.
 
     Subclasses implement `score`; those with work on the side of the text also `prepare`.
 
+    Args:
+        method: The method.
+        facts: What it knows of the data.
+        config: The method's configuration.
+        encoder: The encoder that it asks or owns, or None.
+
     Attributes:
-        method: Name of the method.
-        facts: What its constructor needs besides the weights, as plain JSON.
-        record: What the fit wants to tell: curve, values that it chose.
+        strength: How far to go from zero-shot, among trained and among other candidates.
+        record: What the fit wants to tell: curve, values that it chose. Plain JSON.
+        head: The RAda head, where there is one.
     """
 
-    def __init__(self, method: str, facts: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        method: Method,
+        facts: Facts,
+        config: Config,
+        encoder: DualEncoder | None = None,
+    ) -> None:
         super().__init__()
-        self.method = method
-        self.facts = dict(facts)
+        self.method, self.facts, self.config, self.encoder = method, facts, config, encoder
+        self.strength = Strength(classes=facts.classes)
         self.record: dict[str, Any] = {}
+        self.head: RAdaHead | None = None
+
+    # -- what a method implements ----------------------------------------------------------------
 
     def prepare(self, classes: ClassSet) -> ClassSet:
         """Return the class set with the text features that `score` wants."""
@@ -188,50 +139,103 @@ class Predictor(nn.Module):
 
     @abstractmethod
     def score(self, images: Tensor, classes: ClassSet) -> Tensor:
-        """Return logits `(B, K)` of features `(B, D)` for a prepared class set."""
+        """Return logits `(B, K)` of features `(B, D)` for a prepared class set, at full strength."""
+
+    def loss(self, images: Tensor, labels: Tensor, classes: ClassSet) -> Losses:
+        """Return what training minimises; cross-entropy unless a method says otherwise."""
+        return class_logits_loss(self(images, classes), labels)
+
+    def own_state(self) -> dict[str, Tensor]:
+        """Return the weights to save, without those of an encoder."""
+        return dict(self.state_dict())
+
+    # -- what it offers --------------------------------------------------------------------------
 
     def forward(self, images: Tensor, classes: ClassSet) -> Tensor:
-        """Return logits `(B, K)`, differentiable in the method's parameters."""
+        """Return logits `(B, K)` at full strength, differentiable in the method's parameters."""
         return self.score(images, self.prepare(classes))
 
-    def loss(self, images: Tensor, labels: Tensor, classes: ClassSet) -> Tensor:
-        """Return what training minimises; cross-entropy unless a method says otherwise."""
-        return cross_entropy(self(images, classes), labels)
+    def zero_shot_logits(self, images: Tensor, classes: ClassSet) -> Tensor:
+        """Return logits `(N, K)` at strength 0: scale times cosine."""
+        return self.facts.scale * images @ classes.text_features.T.to(images)
 
-    @torch.no_grad()
-    def predict(self, queries: Examples, classes: ClassSet, *, batch_size: int = 128) -> Tensor:
-        """Return logits `(N, K)`, without gradients.
+    def adapted_logits(self, images: Tensor, classes: ClassSet) -> Tensor:
+        """Return logits `(N, K)` at full strength, without gradients.
 
         Raises:
             UnknownClassError: If the method cannot score one of the classes.
         """
+        return self.logits(images, classes, strength=1.0)
+
+    @torch.no_grad()
+    def logits(
+        self,
+        images: Tensor,
+        classes: ClassSet,
+        *,
+        strength: float | None = None,
+        batch_size: int = 128,
+    ) -> Tensor:
+        """Return logits `(N, K)` of features `(N, D)`, without gradients.
+
+        Args:
+            images: Unit-norm features; of the tuned encoder where the method trains one.
+            classes: The candidates.
+            strength: 0 for zero-shot, 1 for the full adaptation; None for the model's own.
+            batch_size: Rows that are scored at once.
+
+        Raises:
+            UnknownClassError: If the method cannot score one of the classes.
+            ConfigError: If the strength is out of range.
+        """
+        share = self.strength.for_classes(classes.names) if strength is None else strength
+        if not 0 <= share <= 1:
+            raise ConfigError(f"strength should be in [0, 1], not {share!r}")
         training = self.training
         self.eval()
         try:
-            prepared = self.prepare(classes)
-            parts = torch.split(queries.plain(), batch_size)
-            return torch.cat([self.score(images, prepared) for images in parts])
+            prepared = classes if share == 0 else self.prepare(classes)
+            parts = [
+                self._mixed(part, classes, prepared, share)
+                for part in torch.split(images, batch_size)
+            ]
+            return torch.cat(parts)
         finally:
             self.train(training)
+
+    def _mixed(
+        self, images: Tensor, classes: ClassSet, prepared: ClassSet, strength: float
+    ) -> Tensor:
+        if strength == 1:
+            return self.score(images, prepared)
+        zero_shot = self.zero_shot_logits(images, classes)
+        if strength == 0:
+            return zero_shot
+        return zero_shot + strength * (self.score(images, prepared) - zero_shot)
 
     def trainable_parameters(self) -> int:
         """Return how many numbers the method learned."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
-    def save(self, path: str | Path) -> None:
-        """Write the predictor to one safetensors file; `load_predictor` reads it.
+    def keep_choice(self, choice: StrengthChoice) -> None:
+        """Take over a strength and tell in the record how it was chosen."""
+        self.strength = Strength(choice.strength, choice.trained_strength, self.strength.classes)
+        self.record["strength_choice"] = choice.to_dict()
 
-        Raises:
-            StorageError: If the place cannot be written.
-        """
-        from rada.methods.saving import save_predictor
-
-        save_predictor(self, path)
+    def refuse_unknown(self, names: Iterable[str]) -> None:
+        """Raise an `UnknownClassError` if a name is none of the trained classes."""
+        known = set(self.facts.classes)
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise UnknownClassError(
+                f"{self.method.title} knows its {len(known)} training classes alone, not "
+                f"{unknown[0]!r}: choose a method for new classes (`rada methods`), or fit again"
+            )
 
 
 @dataclass(frozen=True)
-class NoSettings(Config):
-    """The settings of a method that has none."""
+class NoConfig(Config):
+    """The configuration of a method that has none."""
 
 
 @dataclass(frozen=True)
@@ -241,97 +245,158 @@ class Method(ABC):
     Attributes:
         name: How to ask for it.
         title: How tables name it.
-        source: Where it is described.
-        needs: "encoder" if it trains through or asks a tower, "pictures" if it needs the pixels.
-        learns: Whether it looks at the examples at all.
-        open_set: Whether it can score classes that it was not trained on.
-        settings: Its configuration class.
+        source: Where it is described, and what of it is ours.
+        trains: What it trains, in a few words.
+        needs: "encoder" if it asks or trains one, "images" if it reads pixels, and capabilities of the
+            encoder (`rada.encoders.CAPABILITIES`).
+        cost: What is run in every step: cached features alone, the text encoder, or the image
+            encoder.
+        train_encoder: Whether it changes the encoder's weights; the model then owns a copy.
+        learns: Whether it looks at the images at all.
+        new_classes: Whether it can score classes that it was not trained on.
+        config: Its configuration class.
     """
 
     name: str
     title: str
     source: str
+    trains: str = "nothing"
     needs: frozenset[str] = field(default_factory=frozenset)
+    cost: Cost = "features"
+    train_encoder: bool = False
     learns: bool = True
-    open_set: bool = True
-    settings: ClassVar[type[Config]] = NoSettings
+    new_classes: bool = True
+    config: ClassVar[type[Config]] = NoConfig
 
     @abstractmethod
-    def start(self, task: Task, config: Any) -> Predictor:
-        """Return the predictor before training."""
+    def build(
+        self, facts: Facts, config: Any, shapes: Shapes, encoder: DualEncoder | None
+    ) -> AdaptedModel:
+        """Return a model whose weights are of the right shapes, without meaning yet.
 
-    @abstractmethod
-    def build(self, facts: dict[str, Any], encoder: DualEncoder | None) -> Predictor:
-        """Return a predictor of the right shapes, for weights from a file."""
+        Args:
+            facts: What it knows of the data.
+            config: The configuration.
+            shapes: Shapes of the weights in a file; empty for a model that is about to learn.
+            encoder: The encoder, where the method needs one.
+        """
 
-    def train(
-        self,
-        predictor: Predictor,
-        task: Task,
-        config: Any,
-        *,
-        state_path: Path | None,
-        progress: bool | None,
-    ) -> Predictor:
+    def start(self, data: Features, config: Any, run: Run) -> AdaptedModel:
+        """Return the model before training."""
+        with seeded(run.seed):
+            return self.build(Facts.of(data), config, {}, run.encoder)
+
+    def train(self, model: AdaptedModel, data: Features, config: Any, run: Run) -> AdaptedModel:
         """Train what `start` returned; methods without training leave it as it is."""
-        return predictor
+        return model
 
     def views(self, config: Any) -> int:
-        """Return how many views of each picture the method wants."""
+        """Return how many views of each image the method wants."""
         return int(getattr(config, "views", 1))
 
     def fit(
-        self,
-        task: Task,
-        config: Config | None = None,
-        *,
-        state_path: str | Path | None = None,
-        progress: bool | None = False,
-    ) -> Predictor:
-        """Adapt to a task.
+        self, data: Features, config: Config | None = None, run: Run | None = None
+    ) -> AdaptedModel:
+        """Adapt to labelled features.
 
         Args:
-            task: Labelled examples and their classes.
-            config: Settings; the method's defaults when None.
-            state_path: File for the state of training; the same call goes on from there. A method may
-                put more files beside it, so give it a folder of its own.
-            progress: Show a bar; None shows it on a terminal only.
+            data: Labelled features with `text_features` and `scale`, and with `images` for methods that
+                read pixels.
+            config: The method's configuration; its defaults when None.
+            run: Seed, encoder, folder for states; the defaults of `Run` when None.
 
         Returns:
-            The predictor, in evaluation mode; `record["seconds"]` is the time taken.
+            The model, in evaluation mode; `record["seconds"]` is the time taken.
 
         Raises:
-            ConfigError: If the task lacks what the method needs, or the settings are another method's.
-            FeatureError: If fewer than two classes have examples.
+            ConfigError: If the run lacks what the method needs, or the configuration is another
+                method's.
+            FeatureError: If the data lacks class features, scale or labels, or fewer than two classes
+                have images.
+            TrainingDivergedError: If a loss or a weight is not finite.
+            TrainingInterrupted: On Ctrl-C.
         """
-        config = self.settings() if config is None else config
-        if not isinstance(config, self.settings):
+        run = run or Run()
+        config = self.config() if config is None else config
+        if not isinstance(config, self.config):
             raise ConfigError(
-                f"{self.name} takes {self.settings.__name__}, not {type(config).__name__}"
+                f"{self.name} takes {self.config.__name__}, not {type(config).__name__}"
             )
-        self._check(task)
+        self.check(data, run)
         began = time.perf_counter()
-        predictor = self.train(
-            self.start(task, config),
-            task,
-            config,
-            state_path=None if state_path is None else Path(state_path),
-            progress=progress,
-        )
-        predictor.record["seconds"] = time.perf_counter() - began
-        return predictor.eval()
+        model = self.start(data, config, run).to(data.image_features.device)
+        model = self.train(model, data, config, run)
+        model.record["seconds"] = time.perf_counter() - began
+        return model.eval()
 
-    def _check(self, task: Task) -> None:
-        if "encoder" in self.needs and task.encoder is None:
+    def check(self, data: Features, run: Run) -> None:
+        """Check that data and run hold what the method needs."""
+        if "encoder" in self.needs and run.encoder is None:
             raise ConfigError(
                 f"{self.name} works through the encoder, but there are features alone: "
-                "give pictures as data, or leave this method out"
+                "give images as data, or choose another method (`rada methods`)"
             )
-        if "pictures" in self.needs and task.examples.pictures is None:
-            raise ConfigError(f"{self.name} trains on pictures, but there are features alone")
-        present = len(torch.bincount(task.labels).nonzero())
-        if self.learns and present < 2:
+        if run.encoder is not None:
+            for capability in sorted(self.needs - {"encoder", "images"}):
+                run.encoder.require(capability)
+        if "images" in self.needs and data.images is None:
+            raise ConfigError(f"{self.name} trains on images, but there are features alone")
+        data.class_set()
+        if data.scale is None:
+            raise FeatureError("the features lack the scale of the logits: pass scale=")
+        if not self.learns:
+            return
+        if bool((data.labels < 0).any()):
+            raise FeatureError("training needs a label for every image, but some have none")
+        present = len(torch.bincount(data.labels).nonzero())
+        if present < 2:
             raise FeatureError(
-                f"{self.name} needs examples of at least 2 classes, but only "
-                f"{present} of {len(task.classes)} has any"
+                f"{self.name} needs images of at least 2 classes, but only "
+                f"{present} of {len(data.classes)} has any"
             )
+
+    # -- shared by the methods that learn on features --------------------------------------------
+
+    def learn(
+        self,
+        model: AdaptedModel,
+        data: Features,
+        recipe: Recipe,
+        run: Run,
+        *,
+        classes_per_step: int = 0,
+        state_path: Path | None = None,
+    ) -> AdaptedModel:
+        """Train a model by its own loss on features, through the one loop."""
+        model.record["history"] = train(
+            model,
+            model.loss,
+            data,
+            recipe,
+            run.seed,
+            classes_per_step=classes_per_step,
+            key=[self.name, model.facts.to_dict(), model.config.to_dict()],
+            state_path=state_path or run.state_file("state.safetensors"),
+            progress=run.progress,
+            description=f"Training ({self.title})",
+        )
+        return model
+
+    def choose_strength(
+        self,
+        model: AdaptedModel,
+        data: Features,
+        run: Run,
+        fit_part: Callable[[Features, Path | None], AdaptedModel],
+        folds: int = 3,
+    ) -> None:
+        """Choose the model's strength on its training images, by the one rule."""
+        choice = choose_strength(
+            fit_part,
+            data,
+            run.seed,
+            folds=folds,
+            key=[self.name, model.config.to_dict()],
+            folder=run.state_dir,
+        )
+        model.keep_choice(choice)

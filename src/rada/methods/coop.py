@@ -5,27 +5,27 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from rada.core.config import Config
 from rada.core.errors import ConfigError
-from rada.methods.base import ClassSet, Method, Predictor, Task
+from rada.features import ClassSet, Features
+from rada.methods.base import AdaptedModel, Facts, Method, Run, Shapes
 from rada.methods.registry import register_method
-from rada.training.feature_loop import Recipe, train
+from rada.training.feature_loop import Recipe
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder
 
-__all__ = ["CoOp", "CoOpSettings"]
+__all__ = ["CoOp", "CoOpConfig"]
 
 
 @dataclass(frozen=True)
-class CoOpSettings(Recipe):
-    """Settings of CoOp, those of its base-to-new experiments.
+class CoOpConfig(Recipe):
+    """Configuration of CoOp, those of its base-to-new experiments.
 
     Attributes:
         context: Words whose token embeddings the context starts from.
@@ -41,7 +41,7 @@ class CoOpSettings(Recipe):
 
 @contextlib.contextmanager
 def _frozen(module: nn.Module) -> Iterator[None]:
-    """While the block runs, a tower is in evaluation mode and takes no gradients of its own."""
+    """While the block runs, an encoder is in evaluation mode and takes no gradients of its own."""
     wanted = [p for p in module.parameters() if p.requires_grad]
     training = [part for part in module.modules() if part.training]
     module.eval()
@@ -56,17 +56,24 @@ def _frozen(module: nn.Module) -> Iterator[None]:
             part.training = True
 
 
-class ContextPredictor(Predictor):
+class CoOpModel(AdaptedModel):
     """Zero-shot with prompts whose first token embeddings are learned, one context for all classes."""
 
-    def __init__(self, context: Tensor, scale: float, encoder: DualEncoder) -> None:
-        super().__init__("coop", {"shape": list(context.shape), "scale": scale})
-        self.context = nn.Parameter(context.clone())
-        self.scale, self.encoder = scale, encoder
+    def __init__(
+        self,
+        method: Method,
+        facts: Facts,
+        config: CoOpConfig,
+        context: Tensor,
+        encoder: DualEncoder,
+    ) -> None:
+        super().__init__(method, facts, config, encoder)
+        self.context = nn.Parameter(context)
 
     def prepare(self, classes: ClassSet) -> ClassSet:
-        """Run the text tower on the learned context before each class name."""
+        """Run the text encoder on the learned context before each class name."""
         encoder, length = self.encoder, len(self.context)
+        assert encoder is not None
         with _frozen(encoder.model):
             prompts = [f"{name}." for name in classes.names]
             tokens = encoder.tokenize_with_context(prompts, length)
@@ -79,44 +86,37 @@ class ContextPredictor(Predictor):
 
     def score(self, images: Tensor, classes: ClassSet) -> Tensor:
         """Return `scale * cosine`."""
-        return self.scale * images @ classes.text_features.T
+        return self.zero_shot_logits(images, classes)
 
 
 @dataclass(frozen=True)
 class CoOp(Method):
     """Starts as zero-shot with the prompt "CONTEXT NAME."."""
 
-    settings: ClassVar[type[Config]] = CoOpSettings
+    config: ClassVar[type[Config]] = CoOpConfig
 
-    def start(self, task: Task, config: CoOpSettings) -> Predictor:
-        """Return the context that spells `config.context`."""
-        assert task.encoder is not None
-        encoder = task.encoder
-        tokens = encoder.tokenize([config.context])
-        first = encoder.context_start
-        length = int(tokens["attention_mask"].sum()) - first - 1  # the marks before and behind
-        with torch.no_grad():
-            found = encoder.embed_tokens(tokens)[0, first : first + length]
-        return ContextPredictor(found.float().cpu(), task.scale, encoder)
-
-    def build(self, facts: dict[str, Any], encoder: DualEncoder | None) -> Predictor:
-        """Return a context of the right shape for an encoder."""
+    def build(
+        self, facts: Facts, config: CoOpConfig, shapes: Shapes, encoder: DualEncoder | None
+    ) -> AdaptedModel:
+        """Return the context that spells `config.context`, or a place for the one of a file."""
         if encoder is None:
-            raise ConfigError("coop needs the encoder whose prompts it learned")
-        rows, width = map(int, facts["shape"])
-        return ContextPredictor(torch.zeros(rows, width), float(facts["scale"]), encoder)
+            raise ConfigError(f"{self.name} needs the encoder whose prompts it learned")
+        if "context" in shapes:
+            context = torch.empty(shapes["context"])
+        else:
+            tokens = encoder.tokenize([config.context])
+            first = encoder.context_start
+            length = int(tokens["attention_mask"].sum()) - first - 1  # the marks before and behind
+            with torch.no_grad():
+                found = encoder.embed_tokens(tokens)[0, first : first + length]
+            context = found.float().cpu().clone()
+        return CoOpModel(self, facts, config, context, encoder)
 
     def train(
-        self,
-        predictor: Predictor,
-        task: Task,
-        config: CoOpSettings,
-        *,
-        state_path: Path | None,
-        progress: bool | None,
-    ) -> Predictor:
-        """Train the context on cached image features, through the text tower."""
-        return train(predictor, task, config, state_path=state_path, progress=progress)
+        self, model: AdaptedModel, data: Features, config: CoOpConfig, run: Run
+    ) -> AdaptedModel:
+        """Train the context on cached image features, through the text encoder."""
+        return self.learn(model, data, config, run)
 
 
 register_method(
@@ -124,6 +124,8 @@ register_method(
         "coop",
         "CoOp",
         "Zhou et al., Learning to Prompt for Vision-Language Models, IJCV 2022",
-        needs=frozenset({"encoder"}),
+        trains="context vectors of the prompt",
+        needs=frozenset({"encoder", "token_embeddings"}),
+        cost="text encoder",
     )
 )

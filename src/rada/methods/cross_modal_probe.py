@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -11,19 +10,20 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from rada.core.config import Config
-from rada.methods.base import ClassSet, Method, Predictor, Task
+from rada.features import ClassSet, Features
+from rada.methods.base import AdaptedModel, Facts, Method, Run, Shapes
 from rada.methods.registry import register_method
-from rada.training.feature_loop import Recipe, train
+from rada.training.feature_loop import Losses, Recipe, class_logits_loss
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder
 
-__all__ = ["CrossModalProbe", "CrossModalSettings"]
+__all__ = ["CrossModalConfig", "CrossModalProbe"]
 
 
 @dataclass(frozen=True)
-class CrossModalSettings(Config):
-    """Settings of the cross-modal probe; the paper takes the best of a grid on validation shots.
+class CrossModalConfig(Config):
+    """Configuration of the cross-modal probe; the paper takes the best of a grid on validation shots.
 
     Attributes:
         iterations: Steps, at least.
@@ -56,63 +56,56 @@ class CrossModalSettings(Config):
         )
 
 
-class CrossModalPredictor(Predictor):
+class CrossModalModel(AdaptedModel):
     """`scale * f @ W.T`, where W starts as the class features."""
 
-    def __init__(self, names: list[str], weight: Tensor, scale: float) -> None:
-        super().__init__(
-            "cross_modal_probe", {"names": names, "dim": weight.shape[1], "scale": scale}
-        )
-        self.names, self.scale = names, scale
-        self.weight = nn.Parameter(weight.clone())
+    def __init__(self, method: Method, facts: Facts, config: Any) -> None:
+        super().__init__(method, facts, config)
+        self.weight = nn.Parameter(torch.zeros(len(facts.classes), facts.dim))
 
     def score(self, images: Tensor, classes: ClassSet) -> Tensor:
         """Return the layer's outputs; a class that it never saw has its class features as weight."""
-        found = classes.rows_among(self.names)
+        found = classes.rows_among(self.facts.classes)
         known = torch.tensor([row is not None for row in found])
         rows = torch.tensor([0 if row is None else row for row in found])
         weight = torch.where(known[:, None], self.weight[rows], classes.text_features)
-        return self.scale * images @ weight.T
+        return self.facts.scale * images @ weight.T
 
-    def loss(self, images: Tensor, labels: Tensor, classes: ClassSet) -> Tensor:
-        """Return the mean loss of the pictures and of as many prompts."""
+    def loss(self, images: Tensor, labels: Tensor, classes: ClassSet) -> Losses:
+        """Return the mean loss of the images and of as many prompts."""
         prompts = torch.arange(len(classes))
         if len(labels) < len(classes):
             prompts = labels  # the prompts of the classes in the batch: half of every batch is text
-        text = self(classes.text_features[prompts], classes)
-        return (cross_entropy(self(images, classes), labels) + cross_entropy(text, prompts)) / 2
+        text = cross_entropy(self(classes.text_features[prompts], classes), prompts)
+        found = class_logits_loss(self(images, classes), labels)
+        return found | {"loss": (found["loss"] + text) / 2}
 
 
 @dataclass(frozen=True)
 class CrossModalProbe(Method):
     """Starts as zero-shot."""
 
-    settings: ClassVar[type[Config]] = CrossModalSettings
+    config: ClassVar[type[Config]] = CrossModalConfig
 
-    def start(self, task: Task, config: CrossModalSettings) -> Predictor:
-        """Return the layer whose weights are the class features."""
-        names = list(task.classes.names)
-        return CrossModalPredictor(names, task.classes.text_features, task.scale)
-
-    def build(self, facts: dict[str, Any], encoder: DualEncoder | None) -> Predictor:
+    def build(
+        self, facts: Facts, config: Any, shapes: Shapes, encoder: DualEncoder | None
+    ) -> AdaptedModel:
         """Return a layer of the right shape."""
-        names = list(map(str, facts["names"]))
-        return CrossModalPredictor(
-            names, torch.zeros(len(names), int(facts["dim"])), float(facts["scale"])
-        )
+        return CrossModalModel(self, facts, config)
+
+    def start(self, data: Features, config: Any, run: Run) -> AdaptedModel:
+        """Return the layer whose weights are the class features."""
+        model = super().start(data, config, run)
+        assert isinstance(model, CrossModalModel)
+        with torch.no_grad():
+            model.weight.copy_(data.class_set().text_features)
+        return model
 
     def train(
-        self,
-        predictor: Predictor,
-        task: Task,
-        config: CrossModalSettings,
-        *,
-        state_path: Path | None,
-        progress: bool | None,
-    ) -> Predictor:
+        self, model: AdaptedModel, data: Features, config: CrossModalConfig, run: Run
+    ) -> AdaptedModel:
         """Train the layer."""
-        recipe = config.recipe(len(task.labels))
-        return train(predictor, task, recipe, state_path=state_path, progress=progress)
+        return self.learn(model, data, config.recipe(len(data)), run)
 
 
 register_method(
@@ -121,5 +114,6 @@ register_method(
         "Cross-modal probe",
         "Lin et al., Multimodality Helps Unimodality: Cross-Modal Few-Shot Learning with Multimodal "
         "Models, CVPR 2023",
+        trains="one vector for each class, from images and prompts",
     )
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from rada.core.errors import FeatureError
-from rada.methods.base import ClassSet, Method, Predictor, Task, UnknownClassError
+from rada.features import ClassSet, Features
+from rada.methods.base import AdaptedModel, Facts, Method, Run, Shapes
 from rada.methods.registry import register_method
 
 if TYPE_CHECKING:
@@ -108,33 +108,23 @@ def _regression(
     return weight, bias, float(best.C)
 
 
-class ProbePredictor(Predictor):
-    """A linear layer over the training classes."""
+class ProbeModel(AdaptedModel):
+    """A linear layer over the training classes; before it learns, every class is equally likely."""
 
-    def __init__(self, names: list[str], dim: int) -> None:
-        super().__init__("linear_probe", {"names": names, "dim": dim})
-        self.names = names
-        self.linear = nn.Linear(dim, len(names))
+    def __init__(self, method: Method, facts: Facts, config: Any) -> None:
+        super().__init__(method, facts, config)
+        self.linear = nn.Linear(facts.dim, len(facts.classes))
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
     def prepare(self, classes: ClassSet) -> ClassSet:
         """Check that every class was trained."""
-        strangers = [
-            name
-            for name, row in zip(classes.names, classes.rows_among(self.names), strict=True)
-            if row is None
-        ]
-        if strangers:
-            raise UnknownClassError(
-                f"the linear probe knows its {len(self.names)} training classes alone, not "
-                f"{strangers[0]!r}"
-            )
+        self.refuse_unknown(classes.names)
         return classes
 
     def score(self, images: Tensor, classes: ClassSet) -> Tensor:
         """Return the linear layer's outputs for the classes."""
-        rows = [row for row in classes.rows_among(self.names) if row is not None]
+        rows = [row for row in classes.rows_among(self.facts.classes) if row is not None]
         return images @ self.linear.weight[rows].T + self.linear.bias[rows]
 
 
@@ -142,32 +132,21 @@ class ProbePredictor(Predictor):
 class LinearProbe(Method):
     """Logistic regression; C by cross-validation on the shots."""
 
-    def start(self, task: Task, config: Any) -> Predictor:
-        """Return a layer of zeros: every class is equally likely."""
-        return ProbePredictor(list(task.classes.names), task.classes.text_features.shape[1])
+    def build(
+        self, facts: Facts, config: Any, shapes: Shapes, encoder: DualEncoder | None
+    ) -> AdaptedModel:
+        """Return a layer of zeros."""
+        return ProbeModel(self, facts, config)
 
-    def build(self, facts: dict[str, Any], encoder: DualEncoder | None) -> Predictor:
-        """Return a layer of the right shape."""
-        return ProbePredictor(list(map(str, facts["names"])), int(facts["dim"]))
-
-    def train(
-        self,
-        predictor: Predictor,
-        task: Task,
-        config: Any,
-        *,
-        state_path: Path | None,
-        progress: bool | None,
-    ) -> Predictor:
-        """Solve the regression on the plain pictures."""
-        assert isinstance(predictor, ProbePredictor)
-        images = task.examples.plain()
-        weight, bias, strength = _regression(images, task.labels, len(task.classes), task.seed)
+    def train(self, model: AdaptedModel, data: Features, config: Any, run: Run) -> AdaptedModel:
+        """Solve the regression on the plain images."""
+        assert isinstance(model, ProbeModel)
+        weight, bias, strength = _regression(data.plain(), data.labels, len(data.classes), run.seed)
         with torch.no_grad():
-            predictor.linear.weight.copy_(weight)
-            predictor.linear.bias.copy_(bias)
-        predictor.record["C"] = strength
-        return predictor
+            model.linear.weight.copy_(weight)
+            model.linear.bias.copy_(bias)
+        model.record["C"] = strength
+        return model
 
 
 register_method(
@@ -176,6 +155,7 @@ register_method(
         "Linear probe",
         "Radford et al., Learning Transferable Visual Models From Natural Language, ICML 2021, "
         "section 3.2",
-        open_set=False,
+        trains="one vector for each class",
+        new_classes=False,
     )
 )

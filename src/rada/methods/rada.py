@@ -2,109 +2,252 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from rada.core.config import Config, EFTConfig
+from rada.core.config import Config
+from rada.features import ClassSet, Features
 from rada.head import RAdaHead
-from rada.methods.base import ClassSet, Method, Predictor, Task
+from rada.methods.base import AdaptedModel, Facts, Method, Run, Shapes
 from rada.methods.registry import register_method
-from rada.methods.strength import keep_choice, strength_for
-from rada.training import train_head
-from rada.training.feature_loop import seeded
+from rada.training.feature_loop import Losses, Recipe, class_logits_loss, default_subset
+from rada.training.strength import Strength
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder
 
-__all__ = ["HeadPredictor", "RAda"]
+__all__ = ["SOURCE", "EFTConfig", "HeadModel", "RAda", "train_head"]
 
 SOURCE = "One Last Attention for Your Vision-Language Model, ICCV 2025, arXiv 2507.15480"
 
 
-class HeadPredictor(Predictor):
-    """A RAda head with its strength.
+@dataclass(frozen=True)
+class EFTConfig(Config):
+    """Training of the head with frozen encoders (efficient fine-tuning).
+
+    The paper publishes no hyper-parameters; these defaults are ours, chosen by few-shot validation
+    (`benchmarks/eft_defaults.py`).
 
     Attributes:
-        alpha: Weight of the smoothness term in `loss`.
+        epochs: Passes over the training images.
+        min_steps: Least number of steps; few images get more epochs until there are so many.
+        batch_size: Images a step.
+        learning_rate: Peak learning rate of AdamW.
+        weight_decay: Decoupled weight decay of AdamW.
+        warmup: Part of all steps during which the learning rate rises linearly, in [0, 1); a cosine
+            to zero follows.
+        alpha: Weight of the smoothness term `mean_b max |M - 1|` (paper, the regulariser).
+        num_heads: Attention heads; must divide the width of the features.
+        temperature: Temperature of the joint softmax, above 0.
+        views: Cached random views of each training image; 1 means the plain image alone.
+        classes_per_step: Classes drawn for a step (they hold the batch's labels as far as they go; images
+            of other classes are skipped in this step); None for a half of them, at least 2 and at
+            most 64, 0 for all of them.
+        strength: Mask strength at inference in [0, 1], or "auto" to choose it on the training shots
+            by cross-validation over classes.
+        strength_folds: Folds of that cross-validation, at least 2.
+
+    Example:
+        >>> EFTConfig(epochs=3).to_dict()["epochs"]
+        3
     """
 
-    strength: Tensor
+    epochs: int = 10
+    min_steps: int = 300
+    batch_size: int = 32
+    learning_rate: float = 3.5e-3
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    alpha: float = 1.0
+    num_heads: int = 8
+    temperature: float = 1.0
+    views: int = 1
+    classes_per_step: int | None = None
+    strength: float | Literal["auto"] = "auto"
+    strength_folds: int = 3
 
-    def __init__(
-        self, method: str, head: RAdaHead, scale: float, strength: float = 1.0, alpha: float = 0.0
-    ) -> None:
-        facts = {"dim": head.dim, "num_heads": head.num_heads, "temperature": head.temperature}
-        super().__init__(method, facts | {"scale": scale, "alpha": alpha})
-        self.head, self.scale, self.alpha = head, scale, alpha
-        self.register_buffer("strength", torch.tensor(strength, dtype=torch.float64))
+    def validate(self) -> None:
+        """Check that every field is in its range."""
+        for name in ("epochs", "batch_size", "num_heads", "views"):
+            self.require(getattr(self, name) >= 1, name, "a positive integer")
+        self.require(self.min_steps >= 0, "min_steps", "0 or more")
+        self.require(self.learning_rate > 0, "learning_rate", "above 0")
+        self.require(self.weight_decay >= 0, "weight_decay", "0 or more")
+        self.require(0 <= self.warmup < 1, "warmup", "in [0, 1)")
+        self.require(self.alpha >= 0, "alpha", "0 or more")
+        self.require(self.temperature > 0, "temperature", "above 0")
+        subset = self.classes_per_step
+        self.require(
+            subset is None or subset == 0 or subset > 1, "classes_per_step", "None, 0 or at least 2"
+        )
+        self.require(
+            self.strength == "auto" or 0 <= float(self.strength) <= 1,
+            "strength",
+            "'auto' or in [0, 1]",
+        )
+        self.require(self.strength_folds >= 2, "strength_folds", "at least 2")
 
-    @classmethod
-    def from_facts(cls, method: str, facts: dict[str, Any]) -> HeadPredictor:
-        """Return a predictor of the right shapes."""
-        head = RAdaHead(int(facts["dim"]), int(facts["num_heads"]), float(facts["temperature"]))
-        predictor = cls(method, head, float(facts["scale"]), alpha=float(facts["alpha"]))
-        predictor.facts = dict(facts)
-        return predictor
+    def recipe(self, images: int) -> Recipe:
+        """Return how to optimise with so many images."""
+        steps = -(-images // self.batch_size)
+        return Recipe(
+            epochs=max(self.epochs, -(-self.min_steps // steps)),
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            optimizer="adamw",
+            weight_decay=self.weight_decay,
+            schedule="steps",
+            warmup=self.warmup,
+        )
+
+    def subset(self, classes: int) -> int:
+        """Return how many of the classes a step draws, 0 for all."""
+        if self.classes_per_step is None:
+            return default_subset(classes)
+        return self.classes_per_step
+
+
+class HeadModel(AdaptedModel):
+    """A RAda head on features as they are.
+
+    Attributes:
+        head: The head.
+        alpha: Weight of the smoothness term in the loss.
+    """
+
+    head: RAdaHead
+
+    def __init__(self, method: Method, facts: Facts, config: Any) -> None:
+        super().__init__(method, facts, config)
+        heads, temperature = getattr(config, "num_heads", 8), getattr(config, "temperature", 1.0)
+        self.head = RAdaHead(facts.dim, heads, temperature)
+        self.alpha = float(getattr(config, "alpha", 0.0))
+
+    def adapted_images(self, images: Tensor) -> Tensor:
+        """Return what the head gets of image features `(B, D)`."""
+        return images
+
+    def adapted_text(self, text: Tensor) -> Tensor:
+        """Return what the head gets of class features `(K, D)`."""
+        return text
 
     def score(self, images: Tensor, classes: ClassSet) -> Tensor:
         """Return the head's logits; the head sees exactly these classes."""
-        strength = strength_for(self, classes)
-        logits: Tensor = self.head(images, classes.text_features, self.scale, strength).logits
+        text = self.adapted_text(classes.text_features)
+        logits: Tensor = self.head(self.adapted_images(images), text, self.facts.scale).logits
         return logits
 
-    def loss(self, images: Tensor, labels: Tensor, classes: ClassSet) -> Tensor:
+    def loss(self, images: Tensor, labels: Tensor, classes: ClassSet) -> Losses:
         """Return cross-entropy plus `alpha * mean_b max |M - 1|`, at full strength."""
-        output = self.head(images, classes.text_features, self.scale)
-        smoothness: Tensor = output.max_deviation.mean()
-        return cross_entropy(output.logits, labels) + self.alpha * smoothness
+        text = self.adapted_text(classes.text_features)
+        output = self.head(self.adapted_images(images), text, self.facts.scale)
+        deviation = output.max_deviation.mean()
+        found = class_logits_loss(output.logits, labels, smoothness=self.alpha * deviation)
+        return found | {"max_deviation": deviation.detach()}
 
 
 @dataclass(frozen=True)
 class RAda(Method):
-    """Starts as zero-shot; trained by `rada.train_head`."""
+    """Starts as zero-shot; the strength is chosen on the shots."""
 
-    settings: ClassVar[type[Config]] = EFTConfig
+    config: ClassVar[type[Config]] = EFTConfig
 
-    def start(self, task: Task, config: EFTConfig) -> Predictor:
+    def build(
+        self, facts: Facts, config: Any, shapes: Shapes, encoder: DualEncoder | None
+    ) -> AdaptedModel:
         """Return the head whose mask is one."""
-        dim = task.classes.text_features.shape[1]
-        with seeded(task.seed):
-            head = RAdaHead(dim, config.num_heads, config.temperature)
-        return HeadPredictor(self.name, head, task.scale, alpha=config.alpha)
-
-    def build(self, facts: dict[str, Any], encoder: DualEncoder | None) -> Predictor:
-        """Return a head of the right shapes."""
-        return HeadPredictor.from_facts(self.name, facts)
+        return HeadModel(self, facts, config)
 
     def train(
+        self, model: AdaptedModel, data: Features, config: EFTConfig, run: Run
+    ) -> AdaptedModel:
+        """Train the model, then choose its strength."""
+        self._learned(model, data, config, run)
+        if config.strength != "auto":
+            model.strength = Strength(float(config.strength), classes=model.strength.classes)
+            return model
+
+        def fit_part(part: Features, path: Path | None) -> AdaptedModel:
+            fold = self.start(part, config, run).to(part.image_features.device)
+            return self._learned(fold, part, config, run, path)
+
+        self.choose_strength(model, data, run, fit_part, config.strength_folds)
+        return model
+
+    def _learned(
         self,
-        predictor: Predictor,
-        task: Task,
+        model: AdaptedModel,
+        data: Features,
         config: EFTConfig,
-        *,
-        state_path: Path | None,
-        progress: bool | None,
-    ) -> Predictor:
-        """Train the head and choose its strength."""
-        trained = train_head(
-            task.examples.image_features,
-            task.labels,
-            task.classes.text_features,
-            task.scale,
-            config,
-            task.seed,
-            checkpoint_dir=state_path and state_path.with_suffix(""),
-            progress=progress,
-        )
-        found = HeadPredictor(self.name, trained.head, task.scale, alpha=config.alpha)
-        keep_choice(found, task, trained.strength, trained.strength_choice)
-        found.record["history"] = trained.history
-        return found
+        run: Run,
+        path: Path | None = None,
+    ) -> AdaptedModel:
+        subset = config.subset(len(data.classes))
+        recipe = config.recipe(len(data))
+        return self.learn(model, data, recipe, run, classes_per_step=subset, state_path=path)
 
 
-register_method(RAda("rada", "RAda", SOURCE))
+def train_head(
+    image_features: Tensor,
+    labels: Tensor,
+    text_features: Tensor,
+    scale: float,
+    config: EFTConfig | None = None,
+    seed: int = 0,
+    *,
+    classes: Sequence[str] | None = None,
+    state_dir: str | Path | None = None,
+    progress: bool | None = None,
+) -> HeadModel:
+    """Train a RAda head on features of frozen encoders.
+
+    Minimises `cross_entropy(logits, y) + alpha * mean_b max_{k,d} |M - 1|` ("One Last Attention for
+    Your Vision-Language Model", ICCV 2025, EFT) with AdamW, a linear warm-up and a cosine decay, and
+    chooses the mask strength on the same images by cross-validation over classes. The same as
+    `get_method("rada").fit` with `Features`.
+
+    Args:
+        image_features: Unit-norm features `(N, D)`, or `(N, V, D)` with V views of each image, of
+            which a step takes one at random.
+        labels: Class indices `(N,)` in `[0, K)`.
+        text_features: Unit-norm class features `(K, D)`.
+        scale: The exponentiated logit scale.
+        config: Hyper-parameters; the defaults of `EFTConfig` when None.
+        seed: Seed of the initialisation, the order of images, classes and views. The same seed,
+            machine and thread count give the same weights, bit for bit.
+        classes: K names, by which the model knows its classes again; None for "0", "1", ...
+        state_dir: Folder for the states of training. The same call goes on from there, bit for bit; a
+            state of another run is replaced.
+        progress: Show a bar; None shows it on a terminal only.
+
+    Returns:
+        The trained model with its strength and its record.
+
+    Raises:
+        FeatureError: If features or labels cannot be used (shape, NaN, zero rows, label range, one
+            class only).
+        CheckpointError: If the state in `state_dir` is damaged.
+        TrainingDivergedError: If a loss or a weight is not finite.
+        TrainingInterrupted: On Ctrl-C.
+
+    Example:
+        >>> from torch.nn.functional import normalize
+        >>> text = normalize(torch.randn(3, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+        >>> config = EFTConfig(epochs=2, min_steps=0, strength=1.0)
+        >>> model = train_head(text, torch.arange(3), text, 20.0, config, progress=False)
+        >>> model.logits(text, ClassSet(("0", "1", "2"), text)).argmax(1).tolist()
+        [0, 1, 2]
+    """
+    names = tuple(map(str, range(len(text_features)))) if classes is None else tuple(classes)
+    data = Features(image_features, labels, names, text_features=text_features, scale=scale)
+    folder = None if state_dir is None else Path(state_dir)
+    model = RADA.fit(data, config, Run(seed=seed, state_dir=folder, progress=progress))
+    assert isinstance(model, HeadModel)
+    return model
+
+
+RADA = register_method(RAda("rada", "RAda", SOURCE, trains="the head"))

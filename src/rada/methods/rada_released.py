@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rada.core.config import Config
-from rada.head import RAdaHead
-from rada.methods.base import Method, Predictor, Task
-from rada.methods.rada import SOURCE, HeadPredictor
+from rada.features import Features
+from rada.methods.base import AdaptedModel, Facts, Method, Run, Shapes
+from rada.methods.rada import SOURCE, HeadModel
 from rada.methods.registry import register_method
-from rada.training.feature_loop import Recipe, seeded, train
+from rada.training.feature_loop import Recipe
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder
 
-__all__ = ["RAdaReleased", "ReleasedSettings"]
+__all__ = ["RAdaReleased", "ReleasedConfig"]
 
 
 @dataclass(frozen=True)
-class ReleasedSettings(Recipe):
+class ReleasedConfig(Recipe):
     """The released values: Adam with coupled weight decay, batches of 4, no smoothness term.
 
     Coupled decay shrinks query, key and value layers even while their gradient is zero.
@@ -40,29 +39,23 @@ class ReleasedSettings(Recipe):
 class RAdaReleased(Method):
     """Starts as zero-shot; all classes in every step, strength 1."""
 
-    settings: ClassVar[type[Config]] = ReleasedSettings
+    config: ClassVar[type[Config]] = ReleasedConfig
 
-    def start(self, task: Task, config: ReleasedSettings) -> Predictor:
+    def build(
+        self, facts: Facts, config: Any, shapes: Shapes, encoder: DualEncoder | None
+    ) -> AdaptedModel:
         """Return the head whose mask is one."""
-        with seeded(task.seed):
-            head = RAdaHead(task.classes.text_features.shape[1])
-        return HeadPredictor(self.name, head, task.scale)
-
-    def build(self, facts: dict[str, Any], encoder: DualEncoder | None) -> Predictor:
-        """Return a head of the right shapes."""
-        return HeadPredictor.from_facts(self.name, facts)
+        return HeadModel(self, facts, config)
 
     def train(
-        self,
-        predictor: Predictor,
-        task: Task,
-        config: ReleasedSettings,
-        *,
-        state_path: Path | None,
-        progress: bool | None,
-    ) -> Predictor:
+        self, model: AdaptedModel, data: Features, config: ReleasedConfig, run: Run
+    ) -> AdaptedModel:
         """Train the head."""
-        return train(predictor, task, config, state_path=state_path, progress=progress)
+        return self.learn(model, data, config, run)
 
 
-register_method(RAdaReleased("rada_released", "RAda as released", SOURCE))
+register_method(
+    RAdaReleased(
+        "rada_released", "RAda as released", SOURCE, trains="the head, as in the released code"
+    )
+)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from rada.core.config import Config
-from rada.methods.base import Predictor, Task
+from rada.features import Features
+from rada.methods.base import AdaptedModel, Run
 from rada.methods.registry import register_method
-from rada.methods.tip_adapter import _SOURCE, TipAdapter, TipSettings
-from rada.training.feature_loop import Recipe, train
+from rada.methods.tip_adapter import _SOURCE, TipAdapter, TipConfig
+from rada.training.feature_loop import Recipe
 
-__all__ = ["TipAdapterF", "TipTrainedSettings"]
+__all__ = ["TipAdapterF", "TipTrainedConfig"]
 
 
 @dataclass(frozen=True)
-class TipTrainedSettings(TipSettings):
-    """Settings of Tip-Adapter-F; AdamW as in the paper's section 4.1.
+class TipTrainedConfig(TipConfig):
+    """Configuration of Tip-Adapter-F; AdamW as in the paper's section 4.1.
 
     Attributes:
         epochs: Passes over the shots.
@@ -47,22 +47,19 @@ class TipTrainedSettings(TipSettings):
 class TipAdapterF(TipAdapter):
     """Starts as Tip-Adapter; alpha and beta are chosen before training and kept."""
 
-    settings: ClassVar[type[Config]] = TipTrainedSettings
+    config: ClassVar[type[Config]] = TipTrainedConfig
 
     def train(
-        self,
-        predictor: Predictor,
-        task: Task,
-        config: Any,
-        *,
-        state_path: Path | None,
-        progress: bool | None,
-    ) -> Predictor:
-        """Train the keys on the plain pictures."""
-        # With random views, view 0 is the picture itself: the queries of the training.
-        plain = dataclasses.replace(task.examples, image_features=task.examples.plain())
-        queries = dataclasses.replace(task, examples=plain)
-        return train(predictor, queries, config.recipe(), state_path=state_path, progress=progress)
+        self, model: AdaptedModel, data: Features, config: TipTrainedConfig, run: Run
+    ) -> AdaptedModel:
+        """Train the keys on the plain images."""
+        # With random views, view 0 is the image itself: the queries of the training.
+        queries = dataclasses.replace(data, image_features=data.plain())
+        return self.learn(model, queries, config.recipe(), run)
 
 
-register_method(TipAdapterF("tip_adapter_f", "Tip-Adapter-F", f"{_SOURCE}, section 3.2"))
+register_method(
+    TipAdapterF(
+        "tip_adapter_f", "Tip-Adapter-F", f"{_SOURCE}, section 3.2", trains="the keys of the cache"
+    )
+)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from rada.core.config import Config
 from rada.core.errors import ConfigError
-from rada.methods.base import ClassSet, Method, Predictor, Task
+from rada.features import ClassSet
+from rada.methods.base import AdaptedModel, Facts, Method, Shapes
 from rada.methods.registry import register_method
 
 if TYPE_CHECKING:
@@ -29,31 +30,21 @@ ENSEMBLE = (
 """The seven templates that CLIP's authors chose for ImageNet among eighty."""
 
 
-class ZeroShotPredictor(Predictor):
+class ZeroShotModel(AdaptedModel):
     """Cosine times scale."""
-
-    def __init__(self, method: str, scale: float) -> None:
-        super().__init__(method, {"scale": scale})
-        self.scale = scale
 
     def score(self, images: Tensor, classes: ClassSet) -> Tensor:
         """Return `scale * cosine`."""
-        return self.scale * images @ classes.text_features.T
+        return self.zero_shot_logits(images, classes)
 
 
-class EnsemblePredictor(ZeroShotPredictor):
+class EnsembleModel(ZeroShotModel):
     """Cosine with the mean of several prompts."""
-
-    def __init__(
-        self, method: str, scale: float, templates: tuple[str, ...], encoder: DualEncoder
-    ) -> None:
-        super().__init__(method, scale)
-        self.facts["templates"] = list(templates)
-        self.templates, self.encoder = templates, encoder
 
     def prepare(self, classes: ClassSet) -> ClassSet:
         """Encode the names with the templates and with the data set's own."""
-        templates = tuple(dict.fromkeys((*classes.templates, *self.templates)))
+        assert self.encoder is not None and isinstance(self.config, EnsembleConfig)
+        templates = tuple(dict.fromkeys((*classes.templates, *self.config.templates)))
         text = self.encoder.encode_classes(classes.names, templates)
         return replace(classes, text_features=text, templates=templates)
 
@@ -62,18 +53,16 @@ class EnsemblePredictor(ZeroShotPredictor):
 class ZeroShot(Method):
     """No adaptation, one template."""
 
-    def start(self, task: Task, config: Any) -> Predictor:
-        """Return the predictor; there is nothing to learn."""
-        return ZeroShotPredictor(self.name, task.scale)
-
-    def build(self, facts: dict[str, Any], encoder: DualEncoder | None) -> Predictor:
-        """Return the predictor with the scale of the facts."""
-        return ZeroShotPredictor(self.name, float(facts["scale"]))
+    def build(
+        self, facts: Facts, config: Any, shapes: Shapes, encoder: DualEncoder | None
+    ) -> AdaptedModel:
+        """Return the model; there is nothing to learn."""
+        return ZeroShotModel(self, facts, config)
 
 
 @dataclass(frozen=True)
-class EnsembleSettings(Config):
-    """Settings of the ensemble.
+class EnsembleConfig(Config):
+    """Configuration of the ensemble.
 
     Attributes:
         templates: Prompts averaged with the data set's own.
@@ -86,18 +75,15 @@ class EnsembleSettings(Config):
 class ZeroShotEnsemble(Method):
     """No adaptation, the mean over templates."""
 
-    settings: ClassVar[type[Config]] = EnsembleSettings
+    config: ClassVar[type[Config]] = EnsembleConfig
 
-    def start(self, task: Task, config: EnsembleSettings) -> Predictor:
-        """Return the predictor; there is nothing to learn."""
-        return self.build({"scale": task.scale, "templates": list(config.templates)}, task.encoder)
-
-    def build(self, facts: dict[str, Any], encoder: DualEncoder | None) -> Predictor:
-        """Return the predictor for an encoder."""
+    def build(
+        self, facts: Facts, config: Any, shapes: Shapes, encoder: DualEncoder | None
+    ) -> AdaptedModel:
+        """Return the model for an encoder."""
         if encoder is None:
             raise ConfigError(f"{self.name} needs the encoder that embeds its prompts")
-        templates = tuple(map(str, facts["templates"]))
-        return EnsemblePredictor(self.name, float(facts["scale"]), templates, encoder)
+        return EnsembleModel(self, facts, config, encoder)
 
 
 _SOURCE = "Radford et al., Learning Transferable Visual Models From Natural Language, ICML 2021"

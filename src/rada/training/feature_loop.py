@@ -1,27 +1,55 @@
-"""The training loop that the methods with gradients share."""
+"""The one training loop of everything that learns on features."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from rada.core.config import Config
+from rada.core.errors import TrainingDivergedError
+from rada.core.hashing import fingerprint_tensors
 from rada.core.progress import progress_bar
-from rada.methods.base import ClassSet, Predictor, Task
-from rada.training.eft import draw_classes
+from rada.features import ClassSet, Features
 from rada.training.schedule import warmup_cosine
 from rada.training.state import TrainingState, optimizer_moments, restore_moments
 
-__all__ = ["Recipe", "learning_rate", "seeded", "train"]
+__all__ = [
+    "Losses",
+    "Recipe",
+    "TrainingInterrupted",
+    "class_logits_loss",
+    "default_subset",
+    "draw_classes",
+    "learning_rate",
+    "seeded",
+    "train",
+]
+
+Losses = dict[str, Tensor]
+"""`loss` is what a step minimises; the others are reported. All are means over the images."""
 
 _WARM_RATE = 1e-5
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Ctrl-C during training; what was finished is kept.
+
+    Attributes:
+        model: The model as it was after the last whole epoch.
+        history: One entry for each finished epoch.
+    """
+
+    def __init__(self, model: nn.Module, history: list[dict[str, float]]) -> None:
+        super().__init__(f"interrupted after {len(history)} epochs")
+        self.model, self.history = model, history
 
 
 @dataclass(frozen=True)
@@ -29,8 +57,8 @@ class Recipe(Config):
     """How a method is optimised.
 
     Attributes:
-        epochs: Passes over the examples.
-        batch_size: Examples a step.
+        epochs: Passes over the images.
+        batch_size: Images a step.
         learning_rate: The peak.
         optimizer: "sgd" (momentum 0.9), "adam" (weight decay as an L2 term in the gradient) or "adamw"
             (decoupled).
@@ -59,6 +87,17 @@ class Recipe(Config):
         self.require(0 <= self.warmup < 1, "warmup", "in [0, 1)")
         self.require(self.epsilon > 0, "epsilon", "above 0")
 
+    def optimizer_for(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the optimiser of some parameters."""
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(
+                parameters, lr=self.learning_rate, momentum=0.9, weight_decay=self.weight_decay
+            )
+        kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
+        return kind(
+            parameters, lr=self.learning_rate, weight_decay=self.weight_decay, eps=self.epsilon
+        )
+
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
@@ -85,101 +124,196 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     return warmup_cosine(recipe.learning_rate, step, total, recipe.warmup)
 
 
-def train(
-    predictor: Predictor,
-    task: Task,
-    recipe: Recipe,
-    *,
-    classes_per_step: int = 0,
-    state_path: Path | None = None,
-    progress: bool | None = False,
-    description: str = "",
-) -> Predictor:
-    """Minimise `predictor.loss` over the examples of a task.
-
-    Which examples, views and classes a step sees is a function of the seed and the epoch alone, so
-    a run that goes on from `state_path` ends with the same weights, bit for bit.
+def class_logits_loss(logits: Tensor, labels: Tensor, **weighted: Tensor) -> Losses:
+    """Return cross-entropy plus other terms, each also by its name, and the accuracy.
 
     Args:
-        predictor: Changed in place.
-        task: Its examples; with several views, a step takes one of each at random.
+        logits: `(B, K)`.
+        labels: `(B,)`.
+        weighted: Further terms `()`, with their weights already.
+    """
+    entropy = cross_entropy(logits, labels)
+    total = entropy
+    for term in weighted.values():
+        total = total + term
+    accuracy = (logits.detach().argmax(1) == labels).to(entropy.dtype).mean()
+    reported = {name: term.detach() for name, term in weighted.items()}
+    return {"loss": total, "cross_entropy": entropy.detach(), **reported, "accuracy": accuracy}
+
+
+def train(
+    model: nn.Module,
+    loss: Callable[[Tensor, Tensor, ClassSet], Losses],
+    data: Features,
+    recipe: Recipe,
+    seed: int,
+    *,
+    classes_per_step: int = 0,
+    key: object = None,
+    state_path: Path | None = None,
+    progress: bool | None = None,
+    description: str = "Training",
+) -> list[dict[str, float]]:
+    """Train the parameters of a model that take gradients.
+
+    Args:
+        model: Changed in place; in evaluation mode afterwards.
+        loss: Returns the losses of images `(B, D)` and labels among classes.
+        data: Labelled features; of several views a step takes one of each image at random.
         recipe: How to optimise.
+        seed: Seed of the order of images, classes and views: the same seed, machine and thread count
+            give the same weights, bit for bit.
         classes_per_step: Classes that a step draws (they hold the labels of the batch as far as they
-            go; examples of others sit the step out); 0 for all.
-        state_path: File for the state after an epoch, as often as writing it costs little.
+            go; images of other classes are skipped in this step); 0 for all.
+        key: A JSON value that tells runs with the same data and recipe apart.
+        state_path: File for the state after an epoch, as often as writing it costs little. The same
+            call goes on from there, bit for bit; a state of another run is replaced.
         progress: Show a bar; None on a terminal only.
         description: Beside the bar.
 
     Returns:
-        The predictor; its record holds the curve.
+        One entry for each epoch: the means of the losses and the last learning rate.
+
+    Raises:
+        TrainingDivergedError: If a loss or a weight is not finite; the state is not kept.
+        TrainingInterrupted: On Ctrl-C.
+        CheckpointError: If the state is damaged.
     """
-    parameters = [p for p in predictor.parameters() if p.requires_grad]
-    optimizer = _optimizer(parameters, recipe)
-    key = task.fingerprint([predictor.method, predictor.facts, asdict(recipe), classes_per_step])
-    state = _restore(state_path, key, predictor, optimizer)
-    steps = math.ceil(len(task.labels) / recipe.batch_size)
-    predictor.train()
-    with progress_bar(
-        description or predictor.method, recipe.epochs * steps, enabled=progress, unit="step"
-    ) as advance:
-        advance(state.epoch * steps)
-        for epoch in range(state.epoch, recipe.epochs):
-            total, seen = 0.0, 0
-            for step, images, labels, classes in _batches(task, recipe, classes_per_step, epoch):
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(recipe, epoch * steps + step, steps)
-                loss = predictor.loss(images, labels, task.classes if classes is None else classes)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                total, seen = total + float(loss.detach()) * len(labels), seen + len(labels)
-                advance(1)
-            state.history.append({"loss": total / max(1, seen)})
-            state.epoch = epoch + 1
-            if state_path is not None and (state.epoch == recipe.epochs or state.due()):
-                state.weights = dict(predictor.state_dict())
-                state.moments = optimizer_moments(predictor, optimizer)
-                state.save(state_path)
-    predictor.record["history"] = state.history
-    return predictor.eval()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = recipe.optimizer_for(parameters)
+    identity = fingerprint_tensors(
+        extra=[data.fingerprint, seed, asdict(recipe), classes_per_step, key]
+    )
+    state = _restored(state_path, identity, model, optimizer)
+    steps = math.ceil(len(data) / recipe.batch_size)
+    model.train()
+    try:
+        with progress_bar(
+            description, recipe.epochs * steps, enabled=progress, unit="step"
+        ) as advance:
+            advance(state.epoch * steps)
+            for epoch in range(state.epoch, recipe.epochs):
+                entry = _epoch(
+                    model, loss, optimizer, data, recipe, seed, classes_per_step, epoch, advance
+                )
+                state.history.append(entry)
+                state.epoch = epoch + 1
+                state.weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
+                if state_path is not None and (state.epoch == recipe.epochs or state.due()):
+                    state.moments = optimizer_moments(model, optimizer)
+                    state.save(state_path)
+    except KeyboardInterrupt as error:
+        if state.weights:
+            model.load_state_dict(state.weights)
+        raise TrainingInterrupted(model.eval(), state.history) from error
+    model.eval()
+    return state.history
 
 
-def _optimizer(parameters: list[torch.nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    rate, decay = recipe.learning_rate, recipe.weight_decay
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=decay)
-    kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, lr=rate, weight_decay=decay, eps=recipe.epsilon)
+def _epoch(
+    model: nn.Module,
+    loss: Callable[[Tensor, Tensor, ClassSet], Losses],
+    optimizer: torch.optim.Optimizer,
+    data: Features,
+    recipe: Recipe,
+    seed: int,
+    classes_per_step: int,
+    epoch: int,
+    advance: Callable[[int], None],
+) -> dict[str, float]:
+    totals: dict[str, float] = {}
+    steps, seen, rate = math.ceil(len(data) / recipe.batch_size), 0, 0.0
+    for step, images, labels, classes in _batches(data, recipe, seed, classes_per_step, epoch):
+        rate = learning_rate(recipe, epoch * steps + step, steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        losses = loss(images, labels, classes)
+        optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        optimizer.step()
+        for name, value in losses.items():
+            totals[name] = totals.get(name, 0.0) + float(value.detach()) * len(labels)
+        if not math.isfinite(totals["loss"]):
+            raise _diverged(epoch * steps + step + 1, rate, "the loss is not finite")
+        seen += len(labels)
+        advance(1)
+    if not all(bool(value.isfinite().all()) for value in model.parameters()):
+        raise _diverged((epoch + 1) * steps, rate, "a weight is not finite")
+    return {name: value / max(1, seen) for name, value in totals.items()} | {"learning_rate": rate}
 
 
-def _restore(
-    path: Path | None, key: str, predictor: Predictor, optimizer: torch.optim.Optimizer
+def _diverged(step: int, rate: float, what: str) -> TrainingDivergedError:
+    return TrainingDivergedError(
+        f"training diverged: {what} at step {step}, with the learning rate {rate:.3g}; nothing of it "
+        "is kept: lower the learning rate, or check the scale of the features"
+    )
+
+
+def _restored(
+    path: Path | None, key: str, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> TrainingState:
     if path is not None and path.exists():
         state = TrainingState.load(path)
         if state.key == key:
-            predictor.load_state_dict(state.weights)
-            restore_moments(predictor, optimizer, state.moments)
+            model.load_state_dict(state.weights)
+            restore_moments(model, optimizer, state.moments)
             return state
     return TrainingState(key)
 
 
 def _batches(
-    task: Task, recipe: Recipe, classes_per_step: int, epoch: int
-) -> Iterator[tuple[int, Tensor, Tensor, ClassSet | None]]:
-    """Yield step, images, labels and the drawn classes (None: all) of one epoch."""
-    features = task.examples.image_features
-    generator = torch.Generator().manual_seed(task.seed * 1_000_003 + epoch)
-    order = torch.randperm(len(features), generator=generator)
-    for step, batch in enumerate(torch.split(order, recipe.batch_size)):
-        views = torch.randint(features.shape[1], (len(batch),), generator=generator)
-        images, labels = features[batch, views], task.labels[batch]
-        count = len(task.classes)
-        drawn = draw_classes(labels, count, classes_per_step or count, generator)
+    data: Features, recipe: Recipe, seed: int, classes_per_step: int, epoch: int
+) -> Iterator[tuple[int, Tensor, Tensor, ClassSet]]:
+    """Yield step, images, labels and the classes of one epoch, a function of the seed and epoch."""
+    # One generator an epoch, on the CPU: a resumed run and another device draw the same numbers.
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    images, classes = data.image_features, data.class_set()
+    order = torch.randperm(len(images), generator=generator)
+    for step, batch in enumerate(order.split(recipe.batch_size)):
+        views = torch.randint(images.shape[1], (len(batch),), generator=generator)
+        chosen, labels = images[batch, views], data.labels[batch]
+        size = classes_per_step or len(classes)
+        drawn = draw_classes(labels.cpu(), len(classes), size, generator)
         if drawn is None:
-            yield step, images, labels, None
+            yield step, chosen, labels, classes
             continue
-        position = torch.full((count,), -1)
+        position = torch.full((len(classes),), -1)
         position[drawn] = torch.arange(len(drawn))
-        kept = (position[labels] >= 0).nonzero().flatten()
-        yield step, images[kept], position[labels][kept], task.classes.take(drawn)
+        relabelled = position[labels.cpu()]
+        kept = (relabelled >= 0).nonzero().flatten()
+        yield step, chosen[kept], relabelled[kept].to(labels.device), classes.take(drawn)
+
+
+def default_subset(classes: int) -> int:
+    """Return how many of the classes a step draws by default.
+
+    Example:
+        >>> default_subset(3), default_subset(24), default_subset(1000)
+        (2, 12, 64)
+    """
+    return min(64, max(2, math.ceil(classes / 2)))
+
+
+def draw_classes(
+    labels: Tensor, count: int, size: int, generator: torch.Generator
+) -> Tensor | None:
+    """Draw the classes of one step: the batch's own first, then others at random.
+
+    Args:
+        labels: Labels of the batch, `(B,)`.
+        count: Number of classes, K.
+        size: Classes to draw.
+        generator: Source of randomness.
+
+    Returns:
+        Sorted class indices `(size,)`, or None when all K are used.
+
+    Example:
+        >>> draw_classes(torch.tensor([3, 3]), 4, 2, torch.Generator().manual_seed(0)).tolist()
+        [1, 3]
+    """
+    if size >= count:
+        return None
+    priority = torch.rand(count, generator=generator)
+    priority[labels] += 1.0
+    return priority.topk(size).indices.sort().values

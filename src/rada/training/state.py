@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 
 from rada.core.errors import CheckpointError
 from rada.core.storage import atomic_path
 
-__all__ = ["TrainingState", "fingerprint_tensors"]
+__all__ = ["TrainingState", "optimizer_moments", "restore_moments"]
 
 _SHARE = 0.05  # of the time of a run may go into writing its state
-
-
-def fingerprint_tensors(*tensors: Tensor, extra: object = None) -> str:
-    """Hash the content, shapes and types of tensors together with a JSON value.
-
-    Example:
-        >>> import torch
-        >>> fingerprint_tensors(torch.zeros(2)) == fingerprint_tensors(torch.zeros(3))
-        False
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(json.dumps(extra, sort_keys=True).encode())
-    for tensor in tensors:
-        digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 @dataclass
@@ -107,7 +89,7 @@ class TrainingState:
         return state
 
 
-def optimizer_moments(head: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_moments(head: nn.Module, optimizer: optim.Optimizer) -> dict[str, Tensor]:
     """Return the optimiser's tensors by parameter name."""
     return {
         f"{name}.{moment}": value
@@ -117,7 +99,7 @@ def optimizer_moments(head: nn.Module, optimizer: torch.optim.Optimizer) -> dict
 
 
 def restore_moments(
-    head: nn.Module, optimizer: torch.optim.Optimizer, moments: dict[str, Tensor]
+    head: nn.Module, optimizer: optim.Optimizer, moments: dict[str, Tensor]
 ) -> None:
     """Put tensors from `optimizer_moments` back."""
     for name, parameter in head.named_parameters():

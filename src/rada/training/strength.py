@@ -1,36 +1,37 @@
-"""Choosing the mask strength on the training shots alone.
+"""The strength of an adapted model: how far to go from the zero-shot logits to the adapted ones.
 
-The mask used at inference is `M_lambda = 1 + lambda (M - 1)`. A head that learned some classes may
-do worse than zero-shot on classes that it never saw; a smaller strength mends that. Here a part of
-the classes is held out as pseudo-new classes, a head learns the others, and the strength with
-the best harmonic mean of pseudo-base and pseudo-new accuracy is taken, among those that are not below
-zero-shot on the pseudo-new classes. Where all candidates are classes that the head was trained on,
+For a RAda head it is the mask used at inference, `M_lambda = 1 + lambda (M - 1)`; since logits are
+linear in the mask, that is the same as mixing logits, so one rule serves every method. A model that
+learned some classes may do worse than zero-shot on classes that it never saw; a smaller strength mends
+that. Here a part of the classes is held out as pseudo-new classes, the others are learned, and the
+strength with the best harmonic mean of pseudo-base and pseudo-new accuracy is taken, among those that are
+not below zero-shot on the pseudo-new classes. Where all candidates are classes that were trained on,
 such caution would only cost: for these the strength with the best accuracy on held-out images of
 learned classes is taken. With one image a class there are none; one strength then serves both, and
 it may fall below zero-shot on the pseudo-new classes by one standard error, so that chance does not undo
-the head. (Mask strength is ours; the paper has none.)
+the adaptation. (The strength is ours; the paper has none.)
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from rada.core.config import Config
 from rada.core.errors import CheckpointError
+from rada.core.hashing import fingerprint_tensors
 from rada.core.storage import read_json, write_json
 from rada.evaluation import harmonic_mean
-from rada.head import RAdaHead
-
-if TYPE_CHECKING:
-    from rada.training.eft import HeadTrainer
+from rada.features import ClassSet, Features
 
 __all__ = [
     "STRENGTHS",
-    "Counts",
+    "Strength",
     "StrengthChoice",
     "best_choice",
     "choose_strength",
@@ -40,6 +41,38 @@ __all__ = [
 
 STRENGTHS = tuple(round(0.05 * step, 2) for step in range(21))
 """The strengths that are compared."""
+
+
+@dataclass(frozen=True)
+class Strength(Config):
+    """The strengths of an adapted model.
+
+    Attributes:
+        value: Where some of the candidates are new to the model, in [0, 1].
+        trained: Where it was trained on all of them; None for `value` there too.
+        classes: Names of the classes that it was trained on.
+
+    Example:
+        >>> strength = Strength(0.3, trained=0.9, classes=("cat", "dog"))
+        >>> strength.for_classes(["cat"]), strength.for_classes(["cat", "owl"])
+        (0.9, 0.3)
+    """
+
+    value: float = 1.0
+    trained: float | None = None
+    classes: tuple[str, ...] = ()
+
+    def validate(self) -> None:
+        """Check that both are in [0, 1]."""
+        self.require(0 <= self.value <= 1, "value", "in [0, 1]")
+        trained = self.trained
+        self.require(trained is None or 0 <= trained <= 1, "trained", "None or in [0, 1]")
+
+    def for_classes(self, names: Iterable[str]) -> float:
+        """Return the strength among candidates: another where all of them were trained on."""
+        if self.trained is None or not set(names) <= set(self.classes):
+            return self.value
+        return self.trained
 
 
 @dataclass(frozen=True)
@@ -53,8 +86,8 @@ class StrengthChoice:
         strengths: The strengths compared.
         base_accuracy: Accuracy on held-out images of learned classes, one a strength.
         new_accuracy: Accuracy on held-out classes, one a strength; empty for "shots" and "none".
-        trained_strength: The strength for candidates that the head was trained on, all of them; None
-            where no images could be held out to choose it: then `strength` serves both.
+        trained_strength: The strength for candidates that were all trained on; None where no images
+            could be held out to choose it: then `strength` serves both.
     """
 
     strength: float
@@ -65,13 +98,23 @@ class StrengthChoice:
     trained_strength: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields as plain JSON values."""
-        return asdict(self)
+        """Return all fields as JSON would give them back: lists for tuples."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+class Adapted(Protocol):
+    """What a fold's training returns."""
+
+    def adapted_logits(self, images: Tensor, classes: ClassSet) -> Tensor:
+        """Return logits `(N, K)` at full strength."""
+
+    def zero_shot_logits(self, images: Tensor, classes: ClassSet) -> Tensor:
+        """Return logits `(N, K)` at strength 0."""
 
 
 @dataclass
 class Counts:
-    """Right answers at every strength, answers that became right or wrong, and the images asked."""
+    """Right predictions at every strength, those that became right or wrong, and the images asked."""
 
     correct: Tensor
     changed: Tensor
@@ -95,65 +138,106 @@ class Counts:
     def not_below_zero_shot(self) -> Tensor:
         """Mark the strengths whose loss against zero-shot is within one standard error.
 
-        The standard error of a paired difference of n answers, of which m changed, is sqrt(m)/n.
+        The standard error of a paired difference of n predictions, of which m changed, is sqrt(m)/n.
         """
         return self.correct >= self.correct[0] - self.changed.double().sqrt()
 
 
 def choose_strength(
-    trainer: HeadTrainer, folder: Path | None, *, progress: bool | None = None
+    train: Callable[[Features, Path | None], Adapted],
+    data: Features,
+    seed: int,
+    *,
+    folds: int = 3,
+    key: object = None,
+    folder: Path | None = None,
 ) -> StrengthChoice:
-    """Choose the strength of a run by cross-validation on its training images.
+    """Choose the strength by cross-validation on the training images.
 
     Args:
-        trainer: The run; its images, labels and configuration are used.
-        folder: Where the states of the folds are kept, so that a killed run goes on; None keeps
-            none.
-        progress: Show bars; None shows them on a terminal only.
+        train: Adapts to a part of the data, at full strength; the path is the file for its state.
+        data: The training images with their class features.
+        seed: Draws the folds.
+        folds: Parts of the classes that take turns as pseudo-new classes.
+        key: A JSON value that tells runs on the same data apart.
+        folder: Where the states of the folds are kept, so that a killed run goes on; None keeps none.
 
     Returns:
         The choice with the curves that led to it.
     """
-    classes = len(trainer.text)
-    shots = torch.bincount(trainer.labels.cpu(), minlength=classes)
-    # The folds compare strengths with each other, for which a third of the least steps is enough.
-    config = replace(trainer.config, min_steps=trainer.config.min_steps // 3)
-    trainer = trainer.with_config(config)
+    classes = len(data.classes)
+    shots = torch.bincount(data.labels.cpu(), minlength=classes)
+    runs = _Folds(train, folder, [seed, key])
     if classes >= 4:
-        return _over_classes(trainer, folder, progress)
+        return _over_classes(runs, data, seed, min(folds, classes // 2))
     if int(shots.min()) >= 2:
-        return _over_shots(trainer, folder, progress)
+        return _over_shots(runs, data, seed)
     return StrengthChoice(1.0, "none")
 
 
-def _over_classes(
-    trainer: HeadTrainer, folder: Path | None, progress: bool | None
-) -> StrengthChoice:
-    classes = len(trainer.text)
-    folds = min(trainer.config.strength_folds, classes // 2)
-    order = torch.randperm(classes, generator=_generator(trainer))
-    held_out = _last_part_of_each_class(trainer)
+@dataclass(frozen=True)
+class _Folds:
+    """Trains on one part and counts right predictions on others; reads the counts back if they are there."""
+
+    train: Callable[[Features, Path | None], Adapted]
+    folder: Path | None
+    key: object
+
+    def counts(
+        self, learned: Features, asked: tuple[Features | None, ...], name: str
+    ) -> list[Counts]:
+        folder = self.folder
+        record = folder and folder / f"strength-{name}.json"
+        parts = [part and part.fingerprint for part in asked]
+        identity = fingerprint_tensors(extra=[self.key, learned.fingerprint, parts])
+        if record is not None and record.exists():
+            saved = read_json(record, error=CheckpointError, what="the training state")
+            if saved.get("key") == identity:
+                return [Counts(torch.tensor(c), torch.tensor(m), n) for c, m, n in saved["counts"]]
+        model = self.train(learned, folder and folder / f"strength-{name}.safetensors")
+        counts = [Counts.none() if part is None else _counted(model, part) for part in asked]
+        if record is not None:
+            rows = [
+                [entry.correct.tolist(), entry.changed.tolist(), entry.images] for entry in counts
+            ]
+            write_json(record, {"key": identity, "counts": rows})
+        return counts
+
+
+def _over_classes(runs: _Folds, data: Features, seed: int, folds: int) -> StrengthChoice:
+    order = torch.randperm(len(data.classes), generator=_generator(seed))
+    held_out = _last_part_of_each_class(data, seed)
+    some = bool(held_out.any())
     base, new = Counts.none(), Counts.none()
-    for fold, pseudo_new in enumerate(order.tensor_split(folds)):
-        pseudo_base = order[~torch.isin(order, pseudo_new)].sort().values
-        learner = trainer.on_classes(pseudo_base, keep=~held_out)
-        testers = (
-            trainer.on_classes(pseudo_base, keep=held_out if bool(held_out.any()) else None),
-            trainer.on_classes(pseudo_new.sort().values),
+    for fold, part in enumerate(order.tensor_split(folds)):
+        pseudo_new = part.sort().values.tolist()
+        pseudo_base = order[~torch.isin(order, part)].sort().values.tolist()
+        learned = _part(data, ~held_out, pseudo_base)
+        if learned is None:
+            continue
+        everything = torch.ones_like(held_out)
+        asked = (
+            _part(data, held_out if some else everything, pseudo_base),
+            _part(data, everything, pseudo_new),
         )
-        base_counts, new_counts = _fold(learner, testers, folder, f"classes-{fold}", progress)
+        base_counts, new_counts = runs.counts(learned, asked, f"classes-{fold}")
         base, new = base + base_counts, new + new_counts
-    return best_choice(base, new, held_out=bool(held_out.any()))
+    return best_choice(base, new, held_out=some)
 
 
-def _over_shots(trainer: HeadTrainer, folder: Path | None, progress: bool | None) -> StrengthChoice:
-    part = _position_in_class(trainer) % 2
-    everything = torch.arange(len(trainer.text))
+def _part(data: Features, rows: Tensor, classes: list[int]) -> Features | None:
+    """Return the marked images of some classes, relabelled; None if there are none."""
+    found = (rows & torch.isin(data.labels.cpu(), torch.tensor(classes))).nonzero()
+    return data.subset(found).select_classes(classes) if len(found) else None
+
+
+def _over_shots(runs: _Folds, data: Features, seed: int) -> StrengthChoice:
+    part = _position_in_class(data, seed) % 2
     total = Counts.none()
     for fold in range(2):
-        learner = trainer.on_classes(everything, keep=part != fold)
-        tester = trainer.on_classes(everything, keep=part == fold)
-        total += _fold(learner, (tester,), folder, f"shots-{fold}", progress)[0]
+        learned = data.subset((part != fold).nonzero())
+        asked = data.subset((part == fold).nonzero())
+        total += runs.counts(learned, (asked,), f"shots-{fold}")[0]
     accuracy = total.accuracy()
     strength = largest_best(accuracy)
     return StrengthChoice(
@@ -167,7 +251,7 @@ def best_choice(base: Counts, new: Counts, *, held_out: bool) -> StrengthChoice:
     Args:
         base: On learned classes.
         new: On held-out classes.
-        held_out: Whether the images behind `base` were held out; what a head learned by heart says
+        held_out: Whether the images behind `base` were held out; what a model learned by heart says
             nothing of how it does on others.
     """
     base_accuracy, new_accuracy = base.accuracy(), new.accuracy()
@@ -190,46 +274,16 @@ def largest_best(accuracy: Tensor) -> float:
     return STRENGTHS[int((accuracy == accuracy.max()).nonzero().max())]
 
 
-def _fold(
-    learner: HeadTrainer,
-    testers: tuple[HeadTrainer, ...],
-    folder: Path | None,
-    name: str,
-    progress: bool | None,
-) -> list[Counts]:
-    """Train on one part, count right answers on others; read the counts back if they are there."""
-    record = folder and folder / f"strength-{name}.json"
-    if record is not None and record.exists():
-        saved = read_json(record, error=CheckpointError, what="the training state")
-        if saved.get("key") == learner.key:
-            return [Counts(torch.tensor(c), torch.tensor(m), n) for c, m, n in saved["counts"]]
-    head, _ = learner.run(
-        folder and folder / f"strength-{name}.safetensors",
-        progress=progress,
-        description="Choosing the strength",
-    )
-    counts = [count_correct(head, tester) for tester in testers]
-    if record is not None:
-        rows = [[entry.correct.tolist(), entry.changed.tolist(), entry.images] for entry in counts]
-        write_json(record, {"key": learner.key, "counts": rows})
-    return counts
-
-
 @torch.no_grad()
-def count_correct(head: RAdaHead, tester: HeadTrainer) -> Counts:
-    """Count right answers at every strength; logits are linear in it, so two passes serve all."""
-    total = Counts.none()
-    for start in range(0, len(tester.images), 256):
-        images = tester.images[start : start + 256, 0]
-        labels = tester.labels[start : start + 256]
-        zero_shot = tester.scale * images @ tester.text.T
-        change = head(images, tester.text, tester.scale).logits - zero_shot
-        total += count_right(zero_shot, change, labels)
-    return total
+def _counted(model: Adapted, part: Features) -> Counts:
+    """Count right predictions at every strength; logits are linear in it, so two passes serve all."""
+    images, classes = part.plain(), part.class_set()
+    zero_shot = model.zero_shot_logits(images, classes)
+    return count_right(zero_shot, model.adapted_logits(images, classes) - zero_shot, part.labels)
 
 
 def count_right(zero_shot: Tensor, change: Tensor, labels: Tensor) -> Counts:
-    """Count right answers at every strength.
+    """Count right predictions at every strength.
 
     Args:
         zero_shot: Logits without adaptation, `(N, K)`.
@@ -242,24 +296,24 @@ def count_right(zero_shot: Tensor, change: Tensor, labels: Tensor) -> Counts:
     return Counts(right.sum(1).cpu(), (right != right[0]).sum(1).cpu(), len(labels))
 
 
-def _generator(trainer: HeadTrainer) -> torch.Generator:
-    return torch.Generator().manual_seed(trainer.seed + 7_919)
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed + 7_919)
 
 
-def _position_in_class(trainer: HeadTrainer) -> Tensor:
+def _position_in_class(data: Features, seed: int) -> Tensor:
     """Number the images of each class from 0, in a random order."""
-    labels = trainer.labels.cpu()
+    labels = data.labels.cpu()
     position = torch.zeros(len(labels), dtype=torch.long)
-    order = torch.randperm(len(labels), generator=_generator(trainer))
+    order = torch.randperm(len(labels), generator=_generator(seed))
     for label in labels.unique():
         members = order[labels[order] == label]
         position[members] = torch.arange(len(members))
-    return position.to(trainer.labels.device)
+    return position
 
 
-def _last_part_of_each_class(trainer: HeadTrainer) -> Tensor:
+def _last_part_of_each_class(data: Features, seed: int) -> Tensor:
     """Mark a quarter of the images of every class, at least one where there are two, `(N,)`."""
-    labels, position = trainer.labels, _position_in_class(trainer)
-    shots = torch.bincount(labels, minlength=len(trainer.text))[labels]
+    labels, position = data.labels.cpu(), _position_in_class(data, seed)
+    shots = torch.bincount(labels, minlength=len(data.classes))[labels]
     held_out = torch.where(shots >= 2, (shots // 4).clamp(min=1), torch.zeros_like(shots))
     return position < held_out

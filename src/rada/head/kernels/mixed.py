@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rada.head.classes import apply_linear, make_class_set
+from rada.head.classes import apply_linear, prepare_classes
 from rada.head.head import RAdaHead
 from rada.head.kernels.chunk import Inputs, Settings, attend
 from rada.head.kernels.plan import default_budget, make_plan
@@ -34,7 +34,7 @@ def mixed_values(
         >>> tokens.shape, mixed.shape
         (torch.Size([3, 8, 8]), torch.Size([3, 8, 8]))
     """
-    class_set = make_class_set(text_features, scale, head.query_text)
+    class_set = prepare_classes(text_features, scale, head.query_text)
     image = image_features * scale**0.5
     (batch, dim), classes = image.shape, len(text_features)
     settings = Settings(head.num_heads, head.temperature, head.memory_budget)

@@ -1,0 +1,46 @@
+"""`ClassSet`: the candidate classes of a prediction, as names and as features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from rada.data import DEFAULT_TEMPLATE
+
+__all__ = ["ClassSet"]
+
+
+@dataclass(frozen=True, eq=False)
+class ClassSet:
+    """The candidate classes of a prediction.
+
+    Attributes:
+        names: K display names.
+        text_features: `(K, D)` unit-norm.
+        templates: The prompt templates behind the text features.
+    """
+
+    names: tuple[str, ...]
+    text_features: Tensor
+    templates: tuple[str, ...] = (DEFAULT_TEMPLATE,)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def take(self, rows: Sequence[int] | Tensor) -> ClassSet:
+        """Return the classes at `rows`, in that order.
+
+        Example:
+            >>> ClassSet(("cat", "dog"), torch.eye(2)).take([1]).names
+            ('dog',)
+        """
+        chosen = [int(row) for row in rows]
+        names = tuple(self.names[row] for row in chosen)
+        return replace(self, names=names, text_features=self.text_features[chosen])
+
+    def rows_among(self, known: Sequence[str]) -> list[int | None]:
+        """Return for each class its index in `known`, None where it is not there."""
+        place = {name: index for index, name in enumerate(known)}
+        return [place.get(name) for name in self.names]
