@@ -1,23 +1,31 @@
-"""Test-time training: adapt to each unlabelled picture, many at once.
+"""Test-time methods: predict each unlabelled image from views of it, many at once.
 
-`TestTimeAdapter` is in `rada.test_time.adapter`, which needs the classifier; what stands here
-works on features alone.
+`TestTimeAdapter` is in `rada.test_time_adapter`, which needs the classifier; what stands here works on
+features and on any adapted model.
 """
 
 from rada.test_time.adapt import Adaptation, adapt_in_detail, adapt_views
-from rada.test_time.baselines import tpt_logits, view_baselines
-from rada.test_time.config import TTTConfig
+from rada.test_time.base import TestTimeMethod
+from rada.test_time.config import TTTConfig, ViewConfig
 from rada.test_time.explanation import Explanation, explain
 from rada.test_time.online import OnlineAdapter
+from rada.test_time.registry import (
+    get_test_time_method,
+    list_test_time_methods,
+    register_test_time_method,
+)
 
 __all__ = [
     "Adaptation",
     "Explanation",
     "OnlineAdapter",
     "TTTConfig",
+    "TestTimeMethod",
+    "ViewConfig",
     "adapt_in_detail",
     "adapt_views",
     "explain",
-    "tpt_logits",
-    "view_baselines",
+    "get_test_time_method",
+    "list_test_time_methods",
+    "register_test_time_method",
 ]

@@ -9,28 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rada.core.errors import ConfigError, FeatureError
+from rada.core.errors import ConfigError
 from rada.core.progress import progress_bar
-from rada.features.checks import check_rows
 from rada.head import RAdaHead
+from rada.test_time.base import check_views
 from rada.test_time.config import TTTConfig
 from rada.test_time.loop import adapt_by_loop
 from rada.test_time.one_step import adapt_in_one_step, one_step_bytes
 from rada.test_time.stacked import adapt_by_stack, stack_bytes
 from rada.test_time.start import Chosen, Start, make_start
-from rada.training.eft import TrainedHead
 
-__all__ = ["Adaptation", "adapt_in_detail", "adapt_views", "check_views"]
+__all__ = ["Adaptation", "adapt_in_detail", "adapt_views"]
 
 _LARGEST_CHUNK = 64
-"""More pictures at once gain nothing and leave the caches."""
+"""More images at once gain nothing and leave the caches."""
 
 Method = Callable[[Start, Tensor, Chosen], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What adaptation did to N pictures.
+    """What adaptation did to N images.
 
     Attributes:
         logits: Adapted prediction, `(N, K)`.
@@ -39,7 +38,7 @@ class Adaptation:
         entropies: Entropy of each view's prediction before adaptation, in nats, `(N, V)`.
         mean_entropy: Entropy of the kept views' mean prediction before adaptation, `(N,)`.
         max_deviation: Largest `|M - 1|` of the adapted mask, `(N,)`; 0 where nothing was adapted.
-        adapted: Whether the picture was adapted to, `(N,)`.
+        adapted: Whether the image was adapted to, `(N,)`.
     """
 
     logits: Tensor
@@ -55,26 +54,26 @@ def adapt_views(
     view_features: Any,
     text_features: Any,
     scale: float,
-    head: RAdaHead | TrainedHead | None = None,
+    head: RAdaHead | None = None,
     config: TTTConfig | None = None,
     batch_size: int | None = None,
     *,
     progress: bool | None = False,
 ) -> Tensor:
-    """Adapt the head to each picture from its views, and predict the picture.
+    """Adapt the head to each image from its views, and predict the image.
 
-    Each picture keeps the views whose predictions have the lowest entropy, takes AdamW steps on the
+    Each image keeps the views whose predictions have the lowest entropy, takes AdamW steps on the
     entropy of their mean prediction, with parameters and optimiser of its own, and is predicted
     with its original view ("One Last Attention for Your Vision-Language Model", ICCV 2025,
     test-time training; the protocol is that of TPT, NeurIPS 2022).
 
     Args:
-        view_features: Unit-norm `(N, V, D)`: V views of N pictures, view 0 the original.
+        view_features: Unit-norm `(N, V, D)`: V views of N images, view 0 the original.
         text_features: Unit-norm class features `(K, D)`.
         scale: The exponentiated logit scale.
         head: The head to start from; None for the untrained one, whose mask is one.
         config: How to adapt; the defaults of `TTTConfig` when None. With `episodic=False` the
-            pictures are a stream in order, whose head is not reset (see `OnlineAdapter`).
+            images are a stream in order, whose head is not reset (see `OnlineAdapter`).
         batch_size: Pictures at once; None chooses by `config.memory_budget`, 1 is the plain loop with
             autograd. The results are the same to 1e-5 of the largest logit.
         progress: Show a bar; None shows it on a terminal only.
@@ -110,22 +109,22 @@ def adapt_in_detail(
     view_features: Any,
     text_features: Any,
     scale: float,
-    head: RAdaHead | TrainedHead | None = None,
+    head: RAdaHead | None = None,
     config: TTTConfig | None = None,
     batch_size: int | None = None,
     *,
     progress: bool | None = False,
 ) -> Adaptation:
-    """Do what `adapt_views` does and tell all about it; every picture starts anew."""
+    """Do what `adapt_views` does and tell all about it; every image starts anew."""
     if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
         raise ConfigError(f"batch_size should be a positive integer or None, not {batch_size!r}")
     config = config or TTTConfig()
     views = check_views(view_features)
     start = make_start(text_features, scale, head, config, views.dtype)
-    check_widths(views, start)
+    check_views(views, start.text.shape[1])
     method, size = _plan(start, config.kept(views.shape[1]), batch_size)
     parts = []
-    with progress_bar("Adapting", len(views), enabled=progress, unit="pictures") as advance:
+    with progress_bar("Adapting", len(views), enabled=progress, unit="images") as advance:
         for chunk in views.split(size):
             parts.append(_adapt(start, chunk, method))
             advance(len(chunk))
@@ -133,26 +132,8 @@ def adapt_in_detail(
     return Adaptation(*(torch.cat(column) for column in columns))
 
 
-def check_views(view_features: Any) -> Tensor:
-    """Check views `(N, V, D)` and return them with unit-norm rows.
-
-    Raises:
-        FeatureError: If they cannot be used.
-    """
-    return check_rows(view_features, "view_features", ndims=(3,))
-
-
-def check_widths(views: Tensor, start: Start) -> None:
-    """Raise a `FeatureError` unless views and class features have one width."""
-    if views.shape[-1] != start.text.shape[1]:
-        raise FeatureError(
-            f"view_features have {views.shape[-1]} dimensions and text_features "
-            f"{start.text.shape[1]}: both must come from the same encoder"
-        )
-
-
 def _plan(start: Start, kept: int, batch_size: int | None) -> tuple[Method, int]:
-    """Choose how to adapt and how many pictures at once."""
+    """Choose how to adapt and how many images at once."""
     if batch_size == 1:
         return adapt_by_loop, 1
     one_step = start.untrained and start.config.steps == 1

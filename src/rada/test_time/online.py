@@ -1,14 +1,14 @@
-"""The online mode: the head goes on from picture to picture, with safeguards against drift.
+"""The online mode: the head goes on from image to image, with safeguards against drift.
 
 Four of them, in the order of what they cost:
 
-- *decay*: after every picture the head goes back a part of its way from the start, so that no weight
-  can leave a ball around it, whatever the pictures;
+- *decay*: after every image the head goes back a part of its way from the start, so that no weight
+  can leave a ball around it, whatever the images;
 - *collapse*: when the adapted predictions say much less about the class than the unadapted ones on the
-  same pictures, in mutual information (entropy of the mean prediction minus mean entropy of the
+  same images, in mutual information (entropy of the mean prediction minus mean entropy of the
   predictions), the head names one class for everything, or none; when they agree with the unadapted
   ones too little, it has swapped classes: it starts anew;
-- *restart*: it starts anew every `online_restart` pictures in any case ("RDumb", NeurIPS 2023, found
+- *restart*: it starts anew every `online_restart` images in any case ("RDumb", NeurIPS 2023, found
   this to beat all adaptation without it on long streams);
 - numbers that are not finite: it starts anew.
 """
@@ -21,21 +21,20 @@ import torch
 from torch import Tensor
 
 from rada.head import RAdaHead
-from rada.test_time.adapt import check_views, check_widths
+from rada.test_time.base import check_views
 from rada.test_time.config import TTTConfig
 from rada.test_time.selection import entropy, view_entropies
 from rada.test_time.stacked import StackedHeads
 from rada.test_time.start import Chosen, make_start
-from rada.training.eft import TrainedHead
 
 __all__ = ["OnlineAdapter"]
 
 _NEWEST = 0.02
-"""Weight of the newest picture in the running means: they tell of the last 50 or so."""
+"""Weight of the newest image in the running means: they tell of the last 50 or so."""
 
 
 class OnlineAdapter:
-    """Adapts to a stream of pictures, on their views' features.
+    """Adapts to a stream of images, on their views' features.
 
     Args:
         text_features: Unit-norm class features `(K, D)`.
@@ -63,7 +62,7 @@ class OnlineAdapter:
         self,
         text_features: Any,
         scale: float,
-        head: RAdaHead | TrainedHead | None = None,
+        head: RAdaHead | None = None,
         config: TTTConfig | None = None,
         *,
         streams: int = 1,
@@ -92,23 +91,22 @@ class OnlineAdapter:
         self._own, self._unadapted = means, means
 
     def predict(self, view_features: Any) -> Tensor:
-        """Adapt to the pictures of one stream, in order.
+        """Adapt to the images of one stream, in order.
 
         Args:
             view_features: `(N, V, D)`, view 0 the original.
 
         Returns:
-            Logits `(N, K)`, each by the head as it was after its picture.
+            Logits `(N, K)`, each by the head as it was after its image.
 
         Raises:
             FeatureError: If the views cannot be used.
         """
-        views = check_views(view_features).to(self.start.text.dtype)
-        check_widths(views, self.start)
-        return torch.cat([self.step(picture[None]) for picture in views])
+        views = check_views(view_features, self.start.text.shape[1]).to(self.start.text.dtype)
+        return torch.cat([self.step(image[None]) for image in views])
 
     def step(self, views: Tensor) -> Tensor:
-        """Adapt to the next picture of every stream, `(streams, V, D)`, and return `(streams, K)`."""
+        """Adapt to the next image of every stream, `(streams, V, D)`, and return `(streams, K)`."""
         config = self.start.config
         if config.online_restart and self.seen and self.seen % config.online_restart == 0:
             self.restores["restart"] += self.streams

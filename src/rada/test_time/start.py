@@ -21,7 +21,6 @@ from rada.test_time.selection import (
     mean_log_probability,
     view_entropies,
 )
-from rada.training.eft import TrainedHead
 
 __all__ = ["Chosen", "Start", "make_start", "untrained_head"]
 
@@ -131,7 +130,7 @@ def untrained_head(
 def make_start(
     text_features: Any,
     scale: float,
-    head: RAdaHead | TrainedHead | None,
+    head: RAdaHead | None,
     config: TTTConfig,
     dtype: torch.dtype,
 ) -> Start:
@@ -146,9 +145,6 @@ def make_start(
         raise ConfigError(f"scale should be a finite number above 0, not {scale!r}")
     dim = text.shape[1]
     strength = config.strength
-    if isinstance(head, TrainedHead):
-        strength = head.strength if strength is None else strength
-        head = head.head
     if head is None:
         head = untrained_head(dim, config.num_heads, config.temperature, config.head_seed, dtype)
         head = head.to(text.device)

@@ -1,0 +1,124 @@
+"""What every test-time method has in common: it predicts an image from views of it, without labels."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from rada.core.errors import ConfigError, FeatureError
+from rada.features import ClassSet
+from rada.features.checks import check_rows
+from rada.methods import AdaptedModel
+from rada.test_time.config import ViewConfig
+from rada.test_time.selection import (
+    gather_views,
+    keep_confident,
+    mean_log_probability,
+    view_entropies,
+)
+
+__all__ = ["TestTimeMethod", "ViewPredictor", "check_views", "confident_mean", "view_logits"]
+
+ViewPredictor = Callable[[Tensor], Tensor]
+"""Turns views `(N, V, D)`, view 0 the original, into logits `(N, K)`. It may remember what it has seen."""
+
+
+@dataclass(frozen=True)
+class TestTimeMethod(ABC):
+    """A way to predict an image from views of it; one file and one registered object each.
+
+    Attributes:
+        name: How to ask for it.
+        title: How tables name it.
+        source: Where it is described, and what of it is ours.
+        needs: Capabilities of the encoder (`rada.encoders.CAPABILITIES`).
+        config: Its configuration class.
+    """
+
+    __test__ = False  # pytest takes every class whose name begins with Test for a test
+
+    name: str
+    title: str
+    source: str
+    needs: frozenset[str] = field(default_factory=frozenset)
+    config: ClassVar[type[ViewConfig]] = ViewConfig
+
+    def check(self, model: AdaptedModel) -> None:
+        """Check that a model offers what the method starts from.
+
+        Raises:
+            ConfigError: If it does not; the message names the model's method.
+        """
+        if self.needs and model.encoder is None:
+            raise ConfigError(
+                f"{self.title} works through the encoder, but there are features alone: give images"
+            )
+        for capability in sorted(self.needs):
+            assert model.encoder is not None
+            model.encoder.require(capability)
+
+    @abstractmethod
+    def predictor(
+        self,
+        model: AdaptedModel,
+        classes: ClassSet,
+        config: Any,
+        *,
+        batch_size: int | None = None,
+        progress: bool | None = False,
+    ) -> ViewPredictor:
+        """Return what predicts images among some classes.
+
+        Args:
+            model: The model to start from; it stays as it is.
+            classes: The candidates.
+            config: The method's configuration.
+            batch_size: Images at once; None chooses.
+            progress: Show a bar; None shows it on a terminal only.
+        """
+
+
+def check_views(view_features: Any, dim: int | None = None) -> Tensor:
+    """Check views `(N, V, D)` and return them with unit-norm rows.
+
+    Raises:
+        FeatureError: If they cannot be used.
+    """
+    views = check_rows(view_features, "view_features", ndims=(3,))
+    if dim is not None and views.shape[-1] != dim:
+        raise FeatureError(
+            f"view_features have {views.shape[-1]} dimensions and text_features {dim}: both must come "
+            "from the same encoder"
+        )
+    return views
+
+
+def view_logits(model: AdaptedModel, views: Tensor, classes: ClassSet) -> Tensor:
+    """Return a model's logits of views, `(N, V, D)` to `(N, V, K)`."""
+    dim = classes.text_features.shape[1]
+    checked = check_views(views, dim)
+    return model.logits(checked.flatten(0, 1), classes).unflatten(0, checked.shape[:2])
+
+
+def confident_mean(logits: Tensor, count: int) -> Tensor:
+    """Return the logarithm of the mean probability of the `count` views of lowest entropy.
+
+    Args:
+        logits: `(N, V, K)`.
+        count: Views to keep.
+
+    Returns:
+        `(N, K)`.
+
+    Example:
+        >>> logits = torch.tensor([[[4.0, 0.0], [0.1, 0.0], [0.0, 0.2]]])
+        >>> bool((confident_mean(logits, 1)[0] == logits[0, 0].log_softmax(-1)).all())
+        True
+    """
+    kept = keep_confident(view_entropies(logits), count)
+    return mean_log_probability(gather_views(logits, kept))

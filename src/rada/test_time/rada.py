@@ -1,0 +1,101 @@
+"""RAda at test time: the head adapts to each image from its confident views."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from rada.core.errors import ConfigError
+from rada.features import ClassSet
+from rada.head import RAdaHead
+from rada.methods import AdaptedModel
+from rada.methods.rada import SOURCE, HeadModel
+from rada.test_time.adapt import Adaptation, adapt_in_detail
+from rada.test_time.base import TestTimeMethod, ViewPredictor, check_views
+from rada.test_time.config import TTTConfig, ViewConfig
+from rada.test_time.online import OnlineAdapter
+from rada.test_time.registry import register_test_time_method
+
+__all__ = ["RAdaTestTime"]
+
+
+@dataclass(frozen=True)
+class RAdaTestTime(TestTimeMethod):
+    """Starts from a trained head, or from the untrained one, whose mask is one.
+
+    Example:
+        >>> RAdaTestTime.config().steps
+        1
+    """
+
+    config: ClassVar[type[ViewConfig]] = TTTConfig
+
+    def check(self, model: AdaptedModel) -> None:
+        """Check that the model is zero-shot or has a head."""
+        super().check(model)
+        if model.method.learns and model.head is None:
+            raise ConfigError(
+                f"{self.title} at test time adapts a RAda head, and {model.method.title} has none: start from "
+                "zero_shot, rada or rada_adapter, or choose another test-time method"
+            )
+
+    def predictor(
+        self,
+        model: AdaptedModel,
+        classes: ClassSet,
+        config: TTTConfig,
+        *,
+        batch_size: int | None = None,
+        progress: bool | None = False,
+    ) -> ViewPredictor:
+        """Return what adapts to each image; with `episodic=False` it goes on from image to image."""
+        start = _Start(model, classes, config)
+        if not config.episodic:
+            online = OnlineAdapter(start.text, start.scale, start.head, start.config)
+            return lambda views: online.predict(start.views(views))
+        return lambda views: start.adapt(views, batch_size, progress).logits
+
+    def in_detail(
+        self, model: AdaptedModel, views: Tensor, classes: ClassSet, config: TTTConfig
+    ) -> Adaptation:
+        """Adapt to images and tell all about it; every image starts anew."""
+        return _Start(model, classes, config).adapt(views, None, False)
+
+
+class _Start:
+    """The head to start from, and the features as it wants them."""
+
+    def __init__(self, model: AdaptedModel, classes: ClassSet, config: TTTConfig) -> None:
+        self.model, self.scale = model, model.facts.scale
+        self.head: RAdaHead | None = model.head
+        strength = config.strength
+        if strength is None:
+            strength = 1.0 if self.head is None else model.strength.for_classes(classes.names)
+        self.config = dataclasses.replace(config, strength=strength)
+        self.text = classes.text_features
+        if isinstance(model, HeadModel):
+            self.text = model.adapted_text(self.text).detach()
+
+    def views(self, views: Tensor) -> Tensor:
+        """Return the views as the head gets them."""
+        checked = check_views(views, self.text.shape[1])
+        if isinstance(self.model, HeadModel):
+            return self.model.adapted_images(checked).detach()
+        return checked
+
+    def adapt(self, views: Tensor, batch_size: int | None, progress: bool | None) -> Adaptation:
+        return adapt_in_detail(
+            self.views(views),
+            self.text,
+            self.scale,
+            self.head,
+            self.config,
+            batch_size,
+            progress=progress,
+        )
+
+
+register_test_time_method(RAdaTestTime("rada", "RAda", f"{SOURCE}; its learning rate is ours"))
