@@ -39,7 +39,9 @@ class Cell:
         protocol: Name of the protocol.
         label: Name of the row; the method's own, or a variant's.
         method: The method.
-        options: Settings that differ from the method's defaults, as sorted pairs.
+        options: Fields of its configuration that differ from the defaults, as sorted pairs.
+        test_time: The test-time method that predicts; "" for none.
+        test_time_options: Fields of its configuration that differ from the defaults.
         dataset: Specification of the data set to learn from.
         targets: Specifications of further data sets to test on.
         shots: Pictures a class; 0 for methods that learn nothing.
@@ -57,10 +59,15 @@ class Cell:
     targets: tuple[str, ...] = ()
     options: tuple[tuple[str, Any], ...] = ()
     allow_fewer: bool = False
+    test_time: str = ""
+    test_time_options: tuple[tuple[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON, as JSON would give it back."""
-        values = dataclasses.asdict(self) | {"options": dict(self.options)}
+        values = dataclasses.asdict(self) | {
+            "options": dict(self.options),
+            "test_time_options": dict(self.test_time_options),
+        }
         plain: dict[str, Any] = json.loads(json.dumps(values))
         return plain
 
@@ -157,7 +164,7 @@ class Folder:
         """Whether a cell has its result.
 
         Raises:
-            ConfigError: If there is a result of other settings under the same name.
+            ConfigError: If there is a result of other configuration under the same name.
             CheckpointError: If the result is damaged.
         """
         path = self.result_path(cell)

@@ -241,8 +241,8 @@ def _provenance(runs: Runs) -> list[Block]:
     facts: dict[str, Any] = {key: value for key, value in runs.facts.items() if key != "format"}
     blocks: list[Block] = [Pairs("Benchmark", facts)]
     if runs.results:
-        settings = {r["cell"]["label"]: r["settings"] for r in runs.results}
-        blocks.append(Details("Settings of every method", [Pairs("Settings", settings)]))
+        settings = {r["cell"]["label"]: r["config"] for r in runs.results}
+        blocks.append(Details("Configuration of every method", [Pairs("Configuration", settings)]))
         blocks.append(Details("Environment", [Pairs("Machine", runs.results[-1]["environment"])]))
         sources = {
             runs.title(r["cell"]["label"]): _source(r["cell"]["method"]) for r in runs.results

@@ -14,14 +14,15 @@ from rada.bench.cells import Cell
 from rada.core.config import Config, parse_value
 from rada.core.errors import ConfigError
 from rada.methods import get_method
+from rada.test_time import get_test_time_method
 
 __all__ = ["PROTOCOLS", "Plan", "load_plan", "parse_setting"]
 
 PROTOCOLS = ("few-shot", "base-to-new", "cross-dataset", "domain")
 
 
-class Settings(dict[str, Any]):
-    """Settings by method or variant: `{"rada": {"epochs": 10}}`."""
+class Options(dict[str, Any]):
+    """Configuration by method or variant: `{"rada": {"epochs": 10}}`."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,15 @@ class Plan(Config):
 
     Attributes:
         protocols: "few-shot", "base-to-new", "cross-dataset" or "domain".
-        methods: Names of methods or of variants in `options`.
+        methods: Names of methods or of variants in `options`; `METHOD+TEST_TIME` predicts with a
+            test-time method, such as `zero_shot+tpt`.
         datasets: What to learn from: specifications as for `rada fit`, or features files.
         targets: What else to test on, for "cross-dataset" and "domain".
         shots: Pictures a class.
         seeds: Seeds of the shots and of training.
         model: The encoder for pictures.
-        options: Settings by method or variant; a variant has an entry "method".
+        options: Fields of the configuration by method or variant; a variant has an entry "method". Fields
+            of a test-time method's are written `test_time.FIELD`.
         templates: Prompt templates instead of the data sets' own.
         allow_fewer: Go on where a class has fewer pictures than `shots`.
         recipe: Name of the recipe that the plan came from.
@@ -54,18 +57,18 @@ class Plan(Config):
     shots: tuple[int, ...] = (16,)
     seeds: tuple[int, ...] = (1, 2, 3)
     model: str = "embedded"
-    options: Settings = dataclasses.field(default_factory=lambda: Settings())
+    options: Options = dataclasses.field(default_factory=lambda: Options())
     templates: tuple[str, ...] = ()
     allow_fewer: bool = False
     recipe: str = ""
 
     def __post_init__(self) -> None:
         if type(self.options) is dict:
-            object.__setattr__(self, "options", Settings(self.options))
+            object.__setattr__(self, "options", Options(self.options))
         super().__post_init__()
 
     def validate(self) -> None:
-        """Check names and numbers, and the settings of every method."""
+        """Check names and numbers, and the configuration of every method."""
         for name in ("methods", "datasets", "protocols", "shots", "seeds"):
             values = getattr(self, name)
             self.require(bool(values), name, "at least one entry long")
@@ -81,30 +84,61 @@ class Plan(Config):
             raise ConfigError("the protocol cross-dataset needs --targets: data sets to test on")
         for label in self.methods:
             self.method(label)
-        strangers = [label for label in self.options if label not in self.methods]
-        if strangers:
+        unknown = [label for label in self.options if label not in self.methods]
+        if unknown:
             raise ConfigError(
-                f"there are settings for {strangers[0]!r}, which is none of the methods "
+                f"there are options for {unknown[0]!r}, which is none of the methods "
                 f"{', '.join(self.methods)}"
             )
         for label in self.methods:
-            self.settings(label)
+            self.configs(label)
 
     def method(self, label: str) -> str:
-        """Return the method behind a label."""
-        values = self.options.get(label, {})
-        if not isinstance(values, dict):
-            raise ConfigError(f"the settings of {label!r} should be a table, not {values!r}")
-        return get_method(str(values.get("method", label))).name
-
-    def settings(self, label: str) -> Config:
-        """Return the settings of a label.
+        """Return the method behind a label.
 
         Raises:
-            ConfigError: If there is no such method, or a setting is unknown or out of range.
+            ConfigError: If there is none.
         """
-        method, values = get_method(self.method(label)), self.options.get(label, {})
-        return method.settings.from_dict({k: v for k, v in values.items() if k != "method"})
+        return get_method(self._named(label).partition("+")[0]).name
+
+    def test_time(self, label: str) -> str:
+        """Return the test-time method behind a label, or "" for none.
+
+        Raises:
+            ConfigError: If there is no such test-time method.
+        """
+        name = self._named(label).partition("+")[2]
+        return get_test_time_method(name).name if name else ""
+
+    def _named(self, label: str) -> str:
+        values = self.options.get(label, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"the options of {label!r} should be a table, not {values!r}")
+        return str(values.get("method", label))
+
+    def fields(self, label: str, *, test_time: bool) -> dict[str, Any]:
+        """Return the fields that differ from the defaults, of the method or of its test-time method."""
+        start = "test_time."
+        values = {k: v for k, v in self.options.get(label, {}).items() if k != "method"}
+        if test_time:
+            return {k.removeprefix(start): v for k, v in values.items() if k.startswith(start)}
+        return {k: v for k, v in values.items() if not k.startswith(start)}
+
+    def configs(self, label: str) -> list[Config]:
+        """Return the configuration of a label, and that of its test-time method if it has one.
+
+        Raises:
+            ConfigError: If there is no such method, or a field is unknown or out of range.
+        """
+        found = [
+            get_method(self.method(label)).config.from_dict(self.fields(label, test_time=False))
+        ]
+        fields, name = self.fields(label, test_time=True), self.test_time(label)
+        if name:
+            found.append(get_test_time_method(name).config.from_dict(fields))
+        elif fields:
+            raise ConfigError(f"{label!r} has no test-time method for {sorted(fields)[0]!r}")
+        return found
 
     def cells(self) -> list[Cell]:
         """Return every cell, data set by data set, so that features are used while they are there."""
@@ -129,7 +163,6 @@ class Plan(Config):
         others = [label for label in self.methods if label not in learners]
         for shots, seed in [(0, 0), *runs]:
             for label in learners if shots else others:
-                options = {k: v for k, v in self.options.get(label, {}).items() if k != "method"}
                 yield Cell(
                     protocol=protocol,
                     label=label,
@@ -139,13 +172,16 @@ class Plan(Config):
                     seed=seed,
                     model=self.model,
                     targets=targets,
-                    options=tuple(sorted((k, _frozen(v)) for k, v in options.items())),
+                    options=_pairs(self.fields(label, test_time=False)),
                     allow_fewer=self.allow_fewer,
+                    test_time=self.test_time(label),
+                    test_time_options=_pairs(self.fields(label, test_time=True)),
                 )
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _pairs(values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Return fields as sorted pairs that can be hashed."""
+    return tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in values.items()))
 
 
 def load_plan(path: str | Path, changes: Mapping[str, Any] | None = None) -> Plan:

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from rada.bench.cells import Cell
-from rada.bench.sources import Labelled, Source
+from rada.bench.sources import Source
 from rada.core.errors import DataError
-from rada.methods import ClassSet, Examples, Method, Task
+from rada.features import ClassSet, Features
+from rada.methods import Method
+from rada.test_time import ViewConfig
 
 __all__ = ["Part", "Setup", "base_and_new", "set_up"]
 
@@ -28,18 +30,14 @@ class Part:
 
     Attributes:
         name: "test", "base", "new", or the name of a data set.
-        examples: The pictures.
-        labels: Their labels among the part's classes.
+        data: The images; their labels count in `data.classes`.
         classes: The candidates.
-        names: The classes that the labels count in.
         groups: For each candidate its class, where several share one.
     """
 
     name: str
-    examples: Examples
-    labels: Tensor
+    data: Features
     classes: ClassSet
-    names: tuple[str, ...]
     groups: tuple[int, ...] | None = None
 
     def merge(self, logits: Tensor) -> Tensor:
@@ -47,15 +45,15 @@ class Part:
         if self.groups is None:
             return logits
         owners = torch.tensor(self.groups).expand(len(logits), -1)
-        merged = torch.full((len(logits), len(self.names)), -torch.inf)
+        merged = torch.full((len(logits), len(self.data.classes)), -torch.inf)
         return merged.scatter_reduce(1, owners, logits, "amax")
 
 
 @dataclass(frozen=True, eq=False)
 class Setup:
-    """A task and the parts to test on; `source` is the part of the source domain, if any."""
+    """What is learned from, and the parts to test on."""
 
-    task: Task
+    train: Features
     parts: tuple[Part, ...]
 
 
@@ -70,86 +68,81 @@ def base_and_new(labels: list[int]) -> tuple[list[int], list[int]]:
     return labels[:middle], labels[middle:]
 
 
-def set_up(cell: Cell, method: Method, config: Any, sources: dict[str, Source]) -> Setup:
+def set_up(
+    cell: Cell,
+    method: Method,
+    config: Any,
+    sources: dict[str, Source],
+    views: ViewConfig | None = None,
+) -> Setup:
     """Return what a cell learns from and is tested on.
 
     Args:
         cell: The cell.
         method: Its method.
-        config: Its settings.
+        config: The method's configuration.
         sources: The data sets by specification.
+        views: How a test-time method wants the views of the test images; None without one.
 
     Raises:
         DataError: If the data does not fit the protocol.
     """
-    return _PROTOCOLS[cell.protocol](cell, method.views(config), sources)
+    return _PROTOCOLS[cell.protocol](cell, method.views(config), sources, views)
 
 
-def _task(cell: Cell, views: int, source: Source, classes: list[int]) -> Task:
-    candidates = source.class_set().take(classes)
-    if cell.shots:
-        drawn = source.draw(
-            classes, cell.shots, cell.seed, views=views, allow_fewer=cell.allow_fewer
-        )
-    else:
-        drawn = source.nothing()
-    return Task(
-        drawn.examples,
-        drawn.labels,
-        candidates,
-        source.scale,
-        seed=cell.seed,
-        encoder=source.encoder,
-    )
+def _train(cell: Cell, views: int, source: Source, classes: list[int]) -> Features:
+    if not cell.shots:  # the method learns nothing: it takes scale and classes alone from these
+        return source.complete(source.test().select_classes(classes))
+    return source.draw(classes, cell.shots, cell.seed, views=views, allow_fewer=cell.allow_fewer)
 
 
-def _part(name: str, found: Labelled, classes: ClassSet) -> Part:
-    return Part(name, found.examples, found.labels, classes, classes.names)
+def _part(name: str, source: Source, classes: list[int], views: ViewConfig | None) -> Part:
+    found = source.test(views=views).select_classes(classes)
+    return Part(name, found, source.class_set().take(classes))
 
 
-def _few_shot(cell: Cell, views: int, sources: dict[str, Source]) -> Setup:
+def _few_shot(
+    cell: Cell, wanted: int, sources: dict[str, Source], views: ViewConfig | None
+) -> Setup:
     source = sources[cell.dataset]
     classes = source.trained()
-    task = _task(cell, views, source, classes)
-    return Setup(task, (_part("test", source.test().of_classes(classes), task.classes),))
+    return Setup(_train(cell, wanted, source, classes), (_part("test", source, classes, views),))
 
 
-def _base_to_new(cell: Cell, views: int, sources: dict[str, Source]) -> Setup:
+def _base_to_new(
+    cell: Cell, wanted: int, sources: dict[str, Source], views: ViewConfig | None
+) -> Setup:
     source = sources[cell.dataset]
     base, new = base_and_new(source.trained())
     if not new:
         raise DataError(f"{source.name!r} has the one class {source.classes[base[0]]!r}")
-    test = source.test()
     parts = [
-        _part(name, test.of_classes(classes), source.class_set().take(classes))
-        for name, classes in (("base", base), ("new", new))
+        _part(name, source, classes, views) for name, classes in (("base", base), ("new", new))
     ]
-    return Setup(_task(cell, views, source, base), tuple(parts))
+    return Setup(_train(cell, wanted, source, base), tuple(parts))
 
 
-def _transfer(cell: Cell, views: int, sources: dict[str, Source]) -> Setup:
+def _transfer(
+    cell: Cell, wanted: int, sources: dict[str, Source], views: ViewConfig | None
+) -> Setup:
     source = sources[cell.dataset]
     classes = source.trained()
-    task = _task(cell, views, source, classes)
-    parts = [_part("source", source.test().of_classes(classes), task.classes)]
+    train = _train(cell, wanted, source, classes)
+    parts = [_part("source", source, classes, views)]
     for spec in cell.targets:
         target = sources[spec]
-        if target.class_set().text_features.shape[1] != task.classes.text_features.shape[1]:
+        candidates = target.class_set()
+        if candidates.text_features.shape[1] != train.dim:
             raise DataError(
                 f"{source.name!r} and {target.name!r} have features of different widths: encode both "
                 "with one model"
             )
         if cell.protocol == "domain":
             _check_known(source, target)
-        found = target.test(whole=True)
         labels = range(len(target.classes))
-        part = _part(target.name, found.of_classes(labels), target.class_set())
-        if target.groups is not None:
-            part = Part(
-                part.name, part.examples, part.labels, part.classes, target.classes, target.groups
-            )
-        parts.append(part)
-    return Setup(task, tuple(parts))
+        found = target.test(whole=True, views=views).select_classes(labels)
+        parts.append(Part(target.name, found, candidates, target.groups))
+    return Setup(train, tuple(parts))
 
 
 def _check_known(source: Source, target: Source) -> None:
@@ -161,7 +154,7 @@ def _check_known(source: Source, target: Source) -> None:
         )
 
 
-_PROTOCOLS: dict[str, Callable[[Cell, int, dict[str, Source]], Setup]] = {
+_PROTOCOLS: dict[str, Callable[[Cell, int, dict[str, Source], ViewConfig | None], Setup]] = {
     "few-shot": _few_shot,
     "base-to-new": _base_to_new,
     "cross-dataset": _transfer,

@@ -11,17 +11,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
+
 from rada.bench.cells import Cell, Folder
 from rada.bench.locks import Locks
 from rada.bench.memory import PeakMemory
 from rada.bench.plan import Plan
 from rada.bench.protocols import Part, set_up
 from rada.bench.sources import EncoderSlot, Source, open_source
-from rada.core.errors import DataError, StorageError
+from rada.core.errors import StorageError
 from rada.core.progress import progress_bar
 from rada.evaluation import environment, evaluate_logits, harmonic_mean
-from rada.features import FeatureCache
-from rada.methods import Predictor, UnknownClassError, get_method
+from rada.features import ClassSet, FeatureCache, Features, extract_features
+from rada.methods import AdaptedModel, Run, UnknownClassError, get_method
+from rada.test_time import TestTimeMethod, ViewConfig, get_test_time_method
 
 __all__ = ["RunSummary", "run_cell", "run_plan"]
 
@@ -157,7 +160,7 @@ def _settle(
         return
     try:
         training = folder.training_path(cell)
-        result = run_cell(cell, sources.get(cell), sources.alone, training / "state.safetensors")
+        result = run_cell(cell, sources.get(cell), sources.alone, training)
         folder.write(cell, result)
         shutil.rmtree(training, ignore_errors=True)
         summary.done += 1
@@ -174,57 +177,70 @@ def run_cell(
     cell: Cell,
     sources: dict[str, Source],
     alone: Callable[[Cell], contextlib.AbstractContextManager[None]] | None = None,
-    state_path: Path | None = None,
+    state_dir: Path | None = None,
 ) -> dict[str, Any]:
     """Run one cell.
 
     Args:
         cell: The cell.
         sources: Its data sets by specification.
-        alone: Guards the encoding of pictures.
-        state_path: File, in a folder of its own, for the state of training, from which the same
-            call goes on.
+        alone: Guards the encoding of images.
+        state_dir: Folder for the states of training, from which the same call goes on.
 
     Returns:
         Its result as plain JSON, without the cell itself.
     """
     method = get_method(cell.method)
-    config = method.settings.from_dict(dict(cell.options))
+    config = method.config.from_dict(dict(cell.options))
+    test_time = _test_time(cell)
+    source = sources[cell.dataset]
     with alone(cell) if alone is not None else contextlib.nullcontext():
-        setup = set_up(cell, method, config, sources)
+        setup = set_up(cell, method, config, sources, None if test_time is None else test_time[1])
+    run = Run(seed=cell.seed, encoder=source.encoder, state_dir=state_dir)
     with PeakMemory() as memory:
-        predictor = method.fit(setup.task, config, state_path=state_path)
+        model = method.fit(setup.train, config, run)
         started = time.perf_counter()
-        parts = [_judged(predictor, part) for part in setup.parts]
+        parts = [_evaluated(model, part, test_time) for part in setup.parts]
         seconds = time.perf_counter() - started
     result: dict[str, Any] = {
         "parts": {part["name"]: part for part in parts},
-        "settings": config.to_dict(),
-        "trainable_parameters": predictor.trainable_parameters(),
-        "fit_seconds": predictor.record.pop("seconds"),
+        "config": config.to_dict(),
+        "trainable_parameters": model.trainable_parameters(),
+        "fit_seconds": model.record.pop("seconds"),
         "predict_seconds": seconds,
         "memory": memory.bytes,
-        "images": len(setup.task.labels),
-        "data": sources[cell.dataset].name,
-        "record": predictor.record,
+        "images": len(setup.train) if method.learns else 0,
+        "data": source.name,
+        "strength": model.strength.to_dict(),
+        "record": model.record,
         "environment": environment(),
     }
+    if test_time is not None:
+        result["test_time_config"] = test_time[1].to_dict()
     base, new = (result["parts"].get(name, {}).get("accuracy") for name in ("base", "new"))
     if base is not None and new is not None:
         result["harmonic_mean"] = harmonic_mean(base, new)
     return result
 
 
-def _judged(predictor: Predictor, part: Part) -> dict[str, Any]:
+def _test_time(cell: Cell) -> tuple[TestTimeMethod, ViewConfig] | None:
+    if not cell.test_time:
+        return None
+    method = get_test_time_method(cell.test_time)
+    return method, method.config.from_dict(dict(cell.test_time_options))
+
+
+def _evaluated(
+    model: AdaptedModel, part: Part, test_time: tuple[TestTimeMethod, ViewConfig] | None
+) -> dict[str, Any]:
     """Return the metrics of one part, or why there are none."""
-    facts = {"name": part.name, "images": len(part.labels), "classes": len(part.names)}
-    if not len(part.labels):
-        raise DataError(f"the part {part.name!r} has no test pictures")
+    data = part.data
+    facts = {"name": part.name, "images": len(data), "classes": len(data.classes)}
     try:
-        logits = part.merge(predictor.predict(part.examples, part.classes))
+        logits = part.merge(_logits(model, data, part.classes, test_time))
     except UnknownClassError as error:
         return facts | {"accuracy": None, "reason": str(error)}
-    metrics = evaluate_logits(logits, part.labels, part.names)
+    metrics = evaluate_logits(logits, data.labels, data.classes)
     return facts | {
         "accuracy": metrics.accuracy,
         "balanced_accuracy": metrics.balanced_accuracy,
@@ -232,3 +248,21 @@ def _judged(predictor: Predictor, part: Part) -> dict[str, Any]:
         "interval": list(metrics.interval),
         "right": round(metrics.accuracy * metrics.images),
     }
+
+
+def _logits(
+    model: AdaptedModel,
+    data: Features,
+    classes: ClassSet,
+    test_time: tuple[TestTimeMethod, ViewConfig] | None,
+) -> Tensor:
+    """Return logits of test images; those of a method that trains an encoder are encoded anew."""
+    if model.method.train_encoder:
+        assert model.encoder is not None
+        images = data.labelled_images()
+        data = extract_features(model.encoder, images, cache=False, workers=0, progress=False)
+    if test_time is None:
+        return model.logits(data.plain(), classes)
+    method, config = test_time
+    method.check(model)
+    return method.predictor(model, classes, config)(data.image_features)

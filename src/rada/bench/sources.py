@@ -2,45 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from rada.core.errors import DataError, FeatureError
 from rada.data import ImageDataset, ImageSplit, few_shot, open_dataset
 from rada.data.sources import id_bytes
-from rada.features import FeatureCache, Features, extract_features
-from rada.methods import ClassSet, Examples
+from rada.features import ClassSet, FeatureCache, Features, ViewTransform, extract_features
+from rada.test_time import ViewConfig
+from rada.test_time.views import view_transform
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder
 
-__all__ = ["FeatureSource", "Labelled", "PictureSource", "Source", "domain_folders", "open_source"]
+__all__ = ["FeatureSource", "ImageSource", "Source", "domain_folders", "open_source"]
 
 SUFFIXES = (".safetensors", ".npz")
-
-
-class Labelled(NamedTuple):
-    """Examples with their labels, which count in the classes of the source."""
-
-    examples: Examples
-    labels: Tensor
-
-    def of_classes(self, classes: Sequence[int]) -> Labelled:
-        """Return the examples of some classes, relabelled in the order given."""
-        largest = max(int(self.labels.max()), *classes)
-        place = torch.full((largest + 1,), -1)
-        place[list(classes)] = torch.arange(len(classes))
-        labels = place[self.labels]
-        rows = (labels >= 0).nonzero().flatten()
-        return Labelled(self.examples.take(rows), labels[rows])
 
 
 class Source(ABC):
@@ -68,24 +53,37 @@ class Source(ABC):
     @abstractmethod
     def draw(
         self, classes: Sequence[int], shots: int, seed: int, *, views: int, allow_fewer: bool
-    ) -> Labelled:
-        """Return shots of some classes, relabelled in their order."""
-
-    def nothing(self) -> Labelled:
-        """Return no examples at all, for methods that learn nothing."""
-        width = self.class_set().text_features.shape[1]
-        return Labelled(Examples(torch.empty(0, 1, width)), torch.empty(0, dtype=torch.long))
+    ) -> Features:
+        """Return shots of some classes, relabelled in their order, with class features and scale."""
 
     @abstractmethod
-    def test(self, *, whole: bool = False) -> Labelled:
-        """Return the test examples; `whole` takes everything where there is no split."""
+    def test(self, *, whole: bool = False, views: ViewConfig | None = None) -> Features:
+        """Return the test images; `whole` takes everything where there is no split.
+
+        Args:
+            whole: Whether to take everything.
+            views: How to make views of them, for test-time methods; None for the plain images.
+        """
+
+    def complete(self, features: Features) -> Features:
+        """Return features with the class features and the scale of the source."""
+        names = {name: row for row, name in enumerate(self.class_set().names)}
+        if features.text_features is not None or not set(features.classes) <= names.keys():
+            return dataclasses.replace(features, scale=self.scale)
+        chosen = self.class_set().take([names[name] for name in features.classes])
+        return dataclasses.replace(
+            features,
+            text_features=chosen.text_features,
+            templates=chosen.templates,
+            scale=self.scale,
+        )
 
     @abstractmethod
     def trained(self) -> list[int]:
         """Return the labels that have training pictures, in order."""
 
 
-class PictureSource(Source):
+class ImageSource(Source):
     """Pictures and an encoder."""
 
     def __init__(
@@ -103,7 +101,7 @@ class PictureSource(Source):
         self._candidates: tuple[str, ...] = getattr(dataset, "candidates", None) or dataset.classes
         self._train, self._test = _splits(dataset)
         self._text: ClassSet | None = None
-        self._tested: dict[bool, Labelled] = {}
+        self._tested: dict[tuple[bool, str], Features] = {}
 
     def class_set(self) -> ClassSet:
         """Encode the class names, once."""
@@ -120,36 +118,48 @@ class PictureSource(Source):
 
     def draw(
         self, classes: Sequence[int], shots: int, seed: int, *, views: int, allow_fewer: bool
-    ) -> Labelled:
+    ) -> Features:
         """Draw from the training split and encode what was drawn."""
         pool = self._train.select_classes(classes)
         chosen = few_shot(pool, shots, seed, allow_fewer=allow_fewer)
-        return self._encoded(chosen, views=views, seed=seed)
+        return self.complete(self._encoded(chosen, views=views, seed=seed))
 
-    def nothing(self) -> Labelled:
-        """Return no pictures, which are not the same as features alone."""
-        examples, labels = super().nothing()
-        return Labelled(Examples(examples.image_features, self._test.subset([])), labels)
-
-    def test(self, *, whole: bool = False) -> Labelled:
+    def test(self, *, whole: bool = False, views: ViewConfig | None = None) -> Features:
         """Encode the test split, once."""
         whole = whole and "all" in self.dataset.splits
-        if whole not in self._tested:
+        key = (whole, "" if views is None else repr(views))
+        if key not in self._tested:
             split = self.dataset.splits["all"] if whole else self._test
-            self._tested[whole] = self._encoded(split)
-        return self._tested[whole]
+            self._tested = {
+                known: kept for known, kept in self._tested.items() if not known[1] or not key[1]
+            }  # views are large: those of one configuration are enough
+            self._tested[key] = self._viewed(split, views)
+        return self._tested[key]
 
-    def _encoded(self, split: ImageSplit, views: int = 1, seed: int = 0) -> Labelled:
+    def _viewed(self, split: ImageSplit, views: ViewConfig | None) -> Features:
+        if views is None:
+            return self._encoded(split)
         assert self.encoder is not None
-        features = extract_features(
+        transform = view_transform(self.encoder, views)
+        return self._encoded(split, views=views.views, seed=views.seed, view_transform=transform)
+
+    def _encoded(
+        self,
+        split: ImageSplit,
+        views: int = 1,
+        seed: int = 0,
+        view_transform: ViewTransform | None = None,
+    ) -> Features:
+        assert self.encoder is not None
+        return extract_features(
             self.encoder,
             split,
             views=views,
             seed=seed,
             cache=self._cache,
             progress=self._progress,
+            view_transform=view_transform,
         )
-        return Labelled(Examples(features.image_features, split), features.labels)
 
 
 class FeatureSource(Source):
@@ -190,21 +200,27 @@ class FeatureSource(Source):
 
     def draw(
         self, classes: Sequence[int], shots: int, seed: int, *, views: int, allow_fewer: bool
-    ) -> Labelled:
+    ) -> Features:
         """Draw from the training features."""
-        if self._train.num_views < views:
-            raise FeatureError(
-                f"the method wants {views} views, but the features {self.name!r} have "
-                f"{self._train.num_views}: write them with `rada encode --views {views}`"
-            )
+        self._need(self._train, views)
         pool = self._train.select_classes(classes)
         chosen = pool.few_shot(shots, seed, allow_fewer=allow_fewer)
-        return Labelled(Examples(chosen.image_features[:, :views]), chosen.labels)
+        kept = dataclasses.replace(chosen, image_features=chosen.image_features[:, :views])
+        return self.complete(kept)
 
-    def test(self, *, whole: bool = False) -> Labelled:
-        """Return the plain view of the test features."""
+    def test(self, *, whole: bool = False, views: ViewConfig | None = None) -> Features:
+        """Return the plain view of the test features, or as many views as they are asked for."""
         found = self._whole if whole else self._test
-        return Labelled(Examples(found.plain()), found.labels)
+        count = 1 if views is None else views.views
+        self._need(found, count)
+        return dataclasses.replace(found, image_features=found.image_features[:, :count])
+
+    def _need(self, features: Features, views: int) -> None:
+        if features.num_views < views:
+            raise FeatureError(
+                f"the method wants {views} views, but the features {self.name!r} have "
+                f"{features.num_views}: write them with `rada encode --views {views}`"
+            )
 
 
 @dataclass(frozen=True)
@@ -252,7 +268,7 @@ def open_source(
         test = None if files.test is None else Features.load(files.test)
         return FeatureSource(name, Features.load(files.train), test)
     dataset = open_dataset(spec, templates=tuple(templates) or None)
-    return PictureSource(dataset, encoder.get(), cache, progress)
+    return ImageSource(dataset, encoder.get(), cache, progress)
 
 
 class EncoderSlot:

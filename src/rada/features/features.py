@@ -168,6 +168,8 @@ class Features:
             raise FeatureError(
                 f"index {int(outside[0])} is out of range: there are {len(self)} images"
             )
+        if not len(rows):
+            raise FeatureError(f"none of the {len(self)} images is left")
         return dataclasses.replace(
             self,
             image_features=self.image_features[rows],

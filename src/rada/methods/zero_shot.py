@@ -57,7 +57,7 @@ class ZeroShot(Method):
         self, facts: Facts, config: Any, shapes: Shapes, encoder: DualEncoder | None
     ) -> AdaptedModel:
         """Return the model; there is nothing to learn."""
-        return ZeroShotModel(self, facts, config)
+        return ZeroShotModel(self, facts, config, encoder)
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,8 @@ class RAdaTestTime(TestTimeMethod):
         super().check(model)
         if model.method.learns and model.head is None:
             raise ConfigError(
-                f"{self.title} at test time adapts a RAda head, and {model.method.title} has none: start from "
-                "zero_shot, rada or rada_adapter, or choose another test-time method"
+                f"{self.title} at test time adapts a RAda head, and {model.method.title} has none: start "
+                "from zero_shot, rada or rada_adapter, or choose another test-time method"
             )
 
     def predictor(

@@ -157,6 +157,7 @@ def _prompt_tokens(
         )
     return tokens, length
 
+
 register_test_time_method(
     TPT(
         "tpt",
