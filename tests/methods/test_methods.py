@@ -8,20 +8,15 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-import rada.training.feature_loop as training
+import rada.training.state as training
 from rada.core.errors import CheckpointError, ConfigError, FeatureError
-from rada.methods import (
-    ClassSet,
-    Examples,
-    UnknownClassError,
-    get_method,
-    list_methods,
-    load_predictor,
-    register_method,
-)
+from rada.features import ClassSet, Features
+from rada.methods import Run, UnknownClassError, get_method, list_methods, register_method
+from rada.pretrained import Fitted, load_model, save_model
+from rada.training.strength import Strength
 
 # Full fine-tuning has the same matrix, on pictures, in tests/finetune.
-NAMES = [method.name for method in list_methods() if "pictures" not in method.needs]
+NAMES = [method.name for method in list_methods() if "images" not in method.needs]
 GRADIENTS = ["clip_adapter", "tip_adapter_f", "cross_modal_probe", "coop"]
 GRADIENTS += ["rada", "rada_released", "rada_adapter"]
 ZERO_SHOT_START = ["zero_shot", "cross_modal_probe", "rada", "rada_released", "rada_adapter"]
@@ -36,25 +31,33 @@ QUICK = {
 }
 
 
-def settings(name):
-    return get_method(name).settings(**QUICK.get(name, {}))
+def config(name):
+    return get_method(name).config(**QUICK.get(name, {}))
 
 
 @pytest.fixture
-def task_of(request):
-    def find(name):
-        wanted = "text_task" if "encoder" in get_method(name).needs else "task"
-        return request.getfixturevalue(wanted)
+def case_of(request):
+    """Returns the data of a method and its run."""
+
+    def find(name, **options):
+        if "encoder" not in get_method(name).needs:
+            return request.getfixturevalue("data"), Run(seed=1, **options)
+        encoder = request.getfixturevalue("embedded")
+        return request.getfixturevalue("text_data"), Run(seed=1, encoder=encoder, **options)
 
     return find
 
 
-def fitted(name, task, **options):
-    return get_method(name).fit(task, settings(name), **options)
+def fitted(name, data, run=None):
+    return get_method(name).fit(data, config(name), run or Run(seed=1))
 
 
-def logits(predictor, task):
-    return predictor.predict(task.examples, task.classes)
+def logits(model, data):
+    return model.logits(data.plain(), data.class_set())
+
+
+def zero_shot_logits(data):
+    return data.scale * data.plain() @ data.text_features.T
 
 
 def test_every_method_says_where_it_comes_from():
@@ -69,11 +72,11 @@ def test_every_method_says_where_it_comes_from():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_start(name, task_of):
-    task = task_of(name)
-    predictor = get_method(name).start(task, settings(name))
-    found = logits(predictor, task)
-    zero_shot = task.scale * task.examples.plain() @ task.classes.text_features.T
+def test_start(name, case_of):
+    data, run = case_of(name)
+    model = get_method(name).start(data, config(name), run)
+    found = logits(model, data)
+    zero_shot = zero_shot_logits(data)
     assert found.shape == zero_shot.shape and found.isfinite().all()
     if name in ZERO_SHOT_START:
         torch.testing.assert_close(found, zero_shot)
@@ -87,86 +90,86 @@ def test_start(name, task_of):
 
 
 @pytest.mark.parametrize("name", GRADIENTS)
-def test_gradient_in_every_parameter_after_two_steps(name, task_of):
-    task = task_of(name)
-    predictor = get_method(name).start(task, settings(name)).train()
-    parameters = dict(predictor.named_parameters())
+def test_gradient_in_every_parameter_after_two_steps(name, case_of):
+    data, run = case_of(name)
+    model = get_method(name).start(data, config(name), run).train()
+    parameters = dict(model.named_parameters())
     optimizer = torch.optim.SGD(parameters.values(), lr=0.1)
     for _ in range(2):
         optimizer.zero_grad()
-        predictor.loss(task.examples.plain(), task.labels, task.classes).backward()
+        model.loss(data.plain(), data.labels, data.class_set())["loss"].backward()
         optimizer.step()
     dead = [key for key, value in parameters.items() if value.grad is None or not value.grad.any()]
     assert not dead
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if get_method(name).learns])
-def test_learns_the_shots(name, task_of):
-    task = task_of(name)
-    before = cross_entropy(logits(get_method(name).start(task, settings(name)), task), task.labels)
-    config = get_method(name).settings()
+def test_learns_the_shots(name, case_of):
+    data, run = case_of(name)
+    before = cross_entropy(logits(get_method(name).start(data, config(name), run), data), data.labels)
+    wanted = get_method(name).config()
     if name in ("rada_adapter", "rada"):
-        config = dataclasses.replace(config, strength=1.0, min_steps=50)
+        wanted = dataclasses.replace(wanted, strength=1.0, min_steps=50)
     if name == "tip_adapter_f":  # the mixture that it would choose leaves nothing to learn here
-        config = dataclasses.replace(config, alpha=1.0, beta=1.0)
-        before = cross_entropy(logits(get_method(name).start(task, config), task), task.labels)
+        wanted = dataclasses.replace(wanted, alpha=1.0, beta=1.0)
+        before = cross_entropy(logits(get_method(name).start(data, wanted, run), data), data.labels)
     if name == "coop":
-        config = dataclasses.replace(config, epochs=10)
-    after = cross_entropy(logits(get_method(name).fit(task, config), task), task.labels)
+        wanted = dataclasses.replace(wanted, epochs=10)
+    after = cross_entropy(logits(get_method(name).fit(data, wanted, run), data), data.labels)
     # Tip-Adapter starts with its cache; the others must become better than they started.
     assert after < before or name == "tip_adapter"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_seeds_repeat_and_differ(name, task_of):
-    task = task_of(name)
-    first, again = (logits(fitted(name, task), task) for _ in range(2))
+def test_seeds_repeat_and_differ(name, case_of):
+    data, run = case_of(name)
+    first, again = (logits(fitted(name, data, run), data) for _ in range(2))
     assert torch.equal(first, again)
     if name in ("clip_adapter", "rada_released", "rada_adapter", "rada"):
-        other = logits(fitted(name, dataclasses.replace(task, seed=2)), task)
+        other = logits(fitted(name, data, dataclasses.replace(run, seed=2)), data)
         assert not torch.equal(first, other)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_saved_and_loaded(name, task_of, tmp_path):
-    task = task_of(name)
-    predictor = fitted(name, task)
-    predictor.save(tmp_path / "it.safetensors")
-    loaded = load_predictor(tmp_path / "it.safetensors", task.encoder)
-    assert torch.equal(logits(loaded, task), logits(predictor, task))
-    assert loaded.trainable_parameters() == predictor.trainable_parameters()
-    assert loaded.record == predictor.record
+def test_saved_and_loaded(name, case_of, tmp_path):
+    data, run = case_of(name)
+    model = fitted(name, data, run)
+    save_model(tmp_path / "it", Fitted(model, data.classes))
+    loaded = load_model(tmp_path / "it", encoder=run.encoder).model
+    assert torch.equal(logits(loaded, data), logits(model, data))
+    assert loaded.trainable_parameters() == model.trainable_parameters()
+    assert (loaded.record, loaded.strength) == (model.record, model.strength)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_permuted_classes_permute_the_logits(name, task_of):
-    task = task_of(name)
-    predictor = fitted(name, task)
-    order = torch.randperm(len(task.classes), generator=torch.Generator().manual_seed(3))
-    permuted = predictor.predict(task.examples, task.classes.take(order))
-    torch.testing.assert_close(permuted, logits(predictor, task)[:, order], atol=1e-3, rtol=1e-4)
+def test_permuted_classes_permute_the_logits(name, case_of):
+    data, run = case_of(name)
+    model = fitted(name, data, run)
+    order = torch.randperm(len(data.classes), generator=torch.Generator().manual_seed(3))
+    permuted = model.logits(data.plain(), data.class_set().take(order))
+    torch.testing.assert_close(permuted, logits(model, data)[:, order], atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_classes_never_seen(name, task_of):
-    task = task_of(name)
-    predictor = fitted(name, task.on_classes(range(len(task.classes) - 1)))
-    if not get_method(name).open_set:
-        with pytest.raises(UnknownClassError, match=task.classes.names[-1]):
-            logits(predictor, task)
+def test_classes_never_seen(name, case_of):
+    data, run = case_of(name)
+    model = fitted(name, data.select_classes(range(len(data.classes) - 1)), run)
+    if not get_method(name).new_classes:
+        with pytest.raises(UnknownClassError, match=data.classes[-1]):
+            logits(model, data)
     else:
-        found = logits(predictor, task)
-        assert found.shape[1] == len(task.classes) and found.isfinite().all()
+        found = logits(model, data)
+        assert found.shape[1] == len(data.classes) and found.isfinite().all()
     if name in ("tip_adapter", "tip_adapter_f", "cross_modal_probe"):
-        zero_shot = task.scale * task.examples.plain() @ task.classes.text_features.T
+        zero_shot = zero_shot_logits(data)
         torch.testing.assert_close(found[:, -1], zero_shot[:, -1])
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if get_method(name).learns])
-def test_one_class_is_an_error(name, task_of):
-    task = task_of(name)
-    with pytest.raises(FeatureError, match=f"{name} needs examples of at least 2 classes"):
-        fitted(name, task.on_classes([0]))
+def test_one_class_is_an_error(name, case_of):
+    data, run = case_of(name)
+    with pytest.raises(FeatureError, match=f"{name} needs images of at least 2 classes"):
+        fitted(name, data.select_classes([0]), run)
 
 
 class KilledError(Exception):
@@ -174,70 +177,67 @@ class KilledError(Exception):
 
 
 @pytest.mark.parametrize("name", [name for name in GRADIENTS if name != "rada"])
-def test_resumes_bit_for_bit(name, task_of, tmp_path, monkeypatch):
-    task = task_of(name)
-    whole = logits(fitted(name, task), task)
+def test_resumes_bit_for_bit(name, case_of, tmp_path, monkeypatch):
+    data, run = case_of(name)
+    whole = logits(fitted(name, data, run), data)
+    run = dataclasses.replace(run, state_dir=tmp_path)
     epochs = {}
 
     def dies_after_one_epoch(self, path):
         save(self, path)
         epochs[path] = self.epoch
-        if self.epoch == 1 and path == tmp_path / "state":
+        if self.epoch == 1 and path == tmp_path / "state.safetensors":
             raise KilledError
 
     save = training.TrainingState.save
     monkeypatch.setattr(training.TrainingState, "save", dies_after_one_epoch)
     with pytest.raises(KilledError):
-        fitted(name, task, state_path=tmp_path / "state")
+        fitted(name, data, run)
     monkeypatch.setattr(training.TrainingState, "save", save)
-    assert epochs == {tmp_path / "state": 1}
-    assert torch.equal(logits(fitted(name, task, state_path=tmp_path / "state"), task), whole)
+    assert epochs == {tmp_path / "state.safetensors": 1}
+    assert torch.equal(logits(fitted(name, data, run), data), whole)
 
 
-def test_rada_resumes_from_its_state(task, tmp_path):
-    whole = logits(fitted("rada", task), task)
-    assert torch.equal(logits(fitted("rada", task, state_path=tmp_path / "a.state"), task), whole)
-    assert (tmp_path / "a").is_dir()
-    assert torch.equal(logits(fitted("rada", task, state_path=tmp_path / "a.state"), task), whole)
+def test_rada_resumes_from_its_state(data, tmp_path):
+    whole = logits(fitted("rada", data), data)
+    for _ in range(2):
+        run = Run(seed=1, state_dir=tmp_path / "state")
+        assert torch.equal(logits(fitted("rada", data, run), data), whole)
+        assert (tmp_path / "state").is_dir()
 
 
 @pytest.mark.parametrize("name", ["rada", "rada_adapter"])
 @pytest.mark.parametrize("classes", [3, 6])
-def test_strength_is_chosen_on_the_shots(name, classes, task):
+def test_strength_is_chosen_on_the_shots(name, classes, data):
     method = get_method(name)
-    config = method.settings(epochs=2, min_steps=0, batch_size=8)
-    part = task.on_classes(range(classes))
-    predictor = method.fit(part, config)
-    choice = predictor.record["strength_choice"]
+    part = data.select_classes(range(classes))
+    model = method.fit(part, method.config(epochs=2, min_steps=0, batch_size=8), Run(seed=1))
+    choice = model.record["strength_choice"]
     assert choice["method"] == ("shots" if classes < 4 else "classes")
-    assert float(predictor.strength) == choice["strength"] in choice["strengths"]
-    trained = predictor.facts.pop("trained")
-    assert trained["strength"] == choice["trained_strength"] in choice["strengths"]
-    assert trained["classes"] == list(part.classes.names)
+    assert model.strength.value == choice["strength"] in choice["strengths"]
+    assert model.strength.trained == choice["trained_strength"] in choice["strengths"]
+    assert model.strength.classes == part.classes
     # Logits are linear in the strength, from zero-shot on.
-    predictor.strength.fill_(0.0)
-    zero_shot = part.scale * part.examples.plain() @ part.classes.text_features.T
-    torch.testing.assert_close(logits(predictor, part), zero_shot)
+    model.strength = Strength(0.0)
+    torch.testing.assert_close(logits(model, part), zero_shot_logits(part))
 
 
 @pytest.mark.parametrize("name", ["rada", "rada_adapter"])
-def test_new_classes_have_a_strength_of_their_own(name, task, tmp_path):
+def test_new_classes_have_a_strength_of_their_own(name, data, tmp_path):
     """Trained classes alone, in any order or number, get one strength; with a new class, the other."""
     method = get_method(name)
-    known = task.on_classes([0, 1, 2, 3])
-    predictor = method.fit(known, method.settings(epochs=2, min_steps=0, batch_size=8))
-    predictor.facts["trained"]["strength"] = 0.0
-    predictor.strength.fill_(1.0)
-    predictor.save(tmp_path / "head.safetensors")
-    for found in (predictor, load_predictor(tmp_path / "head.safetensors")):
+    known = data.select_classes([0, 1, 2, 3])
+    model = method.fit(known, method.config(epochs=2, min_steps=0, batch_size=8), Run(seed=1))
+    model.strength = Strength(1.0, 0.0, model.strength.classes)
+    save_model(tmp_path / "head", Fitted(model, known.classes))
+    for found in (model, load_model(tmp_path / "head").model):
         for classes in ([3, 0, 2, 1], [1, 2], [0, 1, 2, 3, 4], [4, 5]):
-            part = task.on_classes(classes)
-            zero_shot = part.scale * part.examples.plain() @ part.classes.text_features.T
-            same = torch.allclose(logits(found, part), zero_shot, atol=1e-4)
+            part = data.select_classes(classes)
+            same = torch.allclose(logits(found, part), zero_shot_logits(part), atol=1e-4)
             assert same == (max(classes) < 4)
 
 
-def test_trainable_parameters(task):
+def test_trainable_parameters(data):
     dim = 16
     expected = {
         "zero_shot": 0,
@@ -250,42 +250,41 @@ def test_trainable_parameters(task):
         "rada_released": 6 * (dim * dim + dim),
         "rada_adapter": 6 * (dim * dim + dim) + 2 * (2 * 4 * dim + 4 + dim),
     }
-    assert {name: fitted(name, task).trainable_parameters() for name in expected} == expected
+    assert {name: fitted(name, data, run).trainable_parameters() for name in expected} == expected
 
 
-def test_coop_trains_the_context_alone(text_task):
-    before = {key: value.clone() for key, value in text_task.encoder.model.state_dict().items()}
-    wanted = [p.requires_grad for p in text_task.encoder.model.parameters()]
-    predictor = fitted("coop", text_task)
-    assert predictor.trainable_parameters() == 4 * 384
-    after = text_task.encoder.model.state_dict()
+def test_coop_trains_the_context_alone(text_data, embedded):
+    before = {key: value.clone() for key, value in embedded.model.state_dict().items()}
+    wanted = [p.requires_grad for p in embedded.model.parameters()]
+    model = fitted("coop", text_data, Run(seed=1, encoder=embedded))
+    assert model.trainable_parameters() == 4 * 384
+    after = embedded.model.state_dict()
     assert all(torch.equal(value, after[key]) for key, value in before.items())
-    assert wanted == [p.requires_grad for p in text_task.encoder.model.parameters()]
-    assert all(p.grad is None for p in text_task.encoder.model.parameters())
+    assert wanted == [p.requires_grad for p in embedded.model.parameters()]
+    assert all(p.grad is None for p in embedded.model.parameters())
 
 
-def test_tip_adapter_mixture_comes_from_the_shots(task):
-    one_shot = task.on_classes(range(6), torch.arange(24) < 6)
-    record = fitted("tip_adapter", one_shot).record
+def test_tip_adapter_mixture_comes_from_the_shots(data):
+    record = fitted("tip_adapter", data.subset(range(6))).record
     assert (record["alpha"], record["beta"]) == (1.0, 5.5)
-    config = get_method("tip_adapter").settings(alpha=2.0, beta=3.5)
-    record = get_method("tip_adapter").fit(task, config).record
+    method = get_method("tip_adapter")
+    record = method.fit(data, method.config(alpha=2.0, beta=3.5)).record
     assert (record["alpha"], record["beta"]) == (2.0, 3.5)
 
 
-def test_tip_adapter_keys_are_the_mean_of_the_random_views(task):
+def test_tip_adapter_keys_are_the_mean_of_the_random_views(data):
     method = get_method("tip_adapter")
-    assert method.views(method.settings(views=10)) == 11
-    views = torch.stack([task.examples.plain(), *task.classes.text_features[task.labels][None]], 1)
-    several = dataclasses.replace(task, examples=Examples(views))
-    keys = method.fit(several, method.settings(views=1)).keys
-    torch.testing.assert_close(keys, task.classes.text_features[task.labels])
+    assert method.views(method.config(views=10)) == 11
+    views = torch.stack([data.plain(), *data.text_features[data.labels][None]], 1)
+    several = dataclasses.replace(data, image_features=views)
+    keys = method.fit(several, method.config(views=1)).keys
+    torch.testing.assert_close(keys, data.text_features[data.labels])
 
 
 @pytest.mark.parametrize("name", ["zero_shot_ensemble", "coop"])
-def test_a_method_without_its_encoder(name, task):
+def test_a_method_without_its_encoder(name, data):
     with pytest.raises(ConfigError, match=f"{name} works through the encoder"):
-        fitted(name, task)
+        fitted(name, data, run)
 
 
 def test_unknown_method_is_suggested():
@@ -298,19 +297,19 @@ def test_names_are_taken_once():
         register_method(get_method("rada"))
 
 
-def test_settings_of_another_method(task):
-    with pytest.raises(ConfigError, match="takes EFTConfig, not ClipAdapterSettings"):
-        get_method("rada").fit(task, settings("clip_adapter"))
+def test_configuration_of_another_method(data):
+    with pytest.raises(ConfigError, match="takes EFTConfig, not ClipAdapterConfig"):
+        get_method("rada").fit(data, config("clip_adapter"))
 
 
-def test_damaged_files(task, tmp_path):
-    path = tmp_path / "it.safetensors"
-    fitted("rada_released", task).save(path)
+def test_damaged_files(data, tmp_path):
+    path = tmp_path / "it" / "model.safetensors"
+    save_model(tmp_path / "it", Fitted(fitted("rada_released", data), data.classes))
     whole = path.read_bytes()
-    for content in (b"", whole[:100], whole.replace(b"rada_released", b"rada_releasee")):
+    for content in (b"", whole[:100], whole[:-4] + b"\0\0\0\0", whole.replace(b"head.key", b"head.kez")):
         path.write_bytes(content)
-        with pytest.raises(CheckpointError, match=r"it\.safetensors"):
-            load_predictor(path)
+        with pytest.raises(CheckpointError, match=r"model\.safetensors|other weights"):
+            load_model(tmp_path / "it")
 
 
 def test_class_sets_keep_names_and_rows_together():
