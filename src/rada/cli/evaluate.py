@@ -24,6 +24,7 @@ from rada.cli.options import (
     cache_option,
     print_json,
 )
+from rada.terminal import bold, screen
 
 if TYPE_CHECKING:
     from rada.classifier import Evaluated, RAdaClassifier
@@ -124,19 +125,18 @@ def write(
 
 
 def _print(result: dict[str, Any], page: Path | None) -> None:
-    from rada.cli.tables import class_table, comparison_table, console
+    from rada.cli.tables import class_table, comparison_table
 
-    screen = console()
-    screen.print(comparison_table(result))
+    terminal = screen()
+    terminal.print(comparison_table(result))
     if len(result["classes"]) <= 30:
-        screen.print(class_table(result))
+        terminal.print(class_table(result))
     changed = result["changed"]
-    screen.print(
+    terminal.print(
         f"{changed['wrong_to_right']} pictures went from wrong to right, "
-        f"{changed['right_to_wrong']} from right to wrong (mask strength {result['strength']:g}).",
-        highlight=False,
+        f"{changed['right_to_wrong']} from right to wrong (mask strength {result['strength']:g})."
     )
     if result["skipped"]:
-        screen.print(f"{len(result['skipped'])} unreadable pictures were left out.")
+        terminal.print(f"{len(result['skipped'])} unreadable pictures were left out.")
     if page is not None:
-        screen.print(f"Report: [bold]{page}[/bold]")
+        terminal.print("Report: ", bold(page), sep="", soft_wrap=True)

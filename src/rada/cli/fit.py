@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,7 @@ from rada.cli.options import (
     parse_strength,
     print_json,
 )
+from rada.terminal import bold, echo, screen
 
 if TYPE_CHECKING:
     from rada.classifier import RAdaClassifier
@@ -106,7 +108,7 @@ def fit(
         )
     except TrainingInterrupted as stopped:
         done = len(stopped.trained.history)
-        typer.echo(
+        echo(
             f"interrupted after {done} epochs; the same command goes on from there",
             err=True,
         )
@@ -155,7 +157,6 @@ def _result(classifier: RAdaClassifier, out: Path) -> dict[str, Any]:
 
 
 def _print_summary(result: dict[str, Any], data: str, out: Path) -> None:
-    from rada.cli.tables import console
     from rada.report.text import count, percent
 
     training = result["training"]
@@ -167,13 +168,15 @@ def _print_summary(result: dict[str, Any], data: str, out: Path) -> None:
         "none": "nothing to choose it on",
     }
     reason = "given" if choice is None else how[choice["method"]]
-    console().print(
+    folder = shlex.quote(str(out))
+    screen().print(
         f"Learned {count(len(result['classes']), 'class', 'classes')} from "
         f"{count(training['images'], 'picture')} "
         f"({percent(last['accuracy'])} of them right in the last epoch).\n"
-        f"Mask strength {result['strength']:g} ({reason}).\n"
-        f"The head is in [bold]{out}[/bold]. Next:\n"
-        f"  rada evaluate {out} {data}\n"
-        f"  rada predict {out} PICTURE...",
-        highlight=False,
+        f"Mask strength {result['strength']:g} ({reason}).\n",
+        "The head is in ",
+        bold(out),
+        f". Next:\n  rada evaluate {folder} {shlex.quote(data)}\n  rada predict {folder} IMAGE...",
+        sep="",
+        soft_wrap=True,
     )
