@@ -186,7 +186,7 @@ def test_unlabelled_training_data(features: Features) -> None:
 
     labels = features.labels.clone()
     labels[0] = -1
-    with pytest.raises(DataError, match="label for every picture"):
+    with pytest.raises(DataError, match="label for every image"):
         RAdaClassifier(None, config=QUICK).fit(dataclasses.replace(features, labels=labels))
 
 

@@ -15,6 +15,7 @@ from rada.answers import Prediction, StreamAnswer, rank, stream_answers
 from rada.config import EFTConfig
 from rada.data import ImageDataset, ImageSplit, few_shot, open_dataset, readable_shots
 from rada.data.align import align_classes, fold_name
+from rada.data.checks import check_labelled
 from rada.data.prompts import DEFAULT_TEMPLATE, check_class_names, load_templates
 from rada.encoders import DualEncoder, load_encoder
 from rada.errors import CheckpointError, ConfigError, DataError, FeatureError
@@ -326,8 +327,7 @@ class RAdaClassifier:
         classes, places = self._aligned(found)
         chosen, skipped = self._draw(found, shots, seed, allow_fewer)
         features = self._encode(chosen, views=self.config.views, seed=seed)
-        if (features.labels < 0).any():
-            raise DataError("training needs a label for every picture, but some have none")
+        check_labelled(features.labels, features.ids, "training")
         self._adopt_scale(features)
         trainer = HeadTrainer(
             features.image_features,
@@ -567,6 +567,7 @@ class RAdaClassifier:
 
     def _accuracy(self, data: Data, strength: float | None) -> float:
         found = self._open(data, TEST_SPLITS)
+        check_labelled(found.labels, found.ids, "the accuracy")
         classes, places = self._aligned(found)
         features = self._encode(found)
         self._adopt_scale(features)
@@ -590,6 +591,7 @@ class RAdaClassifier:
             The result as plain JSON values, and the logits behind it.
         """
         found = self._open(data, TEST_SPLITS if split is None else (split,))
+        check_labelled(found.labels, found.ids, "an evaluation")
         classes = check_class_names([self._display(name) for name in found.classes])
         features = self._encode(found)
         self._adopt_scale(features)

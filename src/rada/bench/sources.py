@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rada.data import ImageDataset, ImageSplit, few_shot, open_dataset
+from rada.data.checks import check_labelled
 from rada.data.sources import id_bytes
 from rada.errors import DataError, FeatureError
 from rada.features import FeatureCache, Features, extract_features
@@ -35,8 +36,8 @@ class Labelled(NamedTuple):
 
     def of_classes(self, classes: Sequence[int]) -> Labelled:
         """Return the examples of some classes, relabelled in the order given."""
-        largest = max(int(self.labels.max()), *classes)
-        place = torch.full((largest + 1,), -1)
+        largest = max(0, int(self.labels.max()), *classes)
+        place = torch.full((largest + 2,), -1)  # the last stays -1, which "no label" points at
         place[list(classes)] = torch.arange(len(classes))
         labels = place[self.labels]
         rows = (labels >= 0).nonzero().flatten()
@@ -136,6 +137,7 @@ class PictureSource(Source):
         whole = whole and "all" in self.dataset.splits
         if whole not in self._tested:
             split = self.dataset.splits["all"] if whole else self._test
+            check_labelled(split.labels, split.ids, f"testing on {self.name!r}")
             self._tested[whole] = self._encoded(split)
         return self._tested[whole]
 
@@ -185,7 +187,8 @@ class FeatureSource(Source):
 
     def trained(self) -> list[int]:
         """Return the labels that have training examples."""
-        counts = torch.bincount(self._train.labels, minlength=len(self.classes))
+        labels = self._train.labels
+        counts = torch.bincount(labels[labels >= 0], minlength=len(self.classes))
         return [int(row) for row in counts.nonzero()]
 
     def draw(
@@ -204,6 +207,7 @@ class FeatureSource(Source):
     def test(self, *, whole: bool = False) -> Labelled:
         """Return the plain view of the test features."""
         found = self._whole if whole else self._test
+        check_labelled(found.labels, found.ids, f"testing on {self.name!r}")
         return Labelled(Examples(found.plain()), found.labels)
 
 
@@ -313,10 +317,11 @@ def _splits(dataset: ImageDataset) -> tuple[ImageSplit, ImageSplit]:
 
 def _halves(ids: Sequence[str], labels: np.ndarray) -> tuple[list[int], list[int]]:
     """Halve every class by a hash of the pictures' keys, whatever their order."""
+    check_labelled(labels, ids, "halving into train and test")
     ranks = [hashlib.blake2b(b"half/" + id_bytes(key), digest_size=16).digest() for key in ids]
     first: list[int] = []
     second: list[int] = []
-    for label in np.unique(labels[labels >= 0]):
+    for label in np.unique(labels):
         members = sorted(np.flatnonzero(labels == label).tolist(), key=lambda row: ranks[row])
         first += members[: (len(members) + 1) // 2]
         second += members[(len(members) + 1) // 2 :]

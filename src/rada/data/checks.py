@@ -8,13 +8,36 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from rada.data.align import fold_name
 from rada.data.dataset import ImageDataset, ImageSplit, Skipped
 from rada.data.prompts import check_class_names, load_class_names
 from rada.errors import DataError
 
-__all__ = ["check_splits", "name_classes", "without_missing"]
+__all__ = ["check_labelled", "check_splits", "name_classes", "without_missing"]
+
+
+def check_labelled(labels: ArrayLike, ids: Sequence[str], purpose: str) -> None:
+    """Check that every image has a label.
+
+    A label of -1 used as an index would silently be the last class.
+
+    Args:
+        labels: `(N,)` integers, -1 for "no label".
+        ids: N keys.
+        purpose: What needs the labels, for the message.
+
+    Raises:
+        DataError: If an image has none; the message counts them and names the first.
+    """
+    missing = np.flatnonzero(np.asarray(labels) < 0)
+    if len(missing):
+        raise DataError(
+            f"{purpose} needs a label for every image, but {len(missing)} of {len(ids)} images have "
+            f"none (the first: {ids[int(missing[0])]!r}): label them, leave them out, or name "
+            "another split"
+        )
 
 
 def without_missing(dataset: ImageDataset, *, skip: bool) -> ImageDataset:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rada.data import ImageDataset, ImageSplit, few_shot, open_dataset, readable_shots
+from rada.data.checks import check_labelled
 from rada.data.prompts import DEFAULT_TEMPLATE, check_class_names
 from rada.errors import ConfigError, DataError
 from rada.settings.fft.judging import IN_DISTRIBUTION, TestSet, shared_classes
@@ -68,8 +69,6 @@ def open_sets(
     train = splits.get("train", splits.get("all"))
     if train is None:
         raise DataError(f"{data!r} has no training pictures; it has {', '.join(splits)}")
-    if (train.labels < 0).any():
-        raise DataError("training needs a label for every picture, but some have none")
     train = train.rename(check_class_names(_named(names, train.classes)))
     classes = train.classes
 
@@ -98,6 +97,7 @@ def open_sets(
         train, _ = readable_shots(train, shots, seed, allow_fewer=allow_fewer)
     elif shots is not None:
         train = few_shot(train, shots, seed, allow_fewer=allow_fewer)
+    check_labelled(train.labels, train.ids, "training")
     if len({*train.labels.tolist()}) < 2:
         raise DataError("training needs pictures of at least 2 classes")
     return RunData(
