@@ -13,15 +13,20 @@ from torch import Tensor
 
 from rada.answers import Prediction, StreamAnswer, rank, stream_answers
 from rada.config import EFTConfig
-from rada.data import ImageDataset, ImageSplit, few_shot, open_dataset, readable_shots
-from rada.data.align import align_classes, fold_name
+from rada.data import ImageSplit, Naming, few_shot, readable_shots
 from rada.data.checks import check_labelled
-from rada.data.prompts import DEFAULT_TEMPLATE, check_class_names, load_templates
+from rada.data.prompts import (
+    DEFAULT_TEMPLATE,
+    ClassNamesSource,
+    check_class_names,
+    load_templates,
+)
 from rada.encoders import DualEncoder, load_encoder
 from rada.errors import CheckpointError, ConfigError, DataError, FeatureError
 from rada.evaluation import compare
 from rada.features import FeatureCache, Features, extract_features
 from rada.head import RAdaHead
+from rada.inputs import FEATURE_FILES, Data, open_labelled
 from rada.pretrained import (
     CONFIG_FILE,
     HeadConfig,
@@ -38,10 +43,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-__all__ = ["Evaluated", "RAdaClassifier"]
+__all__ = ["FEATURE_FILES", "Data", "Evaluated", "RAdaClassifier"]
 
-Data = str | Path | ImageDataset | ImageSplit | Features
-FEATURE_FILES = (".safetensors", ".npz")
 TRAIN_SPLITS = ("train", "all")
 STATE_FOLDER = "training"
 TEST_SPLITS = ("test", "val", "all", "train")
@@ -57,8 +60,9 @@ class RAdaClassifier:
     Args:
         encoder: Name of a dual encoder (`rada models` lists them), a loaded one, anything else that
             `load_encoder` takes, or None to work on features alone.
-        classes: Candidate class names, or a mapping from the folder names of the data to class
-            names. None takes the names from the data on `fit`.
+        classes: Candidate class names, which the data's are matched with by name, or a mapping from
+            names of the data (folders, labels) to class names; see `rada.data.Naming`. None takes
+            the names from the data on `fit`.
         templates: Prompt templates with `{}` for the class name; several are averaged. None takes the
             data's own, or "a photo of a {}.".
         config: Training configuration; the defaults of `EFTConfig` when None.
@@ -124,10 +128,9 @@ class RAdaClassifier:
         self._vectors: dict[str, Tensor] = {}
         self._text: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = {}
         self._record: dict[str, Any] = {}
-        if isinstance(classes, Mapping):
-            self.aliases = {str(key): value for key, value in classes.items()}
-            classes = tuple(dict.fromkeys(classes.values()))
-        if classes is not None:
+        if isinstance(classes, Mapping):  # the data decides which of them there are
+            self.aliases = dict(Naming.of(classes).aliases)
+        elif classes is not None:
             self.classes = classes
 
     # -- names -----------------------------------------------------------------------------------
@@ -139,9 +142,9 @@ class RAdaClassifier:
         Raises:
             DataError: If they are not known yet, or, on assignment, blank or doubled.
         """
-        if self._classes is None:
+        if self._classes is None and not self.aliases:
             raise DataError("the classes are not known yet: name them, or fit the classifier first")
-        return self._classes
+        return self._classes or tuple(self.aliases.values())
 
     @classes.setter
     def classes(self, names: Iterable[str]) -> None:
@@ -225,17 +228,17 @@ class RAdaClassifier:
 
     # -- data ------------------------------------------------------------------------------------
 
-    def _open(self, data: Data, splits: Sequence[str]) -> ImageSplit | Features:
-        """Return pictures or features of the first of `splits` that the data has."""
-        if isinstance(data, str | Path) and str(data).lower().endswith(FEATURE_FILES):
-            data = Features.load(data)
-        if isinstance(data, str | Path):
-            data = open_dataset(data, skip_bad=self.skip_bad)
-        if isinstance(data, ImageDataset):
-            if self.templates is None:
-                self.templates = data.templates
-            return data.split(*splits)
-        return data
+    def _open(
+        self, data: Data, splits: Sequence[str], naming: Naming, *, embed: bool = False
+    ) -> tuple[ImageSplit | Features, dict[str, str]]:
+        """Return the first of `splits` under the names that are wanted, and what it calls them."""
+        found, aliases, templates = open_labelled(
+            data, splits, naming, skip_bad=self.skip_bad, embed=embed
+        )
+        if self.templates is None:
+            self.templates = templates
+        check_class_names(found.classes)
+        return found, aliases
 
     def _encode(self, found: ImageSplit | Features, views: int = 1, seed: int = 0) -> Features:
         """Return features of pictures; features pass through, if they are this encoder's."""
@@ -278,17 +281,6 @@ class RAdaClassifier:
             return features.text_features
         return self.text_features(classes)
 
-    def _aligned(self, found: ImageSplit | Features) -> tuple[tuple[str, ...], list[int]]:
-        """Return the candidate classes and the place of each class of the data among them."""
-        if self._classes is None:
-            names = check_class_names([self._display(name) for name in found.classes])
-            return names, list(range(len(names)))
-        return self._classes, align_classes(found.classes, self._classes, self.aliases)
-
-    def _display(self, name: str) -> str:
-        folded = {fold_name(key): value for key, value in self.aliases.items()}
-        return folded.get(fold_name(name), name)
-
     # -- training --------------------------------------------------------------------------------
 
     def fit(
@@ -323,25 +315,23 @@ class RAdaClassifier:
             CheckpointError: If `output_dir` holds another head and `overwrite` is off.
             TrainingInterrupted: On Ctrl-C.
         """
-        found = self._open(data, TRAIN_SPLITS)
-        classes, places = self._aligned(found)
+        found, aliases = self._open(data, TRAIN_SPLITS, Naming(self._classes, self.aliases))
+        classes = found.classes
         chosen, skipped = self._draw(found, shots, seed, allow_fewer)
         features = self._encode(chosen, views=self.config.views, seed=seed)
         check_labelled(features.labels, features.ids, "training")
         self._adopt_scale(features)
         trainer = HeadTrainer(
             features.image_features,
-            torch.tensor(places)[features.labels],
-            self._fit_text(features, found, classes, places),
+            features.labels,
+            self._text_of(features),
             self.scale,
             self.config,
             seed,
         )
         folder = None if output_dir is None else Path(output_dir)
         self._classes = classes
-        self.aliases |= {
-            name: classes[place] for name, place in zip(found.classes, places, strict=True)
-        }
+        self.aliases |= aliases
         self.train_split = chosen if isinstance(chosen, ImageSplit) else None
         if folder is not None and self._finished(folder, trainer.key, overwrite):
             return self
@@ -353,7 +343,7 @@ class RAdaClassifier:
             "data": str(data) if isinstance(data, str | Path) else getattr(data, "name", None),
             "data_fingerprint": features.fingerprint,
             "skipped": [*skipped, *(list(entry) for entry in features.skipped)],
-            "trained_classes": [classes[place] for place in trainer.labels.unique().tolist()],
+            "trained_classes": [classes[label] for label in trainer.labels.unique().tolist()],
             "origin": features.encoder_fingerprint,
             "origin_name": features.encoder,
             **describe(self.trained),
@@ -402,19 +392,11 @@ class RAdaClassifier:
         if self.encoder is None and self._scale is None:
             self._scale = features.scale
 
-    def _fit_text(
-        self,
-        features: Features,
-        found: ImageSplit | Features,
-        classes: tuple[str, ...],
-        places: list[int],
-    ) -> Tensor:
-        """Return `(K, D)` for training; a features file's own rows if they cover the classes."""
-        if features.text_features is None or sorted(places) != list(range(len(classes))):
-            return self.text_features(classes)
-        text = torch.empty_like(features.text_features)
-        text[places] = features.text_features
-        return text
+    def _text_of(self, features: Features) -> Tensor:
+        """Return `(K, D)` for the classes of features: their own, or else the encoder's."""
+        if features.text_features is not None:
+            return features.text_features
+        return self.text_features(features.classes)
 
     def _require_trained(self) -> TrainedHead:
         if self.trained is None:
@@ -566,19 +548,24 @@ class RAdaClassifier:
         return self._accuracy(data, 0.0)
 
     def _accuracy(self, data: Data, strength: float | None) -> float:
-        found = self._open(data, TEST_SPLITS)
+        known = self.classes if self._classes or self.aliases else None
+        found, _ = self._open(data, TEST_SPLITS, Naming(known, self.aliases))
         check_labelled(found.labels, found.ids, "the accuracy")
-        classes, places = self._aligned(found)
         features = self._encode(found)
         self._adopt_scale(features)
-        text = self._fit_text(features, found, classes, places)
-        labels = torch.tensor(places)[features.labels]
         if strength is None:
-            strength = self.strength_for(classes)
+            strength = self.strength_for(found.classes)
+        text = self._text_of(features)
         predicted = self.logits(features.plain(), text, strength=strength).argmax(-1)
-        return float((predicted == labels).double().mean())
+        return float((predicted == features.labels).double().mean())
 
-    def evaluate(self, data: Data, *, split: str | None = None) -> tuple[dict[str, Any], Evaluated]:
+    def evaluate(
+        self,
+        data: Data,
+        *,
+        split: str | None = None,
+        class_names: ClassNamesSource | None = None,
+    ) -> tuple[dict[str, Any], Evaluated]:
         """Judge the zero-shot and the adapted model side by side, among the classes of the data.
 
         The classes may be ones that the head never saw.
@@ -586,18 +573,22 @@ class RAdaClassifier:
         Args:
             data: As for `fit`; the split `test` is used if it is there, else `val`, else all.
             split: Name of the split to use instead.
+            class_names: Names for the classes of the data, as for `open_dataset`. Default: what they were
+                called in training, else their own.
 
         Returns:
             The result as plain JSON values, and the logits behind it.
         """
-        found = self._open(data, TEST_SPLITS if split is None else (split,))
+        naming = Naming.of(class_names)
+        if class_names is None:
+            naming = Naming(aliases=self.aliases, lenient=True)
+        embed = class_names is not None and self.encoder is not None
+        splits = TEST_SPLITS if split is None else (split,)
+        found, _ = self._open(data, splits, naming, embed=embed)
         check_labelled(found.labels, found.ids, "an evaluation")
-        classes = check_class_names([self._display(name) for name in found.classes])
         features = self._encode(found)
         self._adopt_scale(features)
-        text = features.text_features
-        if text is None:
-            text = self.text_features(classes)
+        classes, text = found.classes, self._text_of(features)
         zero_shot = self.logits(features.plain(), text, strength=0.0)
         strength = self.strength_for(classes)
         adapted = self.logits(features.plain(), text, strength=strength)

@@ -61,7 +61,6 @@ def evaluate(
     """Judge a head: accuracy, per class, confusion and calibration, beside zero-shot."""
     from rada.cli.test_time import (
         TestTimeOptions,
-        named_classes,
         open_classifier,
         split_arguments,
     )
@@ -77,7 +76,6 @@ def evaluate(
         classifier = open_classifier(
             head_or_model,
             is_model=model is not None,
-            classes=named_classes(None, class_names),
             templates=template,
             device=device,
             cache=cache_option(no_cache),
@@ -85,7 +83,7 @@ def evaluate(
             skip_bad=skip_bad,
         )
         judge = options.adapter(classifier) or classifier
-        result, evaluated = judge.evaluate(places[0], split=split)
+        result, evaluated = judge.evaluate(places[0], split=split, class_names=class_names)
     result |= {
         "head": None if classifier.trained is None else head_or_model,
         "environment": environment(),
