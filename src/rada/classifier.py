@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
@@ -27,6 +27,7 @@ from rada.evaluation import compare
 from rada.features import FeatureCache, Features, extract_features
 from rada.head import RAdaHead
 from rada.inputs import FEATURE_FILES, Data, open_labelled
+from rada.output import OutputFolder, claim
 from rada.pretrained import (
     CONFIG_FILE,
     HeadConfig,
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 __all__ = ["FEATURE_FILES", "Data", "Evaluated", "RAdaClassifier"]
 
 TRAIN_SPLITS = ("train", "all")
-STATE_FOLDER = "training"
 TEST_SPLITS = ("test", "val", "all", "train")
 _SMALL_HEAD = 1 << 19
 """Images times classes times width below which a batch takes one thread some 35 ms at most."""
@@ -313,8 +313,25 @@ class RAdaClassifier:
             DataError: If the data cannot be used; the message names the file or class.
             FeatureError: If features cannot be used.
             CheckpointError: If `output_dir` holds another head and `overwrite` is off.
+            OutputError: If `output_dir` holds what rada did not write, lies in the data or around it, or
+                another process writes to it.
             TrainingInterrupted: On Ctrl-C.
         """
+        owned = contextlib.nullcontext() if output_dir is None else claim(
+            output_dir, "model", inputs=[data]
+        )
+        with owned as out:
+            return self._fit(data, shots, seed, allow_fewer, out, overwrite)
+
+    def _fit(
+        self,
+        data: Data,
+        shots: int | None,
+        seed: int,
+        allow_fewer: bool,
+        out: OutputFolder | None,
+        overwrite: bool,
+    ) -> RAdaClassifier:
         found, aliases = self._open(data, TRAIN_SPLITS, Naming(self._classes, self.aliases))
         classes = found.classes
         chosen, skipped = self._draw(found, shots, seed, allow_fewer)
@@ -329,13 +346,12 @@ class RAdaClassifier:
             self.config,
             seed,
         )
-        folder = None if output_dir is None else Path(output_dir)
         self._classes = classes
         self.aliases |= aliases
         self.train_split = chosen if isinstance(chosen, ImageSplit) else None
-        if folder is not None and self._finished(folder, trainer.key, overwrite):
+        if out is not None and self._finished(out, trainer.key, overwrite):
             return self
-        self.trained = trainer.train(folder and folder / STATE_FOLDER, progress=self.progress)
+        self.trained = _trained(trainer, out, overwrite, self.progress)
         self._record = {
             "setting": "eft",
             "images": len(features),
@@ -348,9 +364,9 @@ class RAdaClassifier:
             "origin_name": features.encoder,
             **describe(self.trained),
         }
-        if folder is not None:
-            self.save_pretrained(folder)
-            shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)
+        if out is not None:
+            self.save_pretrained(out.path)
+            out.clear_training()
         return self
 
     def _draw(
@@ -368,21 +384,32 @@ class RAdaClassifier:
         )
         return good, [[entry.id, entry.reason] for entry in bad]
 
-    def _finished(self, folder: Path, key: str, overwrite: bool) -> bool:
-        """Take over the head in `folder` if it is of this very run; refuse to replace another."""
-        if not (folder / CONFIG_FILE).exists():
+    def _finished(self, out: OutputFolder, key: str, overwrite: bool) -> bool:
+        """Take over the head in a folder if it is of this very run; refuse to replace another."""
+        if (out.training / "run.json").exists():
+            if not overwrite:
+                raise CheckpointError(
+                    f"{str(out.path)!r} holds a fine-tuning run that is not finished: choose another "
+                    "folder, or replace it with --overwrite (overwrite=True)"
+                )
+            out.clear_training()
+        if not (out.path / CONFIG_FILE).exists():
             return False
-        head, saved = load_head(folder)
-        if (saved.training.get("fingerprint"), saved.training.get("config")) == (
-            key,
-            self.config.to_dict(),
-        ):
-            self._take(head, saved)
-            shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)
-            return True
+        try:
+            head, saved = load_head(out.path)
+            if (saved.training.get("fingerprint"), saved.training.get("config")) == (
+                key,
+                self.config.to_dict(),
+            ):
+                self._take(head, saved)
+                out.clear_training()
+                return True
+            told = "the head of another run"
+        except CheckpointError as error:
+            told = f"a head that cannot be used ({error})"
         if not overwrite:
             raise CheckpointError(
-                f"{str(folder)!r} holds the head of another run: choose another folder, "
+                f"{str(out.path)!r} holds {told}: choose another folder, "
                 "or replace it with --overwrite (overwrite=True)"
             )
         return False
@@ -613,8 +640,11 @@ class RAdaClassifier:
     def save_pretrained(self, directory: str | Path) -> None:
         """Write the head (`head.safetensors`) and all that is known of it (`config.json`).
 
+        Files that rada wrote there before are replaced, all in one step.
+
         Raises:
             ConfigError: If there is no head yet.
+            OutputError: If the folder holds what rada did not write, or another process writes to it.
             StorageError: If the place cannot be written.
         """
         trained = self._require_trained()
@@ -721,6 +751,21 @@ class Evaluated(NamedTuple):
     zero_shot: Tensor
     adapted: Tensor
     pictures: ImageSplit | None
+
+
+def _trained(
+    trainer: HeadTrainer, out: OutputFolder | None, overwrite: bool, progress: bool | None
+) -> TrainedHead:
+    """Train, from the state in an output folder if there is one."""
+    if out is None:
+        return trainer.train(None, progress=progress)
+    try:
+        return trainer.train(out.training, progress=progress)
+    except CheckpointError:  # the state is damaged
+        if not overwrite:
+            raise
+        out.clear_training()
+        return trainer.train(out.training, progress=progress)
 
 
 def _check_encoder(encoder: DualEncoder, saved: HeadConfig) -> None:

@@ -179,7 +179,7 @@ def test_kill_in_fit_and_the_same_command_again(
     process = subprocess.Popen(
         [str(part) for part in command], env=environment, stdout=subprocess.DEVNULL
     )
-    state = killed / "training" / "head.safetensors"
+    state = killed / ".rada-state" / "training" / "head.safetensors"
     while not state.exists():
         assert process.poll() is None
         time.sleep(0.02)
@@ -194,7 +194,7 @@ def test_kill_in_fit_and_the_same_command_again(
     )
     assert resumed["training"] == at_once["training"]
     assert (killed / "head.safetensors").read_bytes() == (whole / "head.safetensors").read_bytes()
-    assert not (killed / "training").exists()
+    assert not (killed / ".rada-state" / "training").exists()
 
 
 def test_interrupt_exits_130_and_resumes(
@@ -217,7 +217,7 @@ def test_interrupt_exits_130_and_resumes(
     process = subprocess.Popen(
         [str(part) for part in command], env=environment, stderr=subprocess.PIPE, text=True
     )
-    while not (head / "training" / "head.safetensors").exists():
+    while not (head / ".rada-state" / "training" / "head.safetensors").exists():
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)

@@ -27,6 +27,7 @@ from rada.terminal import bold, echo, screen
 if TYPE_CHECKING:
     from rada.classifier import RAdaClassifier
     from rada.config import EFTConfig
+    from rada.output import OutputFolder
 
 IMAGES_FILE = "training_images.json"
 RESULT_FILE = "result.json"
@@ -79,6 +80,7 @@ def fit(
     """
     from rada.classifier import FEATURE_FILES, RAdaClassifier
     from rada.data import load_class_names
+    from rada.output import claim
     from rada.settings import TrainingInterrupted
 
     given = {
@@ -91,21 +93,23 @@ def fit(
         "strength": None if strength is None else parse_strength(strength),
     }
     settings = _config(config, {key: value for key, value in given.items() if value is not None})
-    classifier = RAdaClassifier(
-        None if data.lower().endswith(FEATURE_FILES) else model,
-        None if class_names is None else load_class_names(class_names),
-        templates=template,
-        config=settings,
-        scale=scale,
-        device=device,
-        cache=cache_option(no_cache),
-        workers=workers,
-        skip_bad=skip_bad,
-    )
     try:
-        classifier.fit(
-            data, shots, seed, allow_fewer=allow_fewer, output_dir=out, overwrite=overwrite
-        )
+        with claim(out, "model", inputs=[data]) as folder:
+            classifier = RAdaClassifier(
+                None if data.lower().endswith(FEATURE_FILES) else model,
+                None if class_names is None else load_class_names(class_names),
+                templates=template,
+                config=settings,
+                scale=scale,
+                device=device,
+                cache=cache_option(no_cache),
+                workers=workers,
+                skip_bad=skip_bad,
+            )
+            classifier.fit(
+                data, shots, seed, allow_fewer=allow_fewer, output_dir=out, overwrite=overwrite
+            )
+            result = _result(classifier, folder)
     except TrainingInterrupted as stopped:
         done = len(stopped.trained.history)
         echo(
@@ -113,7 +117,6 @@ def fit(
             err=True,
         )
         raise typer.Exit(130) from None
-    result = _result(classifier, out)
     if json:
         print_json(result)
     else:
@@ -132,15 +135,14 @@ def _config(path: Path | None, given: dict[str, Any]) -> EFTConfig:
     return dataclasses.replace(EFTConfig.from_dict(values), **given)
 
 
-def _result(classifier: RAdaClassifier, out: Path) -> dict[str, Any]:
+def _result(classifier: RAdaClassifier, out: OutputFolder) -> dict[str, Any]:
     """Write what the run used beside the head, and return its result."""
     from rada.evaluation import environment
     from rada.evaluation.provenance import command_line, peak_memory
-    from rada.storage import write_json
 
     encoder = classifier.encoder
     result = {
-        "head": str(out),
+        "head": str(out.path),
         "classes": list(classifier.classes),
         "strength": classifier.strength,
         "scale": classifier.scale,
@@ -151,8 +153,8 @@ def _result(classifier: RAdaClassifier, out: Path) -> dict[str, Any]:
         "peak_memory_bytes": peak_memory(),
     }
     if classifier.train_split is not None:
-        write_json(out / IMAGES_FILE, classifier.train_split.manifest())
-    write_json(out / RESULT_FILE, result)
+        out.write_json(IMAGES_FILE, classifier.train_split.manifest())
+    out.write_json(RESULT_FILE, result)
     return result
 
 
