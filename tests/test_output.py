@@ -173,7 +173,10 @@ def test_a_save_is_one_step_wherever_it_is_killed(tmp_path: Path) -> None:
         seen.add(visible(folder) == new)
         save(folder, config_json="third")
         assert visible(folder) == {"config.json": b"third"}
-        assert {path.name for path in (folder / STATE_FOLDER).iterdir()} <= {"manifest.json", "lock"}
+        assert {path.name for path in (folder / STATE_FOLDER).iterdir()} <= {
+            "manifest.json",
+            "lock",
+        }
         if code == 0:
             break
     assert code == 0 and seen == {True, False}

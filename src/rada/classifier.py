@@ -317,8 +317,10 @@ class RAdaClassifier:
                 another process writes to it.
             TrainingInterrupted: On Ctrl-C.
         """
-        owned = contextlib.nullcontext() if output_dir is None else claim(
-            output_dir, "model", inputs=[data]
+        owned = (
+            contextlib.nullcontext()
+            if output_dir is None
+            else claim(output_dir, "model", inputs=[data])
         )
         with owned as out:
             return self._fit(data, shots, seed, allow_fewer, out, overwrite)

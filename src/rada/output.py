@@ -30,7 +30,15 @@ from rada.storage import (
     write_json,
 )
 
-__all__ = ["STATE_FOLDER", "OutputFolder", "check_apart", "check_file", "claim", "finish_save", "training_folder"]
+__all__ = [
+    "STATE_FOLDER",
+    "OutputFolder",
+    "check_apart",
+    "check_file",
+    "claim",
+    "finish_save",
+    "training_folder",
+]
 
 Kind = Literal["model", "report", "bench", "demo", "encoder"]
 
@@ -78,7 +86,9 @@ class _Manifest:
             values.get("format") == _FORMAT
             and isinstance(kind, str)
             and kind in _KINDS
-            and all(isinstance(entry, list) and all(map(_is_inside, entry)) for entry in (names, stale))
+            and all(
+                isinstance(entry, list) and all(map(_is_inside, entry)) for entry in (names, stale)
+            )
             and (pending is None or (isinstance(pending, str) and _STAGE.fullmatch(pending)))
         ):
             raise OutputError(
@@ -103,7 +113,9 @@ def _is_inside(name: object) -> bool:
     if not isinstance(name, str) or not name or "\0" in name or "\\" in name:
         return False
     parts = PurePosixPath(name).parts
-    return bool(parts) and not name.startswith("/") and ".." not in parts and parts[0] != STATE_FOLDER
+    return (
+        bool(parts) and not name.startswith("/") and ".." not in parts and parts[0] != STATE_FOLDER
+    )
 
 
 def training_folder(path: Path) -> Path:
