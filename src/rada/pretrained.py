@@ -16,8 +16,8 @@ from torch import Tensor
 from rada._version import __version__
 from rada.errors import CheckpointError, ConfigError
 from rada.head import RAdaHead
-from rada.settings.state import fingerprint_tensors
 from rada.output import claim, finish_save
+from rada.settings.state import fingerprint_tensors
 from rada.storage import read_json
 
 __all__ = [
