@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from rada import EFTConfig, Features, train_head
+from rada.core.storage import write_json
 from rada.evaluation import environment
 from rada.evaluation.provenance import peak_memory
-from rada.storage import write_json
 
 # classes a step (0: all) and passes over the shots; the last are the defaults
 CANDIDATES = ["0:3", "128:3", "64:3", "64:10"]

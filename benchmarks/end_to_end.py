@@ -22,10 +22,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from rada import EFTConfig, FeatureCache, RAdaClassifier, load_encoder, open_dataset
+from rada.core.storage import write_json
 from rada.data import ImageSplit, few_shot
 from rada.evaluation import environment
-from rada.settings.eft import HeadTrainer
-from rada.storage import write_json
+from rada.training.eft import HeadTrainer
 
 
 def timed(work: Callable[[], float]) -> dict[str, float]:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from rada import FFTConfig, FineTuner
 from rada.evaluation import environment
-from rada.settings.fft import list_fft_methods
-from rada.settings.fft.figures import accuracies, draw_robustness
+from rada.methods.finetune import list_fft_methods
+from rada.report.robustness import accuracies, draw_robustness
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIFTED = ("art_painting", "cartoon", "sketch")

@@ -22,8 +22,8 @@ from rada import FFTConfig, load_encoder
 from rada.bench.memory import peak_allocated
 from rada.encoders.memory import keep_freed_memory
 from rada.evaluation import environment
-from rada.settings.fft import get_fft_method
-from rada.settings.fft.model import Batch, TunedModel
+from rada.methods.finetune import get_fft_method
+from rada.methods.finetune.model import Batch, TunedModel
 
 ROOT = Path(__file__).resolve().parents[1]
 

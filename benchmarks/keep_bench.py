@@ -15,7 +15,7 @@ from typing import Any
 from rada.bench.figures import base_new_figure, shots_figure
 from rada.bench.page import markdown
 from rada.bench.tables import load_runs, result_tables
-from rada.storage import write_bytes, write_json
+from rada.core.storage import write_bytes, write_json
 
 ROOT = Path(__file__).parents[1]
 _KEPT = (

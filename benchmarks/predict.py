@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from rada import DualEncoder, EFTConfig, FeatureCache, RAdaClassifier, load_encoder, open_dataset
+from rada.core.storage import write_json
 from rada.evaluation import environment
-from rada.storage import write_json
 
 
 def clocked(work: Callable[[], object]) -> tuple[float, float]:

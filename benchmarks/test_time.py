@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from rada.core.storage import write_json
 from rada.evaluation import environment
-from rada.settings.ttt import TTTConfig, adapt_views
-from rada.settings.ttt.loop import adapt_by_loop
-from rada.settings.ttt.start import make_start
-from rada.storage import write_json
+from rada.test_time import TTTConfig, adapt_views
+from rada.test_time.loop import adapt_by_loop
+from rada.test_time.start import make_start
 
 RESULT = Path(__file__).parent / "results" / "test_time_speed.json"
 SCALE = 100.0
@@ -57,8 +57,8 @@ def milliseconds(work: Callable[[], object], pictures: int) -> float:
 
 def encoding(views: int, rounds: int) -> float | None:
     """Processor time of encoding one picture's views, without decoding and cropping."""
+    from rada.core.errors import RadaError
     from rada.encoders import load_encoder
-    from rada.errors import RadaError
 
     try:
         encoder = load_encoder("embedded")

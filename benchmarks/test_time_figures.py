@@ -25,13 +25,13 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as pixels
 
+from rada.core.storage import write_json
 from rada.data import ImageSplit, few_shot, open_dataset
 from rada.encoders import DualEncoder, load_encoder
 from rada.evaluation import environment
 from rada.features import Features, extract_features
-from rada.settings.ttt import TTTConfig, adapt_views, tpt_logits, view_baselines
-from rada.settings.ttt.views import view_transform
-from rada.storage import write_json
+from rada.test_time import TTTConfig, adapt_views, tpt_logits, view_baselines
+from rada.test_time.views import view_transform
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"

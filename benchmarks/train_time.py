@@ -16,8 +16,8 @@ import torch
 from torch.nn.functional import normalize
 
 from rada import EFTConfig, train_head
+from rada.core.storage import write_json
 from rada.evaluation import environment
-from rada.storage import write_json
 
 
 def main() -> None:

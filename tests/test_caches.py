@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rada.caches import cache_root, clear_parts, list_parts
-from rada.errors import CacheError
+from rada.core.caches import cache_root, clear_parts, list_parts
+from rada.core.errors import CacheError
 
 KEPT = {
     "encoders/class-names-ab.safetensors": "class names of the embedded model",

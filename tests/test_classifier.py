@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from rada import EFTConfig, Features, RAdaClassifier
-from rada.errors import CheckpointError, ConfigError, DataError, FeatureError
+from rada.core.errors import CheckpointError, ConfigError, DataError, FeatureError
 from toy import SCALE, toy
 
 QUICK = EFTConfig(epochs=3, min_steps=0, strength=1.0)

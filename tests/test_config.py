@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from rada.config import EFTConfig
-from rada.errors import ConfigError
+from rada.core.config import EFTConfig
+from rada.core.errors import ConfigError
 
 
 def test_round_trip_through_json() -> None:

@@ -14,9 +14,9 @@ from PIL import Image
 import rada.data.registry
 import rada.encoders.registry
 import rada.methods.registry
+from rada.core.errors import ConfigError
 from rada.data import open_dataset
 from rada.encoders import list_families
-from rada.errors import ConfigError
 from rada.features import extract_features
 from rada.methods import Examples, get_method, list_methods, load_predictor
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rada import output
-from rada.errors import OutputError, StorageError
+from rada.core.errors import OutputError, StorageError
 from rada.output import STATE_FOLDER, check_apart, check_file, claim, finish_save
 
 

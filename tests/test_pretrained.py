@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rada import EFTConfig, Features, RAdaClassifier
-from rada.errors import CheckpointError
+from rada.core.errors import CheckpointError
 from rada.pretrained import load_head
 from toy import SCALE, toy
 

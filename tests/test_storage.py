@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rada.errors import DataError, StorageError
-from rada.storage import atomic_path, read_json, write_bytes, write_json
+from rada.core.errors import DataError, StorageError
+from rada.core.storage import atomic_path, read_json, write_bytes, write_json
 
 
 def test_failure_keeps_the_old_file_and_leaves_no_other(tmp_path: Path) -> None:

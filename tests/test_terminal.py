@@ -9,9 +9,9 @@ import pytest
 
 import rada
 from rada.cli.tables import class_table, comparison_table, plain_table
+from rada.core.progress import track
 from rada.evaluation import compare
 from rada.printable import clean
-from rada.progress import track
 from rada.terminal import bold, echo, screen
 
 HOSTILE = (

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rada.threads import one_thread
+from rada.core.threads import one_thread
 
 
 @pytest.fixture

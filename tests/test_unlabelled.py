@@ -11,9 +11,9 @@ import torch
 from bench_samples import write_features
 from rada import EFTConfig, Features, RAdaClassifier
 from rada.bench import Plan, run_plan
+from rada.core.errors import DataError
 from rada.data import ImageSplit
-from rada.errors import DataError
-from rada.settings.fft.judging import shared_classes
+from rada.evaluation.robustness import shared_classes
 from toy import SCALE, toy
 
 TOLD = r"2 of 24 images have none.*'0'"

@@ -11,34 +11,34 @@ from typing import TYPE_CHECKING, Any
 from rada._version import __version__
 
 if TYPE_CHECKING:
-    from rada.answers import Prediction
     from rada.classifier import RAdaClassifier
-    from rada.config import EFTConfig
+    from rada.core.config import EFTConfig
     from rada.data import few_shot, list_datasets, open_dataset
     from rada.encoders import CustomEncoder, DualEncoder, list_models, load_encoder
     from rada.evaluation import compare, evaluate_logits, harmonic_mean
     from rada.features import FeatureCache, Features, extract_features
     from rada.head import HeadOutput, RAdaHead, rational_matrix
+    from rada.methods.finetune import FFTConfig, FineTuner
+    from rada.predictions import Prediction
     from rada.report import write_report
-    from rada.settings import TrainedHead, train_head
-    from rada.settings.fft import FFTConfig, FineTuner
-    from rada.settings.ttt import OnlineAdapter, TTTConfig, adapt_views
-    from rada.settings.ttt.adapter import TestTimeAdapter
+    from rada.test_time import OnlineAdapter, TTTConfig, adapt_views
+    from rada.test_time.adapter import TestTimeAdapter
+    from rada.training import TrainedHead, train_head
 
 _HOMES = {
-    "rada.answers": ("Prediction",),
+    "rada.predictions": ("Prediction",),
     "rada.classifier": ("RAdaClassifier",),
-    "rada.config": ("EFTConfig",),
+    "rada.core.config": ("EFTConfig",),
     "rada.data": ("few_shot", "list_datasets", "open_dataset"),
     "rada.encoders": ("CustomEncoder", "DualEncoder", "list_models", "load_encoder"),
     "rada.evaluation": ("compare", "evaluate_logits", "harmonic_mean"),
     "rada.features": ("FeatureCache", "Features", "extract_features"),
     "rada.head": ("HeadOutput", "RAdaHead", "rational_matrix"),
     "rada.report": ("write_report",),
-    "rada.settings": ("TrainedHead", "train_head"),
-    "rada.settings.fft": ("FFTConfig", "FineTuner"),
-    "rada.settings.ttt": ("OnlineAdapter", "TTTConfig", "adapt_views"),
-    "rada.settings.ttt.adapter": ("TestTimeAdapter",),
+    "rada.training": ("TrainedHead", "train_head"),
+    "rada.methods.finetune": ("FFTConfig", "FineTuner"),
+    "rada.test_time": ("OnlineAdapter", "TTTConfig", "adapt_views"),
+    "rada.test_time.adapter": ("TestTimeAdapter",),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 

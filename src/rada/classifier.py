@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rada.answers import Prediction, StreamAnswer, rank, stream_answers
-from rada.config import EFTConfig
+from rada.core.config import EFTConfig
+from rada.core.errors import CheckpointError, ConfigError, DataError, FeatureError
+from rada.core.threads import one_thread
 from rada.data import ImageSplit, Naming, few_shot, readable_shots
 from rada.data.checks import check_labelled
 from rada.data.prompts import (
@@ -22,12 +23,12 @@ from rada.data.prompts import (
     load_templates,
 )
 from rada.encoders import DualEncoder, load_encoder
-from rada.errors import CheckpointError, ConfigError, DataError, FeatureError
 from rada.evaluation import compare
 from rada.features import FeatureCache, Features, extract_features
 from rada.head import RAdaHead
 from rada.inputs import FEATURE_FILES, Data, open_labelled
 from rada.output import OutputFolder, claim
+from rada.predictions import Prediction, StreamAnswer, rank, stream_answers
 from rada.pretrained import (
     CONFIG_FILE,
     HeadConfig,
@@ -36,9 +37,8 @@ from rada.pretrained import (
     resolve_directory,
     save_head,
 )
-from rada.settings.eft import HeadTrainer, TrainedHead, describe
-from rada.settings.strength import StrengthChoice
-from rada.threads import one_thread
+from rada.training.eft import HeadTrainer, TrainedHead, describe
+from rada.training.strength import StrengthChoice
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from rada.errors import OutputError
-from rada.storage import (
+from rada.core.errors import OutputError
+from rada.core.storage import (
     follow_umask,
     read_json,
     storage_errors,

@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rada._version import __version__
-from rada.errors import CheckpointError, ConfigError
+from rada.core.errors import CheckpointError, ConfigError
+from rada.core.storage import read_json
 from rada.head import RAdaHead
 from rada.output import claim, finish_save
-from rada.settings.state import fingerprint_tensors
-from rada.storage import read_json
+from rada.training.state import fingerprint_tensors
 
 __all__ = [
     "CONFIG_FILE",

@@ -6,7 +6,7 @@ import math
 import operator
 from typing import Any
 
-from rada.errors import ConfigError, RadaError
+from rada.core.errors import ConfigError, RadaError
 
 __all__ = ["LARGEST_SCALE", "LARGEST_SEED", "check_count", "check_scale", "check_seed"]
 
@@ -28,7 +28,7 @@ def check_seed(seed: Any, name: str = "seed") -> int:
         >>> check_seed(-1)
         Traceback (most recent call last):
         ...
-        rada.errors.ConfigError: seed should be an integer from 0 to 4294967295, not -1
+        rada.core.errors.ConfigError: seed should be an integer from 0 to 4294967295, not -1
     """
     number = _integer(seed)
     if number is None or not 0 <= number <= LARGEST_SEED:

@@ -9,10 +9,10 @@ import pytest
 from timm.data import ImageNetInfo
 
 import layouts
+from rada.core.errors import DataError
 from rada.data import open_dataset
 from rada.data.kinds.coop import _LAYOUTS
 from rada.data.kinds.imagenet import imagenet_classes
-from rada.errors import DataError
 
 SYNSETS = ImageNetInfo().label_names()
 JSON_SETS = [name for name, layout in _LAYOUTS.items() if layout.split]

@@ -16,7 +16,7 @@ from bench_samples import QUICK, write_features
 from rada.bench import Plan, run_plan
 from rada.bench.cells import Folder
 from rada.methods import Method, Predictor, list_methods, register_method
-from rada.settings import HeadTrainer
+from rada.training import HeadTrainer
 
 COLORS = ("red", "lime", "blue", "yellow")
 
@@ -134,7 +134,7 @@ def test_a_killed_cell_goes_on(pets, tmp_path, monkeypatch):
         epochs.append(epoch)
         return ordinary(self, head, optimizer, epoch, advance)
 
-    monkeypatch.setattr("rada.settings.state._SHARE", 1e9)  # save after every epoch
+    monkeypatch.setattr("rada.training.state._SHARE", 1e9)  # save after every epoch
     monkeypatch.setattr(HeadTrainer, "_epoch", dying)
     with pytest.raises(KilledError):
         run_plan(plan, tmp_path / "out")

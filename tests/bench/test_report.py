@@ -17,7 +17,7 @@ from rada.bench import Plan, run_plan
 from rada.bench.page import build_page, latex, markdown, write_files
 from rada.bench.recipes import PUBLISHED, recipe
 from rada.bench.tables import ResultTable, Runs, load_runs, paired_difference, result_tables
-from rada.errors import CheckpointError, ConfigError
+from rada.core.errors import CheckpointError, ConfigError
 from rada.report.blocks import render_page
 
 

@@ -22,7 +22,7 @@ from rada.bench.plan import PROTOCOLS
 from rada.bench.protocols import set_up
 from rada.bench.sources import EncoderSlot, open_source
 from rada.bench.tables import load_runs
-from rada.errors import CheckpointError, ConfigError, DataError, FeatureError
+from rada.core.errors import CheckpointError, ConfigError, DataError, FeatureError
 from rada.methods import get_method
 
 SLOT = EncoderSlot("embedded")

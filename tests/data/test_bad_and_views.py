@@ -12,6 +12,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from data.pictures import draw_folder
+from rada.core.errors import DataError
 from rada.data import (
     ImageSplit,
     few_shot,
@@ -21,7 +22,6 @@ from rada.data import (
     seeded_view,
     without_bad,
 )
-from rada.errors import DataError
 
 
 @pytest.fixture

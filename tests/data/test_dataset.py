@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from data.pictures import draw, draw_folder
+from rada.core.errors import DataError
 from rada.data import ImageDataset, ImageSplit, open_dataset, open_images
-from rada.errors import DataError
 
 
 @pytest.fixture

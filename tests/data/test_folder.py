@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from data.pictures import draw, draw_folder
+from rada.core.errors import DataError
 from rada.data import open_dataset
 from rada.data.scan import list_pictures, natural_key
-from rada.errors import DataError
 
 
 def test_classes_are_the_folders(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from data.pictures import draw
+from rada.core.errors import DataError
 from rada.data.images import MAX_PIXELS, open_image, to_rgb
-from rada.errors import DataError
 
 
 def near(pixel: object, expected: tuple[int, int, int], tolerance: int = 2) -> bool:

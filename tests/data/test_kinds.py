@@ -12,8 +12,8 @@ import pytest
 
 import rada.data.registry as registry
 from data.pictures import draw, draw_folder
+from rada.core.errors import DataError, MissingExtraError
 from rada.data import ImageDataset, ImageSplit, list_datasets, open_dataset, register_dataset
-from rada.errors import DataError, MissingExtraError
 
 # -- textiles ------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from data.pictures import draw_folder
+from rada.core.errors import DataError
 from rada.data import (
     Naming,
     align_classes,
@@ -18,7 +19,6 @@ from rada.data import (
     load_templates,
     open_dataset,
 )
-from rada.errors import DataError
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from data.pictures import draw, draw_folder
+from rada.core.errors import DataError
 from rada.data import few_shot, open_dataset, write_manifest
-from rada.errors import DataError
 
 
 @pytest.mark.parametrize("names", [("train", "training"), ("val", "validation", "train")])

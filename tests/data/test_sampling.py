@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.pictures import draw_folder
+from rada.core.errors import DataError
 from rada.data import ImageSplit, few_shot, few_shot_indices, open_dataset
-from rada.errors import DataError
 
 
 def names(labels: list[int]) -> list[str]:

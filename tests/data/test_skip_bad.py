@@ -9,8 +9,8 @@ import pytest
 
 from data.pictures import draw, draw_folder
 from features.tiny import TinyEncoder
+from rada.core.errors import DataError
 from rada.data import few_shot, open_dataset
-from rada.errors import DataError
 from rada.features import Features, extract_features
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from data.pictures import draw_folder
+from rada.core.errors import DataError
 from rada.data import open_dataset, write_manifest
-from rada.errors import DataError
 
 
 @pytest.fixture

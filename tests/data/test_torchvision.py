@@ -16,9 +16,9 @@ from PIL import Image
 from torchvision import datasets
 
 from data.pictures import draw, draw_folder
+from rada.core.errors import DataError
 from rada.data import few_shot, open_dataset
 from rada.data.images import open_image
-from rada.errors import DataError
 
 
 def lines(path: Path, *rows: str) -> None:

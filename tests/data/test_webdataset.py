@@ -20,13 +20,13 @@ import torch
 from data.pictures import draw, draw_folder
 from features.tiny import TinyEncoder
 from rada import RAdaClassifier
+from rada.core.errors import DataError, MissingExtraError
 from rada.data import few_shot, open_dataset
-from rada.data.shard_urls import expand_braces
-from rada.data.shards import shard_folder
+from rada.data.shards.index import shard_folder
+from rada.data.shards.urls import expand_braces
 from rada.encoders import CustomEncoder
-from rada.errors import DataError, MissingExtraError
 from rada.features import extract_features
-from rada.settings.eft import EFTConfig
+from rada.training.eft import EFTConfig
 
 NAMES = ["ant", "bee", "cat"]
 

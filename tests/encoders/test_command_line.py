@@ -11,8 +11,8 @@ from PIL import Image
 
 from encoders.tiny_models import MAKERS
 from rada import RAdaClassifier
-from rada.config import EFTConfig
-from rada.errors import CheckpointError
+from rada.core.config import EFTConfig
+from rada.core.errors import CheckpointError
 
 
 @pytest.fixture(scope="module")

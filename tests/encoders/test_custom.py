@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from rada.core.errors import EncoderError
 from rada.encoders import CustomEncoder, load_encoder
-from rada.errors import EncoderError
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from rada.core.errors import EncoderError, MissingExtraError
 from rada.encoders import load_encoder
 from rada.encoders.families import embedded
 from rada.encoders.inference import FoldedModule, fold_batch_norms
 from rada.encoders.memory import keep_freed_memory
-from rada.errors import EncoderError, MissingExtraError
 
 
 @pytest.fixture

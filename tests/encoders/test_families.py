@@ -10,8 +10,8 @@ import warnings
 import pytest
 import torch
 
+from rada.core.errors import DataError, EncoderError
 from rada.encoders import TruncationWarning, load_encoder
-from rada.errors import DataError, EncoderError
 
 
 def own_logits(encoder, pictures, prompts):

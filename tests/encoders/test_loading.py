@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from encoders.tiny_models import blip_captioning
+from rada.core.errors import EncoderError
 from rada.encoders import describe_model, load_encoder
-from rada.errors import EncoderError
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rada.errors import EncoderError
+from rada.core.errors import EncoderError
 
 WORDS = ["a dog", "the red car"]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score
 
-from rada.errors import FeatureError
+from rada.core.errors import FeatureError
 from rada.evaluation import aggregate_runs, compare, mean_std, paired_difference
 
 

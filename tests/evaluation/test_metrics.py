@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 
-from rada.errors import FeatureError
+from rada.core.errors import FeatureError
 from rada.evaluation import evaluate_logits, harmonic_mean, wilson_interval
 
 

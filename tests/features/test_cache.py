@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from tiny import TinyEncoder, write_pictures
 
+from rada.core.errors import CacheError
 from rada.data import ImageSplit
-from rada.errors import CacheError
 from rada.features import CacheWarning, FeatureCache, ViewTransform, extract_features
 
 HERE = Path(__file__).parent

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from tiny import DIM, TinyEncoder
 
+from rada.core.errors import ConfigError, DataError, EncoderError, FeatureError
 from rada.data import ImageSplit
-from rada.errors import ConfigError, DataError, EncoderError, FeatureError
 from rada.features import ViewTransform, extract_features, iter_features
 from rada.features.pictures import SplitReader
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from rada.errors import FeatureError, StorageError
+from rada.core.errors import FeatureError, StorageError
 from rada.features import Features, FeatureWarning, check_features
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from oracle import oracle
 from rada.head import RAdaHead, tiles
-from rada.head.plan import make_plan
+from rada.head.kernels.plan import make_plan
 
 TOLERANCE = 1e-9
 TILED, RECOMPUTED, GROUPED = 1, 60_000, 4_000_000

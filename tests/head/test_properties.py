@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from rada.errors import ConfigError, FeatureError
+from rada.core.errors import ConfigError, FeatureError
 from rada.head import RAdaHead, rational_matrix
 
 ALL_LAYERS = ("query_image", "query_text", "query_rational", "key", "value", "out")

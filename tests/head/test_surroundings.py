@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rada.bench.memory import peak_allocated
 from rada.head import RAdaHead
-from rada.head.plan import default_budget, make_plan
+from rada.head.kernels.plan import default_budget, make_plan
 
 
 def unit(rows: int, dim: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:

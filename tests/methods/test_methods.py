@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-import rada.methods.training as training
-from rada.errors import CheckpointError, ConfigError, FeatureError
+import rada.training.feature_loop as training
+from rada.core.errors import CheckpointError, ConfigError, FeatureError
 from rada.methods import (
     ClassSet,
     Examples,
@@ -20,7 +20,7 @@ from rada.methods import (
     register_method,
 )
 
-# Full fine-tuning has the same matrix, on pictures, in tests/fft.
+# Full fine-tuning has the same matrix, on pictures, in tests/finetune.
 NAMES = [method.name for method in list_methods() if "pictures" not in method.needs]
 GRADIENTS = ["clip_adapter", "tip_adapter_f", "cross_modal_probe", "coop"]
 GRADIENTS += ["rada", "rada_released", "rada_adapter"]

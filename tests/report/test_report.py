@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from rada.errors import FeatureError, StorageError
+from rada.core.errors import FeatureError, StorageError
 from rada.report import (
     Cell,
     Page,

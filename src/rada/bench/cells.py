@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rada._version import __version__
-from rada.errors import CheckpointError, ConfigError
-from rada.storage import read_json, write_json
+from rada.core.errors import CheckpointError, ConfigError
+from rada.core.storage import read_json, write_json
 
 __all__ = ["FORMAT", "Cell", "Folder", "data_name"]
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from rada.storage import storage_errors
+from rada.core.storage import storage_errors
 
 __all__ = ["Locks"]
 

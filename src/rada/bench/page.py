@@ -11,10 +11,10 @@ from typing import Any
 
 from rada.bench.recipes import PUBLISHED, PUBLISHED_NOTES
 from rada.bench.tables import ResultTable, Runs, load_runs, long_rows, result_tables
-from rada.errors import CheckpointError
+from rada.core.errors import CheckpointError
+from rada.core.storage import write_bytes
 from rada.report.blocks import Block, Details, Page, Pairs, Row, Section, Table, Text, write_page
 from rada.report.text import DASH, count
-from rada.storage import write_bytes
 
 __all__ = ["build_page", "latex", "markdown", "write_files"]
 

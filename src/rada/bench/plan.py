@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from rada.bench.cells import Cell
-from rada.config import Config, parse_value
-from rada.errors import ConfigError
+from rada.core.config import Config, parse_value
+from rada.core.errors import ConfigError
 from rada.methods import get_method
 
 __all__ = ["PROTOCOLS", "Plan", "load_plan", "parse_setting"]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rada.bench.cells import Cell
 from rada.bench.sources import Labelled, Source
-from rada.errors import DataError
+from rada.core.errors import DataError
 from rada.methods import ClassSet, Examples, Method, Task
 
 __all__ = ["Part", "Setup", "base_and_new", "set_up"]

@@ -17,11 +17,11 @@ from rada.bench.memory import PeakMemory
 from rada.bench.plan import Plan
 from rada.bench.protocols import Part, set_up
 from rada.bench.sources import EncoderSlot, Source, open_source
-from rada.errors import DataError, StorageError
+from rada.core.errors import DataError, StorageError
+from rada.core.progress import progress_bar
 from rada.evaluation import environment, evaluate_logits, harmonic_mean
 from rada.features import FeatureCache
 from rada.methods import Predictor, UnknownClassError, get_method
-from rada.progress import progress_bar
 
 __all__ = ["RunSummary", "run_cell", "run_plan"]
 

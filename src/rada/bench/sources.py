@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rada.core.errors import DataError, FeatureError
 from rada.data import ImageDataset, ImageSplit, few_shot, open_dataset
 from rada.data.checks import check_labelled
 from rada.data.sources import id_bytes
-from rada.errors import DataError, FeatureError
 from rada.features import FeatureCache, Features, extract_features
 from rada.methods import ClassSet, Examples
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rada.bench.cells import Folder, data_name
-from rada.errors import CheckpointError, ConfigError
+from rada.core.errors import CheckpointError, ConfigError
 from rada.evaluation import Spread, harmonic_mean, mean_std
 from rada.methods import get_method, list_methods
 from rada.report.text import DASH, count, points, spread

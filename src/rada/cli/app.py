@@ -10,7 +10,7 @@ import typer
 
 from rada._version import __version__
 from rada.cli import bench, cache, demo, encode, evaluate, finetune, fit, models, predict
-from rada.errors import RadaError
+from rada.core.errors import RadaError
 from rada.terminal import echo
 
 __all__ = ["app", "main"]

@@ -61,7 +61,7 @@ def bench(
     if context.invoked_subcommand is not None:
         return
     from rada.bench import Plan, load_plan
-    from rada.errors import ConfigError
+    from rada.core.errors import ConfigError
 
     given: dict[str, Any] = {
         "methods": _listed(methods),
@@ -240,7 +240,7 @@ def _listed(values: list[str] | None) -> tuple[str, ...] | None:
 
 
 def _numbers(name: str, text: str | None) -> tuple[int, ...] | None:
-    from rada.errors import ConfigError
+    from rada.core.errors import ConfigError
 
     if text is None:
         return None

@@ -17,7 +17,7 @@ app = typer.Typer(
 @app.command("path")
 def path() -> None:
     """Print the folder of the cache ($RADA_CACHE, or the platform's)."""
-    from rada.caches import cache_root
+    from rada.core.caches import cache_root
 
     typer.echo(cache_root())  # for programs: exact
 
@@ -28,8 +28,8 @@ def list_entries(json: JsonFlag = False) -> None:
     import dataclasses
     import datetime
 
-    from rada.caches import list_parts
     from rada.cli.tables import plain_table
+    from rada.core.caches import list_parts
     from rada.features import FeatureCache
 
     features, others = FeatureCache().list(), list_parts()
@@ -63,7 +63,7 @@ def clear(
     ] = None,
 ) -> None:
     """Delete what is cached; it is made, or copied, again when it is needed."""
-    from rada.caches import clear_parts
+    from rada.core.caches import clear_parts
     from rada.features import FeatureCache
 
     seconds = None if older_than is None else older_than * 86_400

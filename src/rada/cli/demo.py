@@ -74,7 +74,7 @@ def _runs(
     train: Features, test: Features, seeds: int, out: Path, quiet: bool
 ) -> list[dict[str, Any]]:
     """Train and judge every method, number of shots and seed; finished runs are read back."""
-    from rada.progress import track
+    from rada.core.progress import track
 
     cells = [
         (method, shots, seed)
@@ -89,12 +89,12 @@ def _runs(
 def _run(
     train: Features, test: Features, method: str, shots: int, seed: int, folder: Path
 ) -> dict[str, Any]:
-    from rada.config import EFTConfig
-    from rada.errors import CheckpointError
+    from rada.core.config import EFTConfig
+    from rada.core.errors import CheckpointError
+    from rada.core.storage import read_json, write_json
     from rada.evaluation import evaluate_logits
     from rada.methods import linear_probe
-    from rada.settings import train_head
-    from rada.storage import read_json, write_json
+    from rada.training import train_head
 
     config = EFTConfig()
     facts = {
@@ -159,8 +159,8 @@ def _report(
     test: Features,
     out: Path,
 ) -> Path:
+    from rada.core.storage import write_json
     from rada.report import changed_examples, write_report
-    from rada.storage import write_json
 
     assert test.text_features is not None and classifier.trained is not None
     logits = [

@@ -98,7 +98,7 @@ def encode(
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
-    from rada.errors import StorageError
+    from rada.core.errors import StorageError
 
     if out.suffix != ".safetensors":
         raise StorageError(f"a features file ends in .safetensors, not {out.name!r}")

@@ -64,7 +64,7 @@ def evaluate(
         open_classifier,
         split_arguments,
     )
-    from rada.errors import DataError
+    from rada.core.errors import DataError
     from rada.evaluation import Timer, environment
     from rada.evaluation.provenance import command_line
 
@@ -101,8 +101,8 @@ def write(
     directory: Path, result: dict[str, Any], classifier: RAdaClassifier, evaluated: Evaluated
 ) -> Path:
     """Write the report page and, beside it, the result as JSON."""
+    from rada.core.storage import write_json
     from rada.report import changed_examples, write_report
-    from rada.storage import write_json
 
     examples: list[dict[str, Any]] = []
     if evaluated.pictures is not None and not evaluated.features.skipped:

@@ -24,7 +24,7 @@ from rada.cli.options import (
 from rada.terminal import bold, echo, screen
 
 if TYPE_CHECKING:
-    from rada.settings.fft import FFTConfig
+    from rada.methods.finetune import FFTConfig
 
 
 def finetune(
@@ -97,7 +97,7 @@ def finetune(
     Several processes: accelerate launch --num_processes 4 -m rada finetune ...
     """
     from rada.data import load_class_names
-    from rada.settings.fft import FineTuner, FineTuningStopped
+    from rada.methods.finetune import FineTuner, FineTuningStopped
 
     given = {
         "epochs": epochs,
@@ -145,10 +145,10 @@ def finetune(
 
 def _config(path: Path | None, given: dict[str, Any], pairs: list[str]) -> FFTConfig:
     """Build the configuration: the file's fields, then --set, then the options."""
-    from rada.config import parse_value
-    from rada.errors import ConfigError
-    from rada.settings.fft import FFTConfig
-    from rada.storage import read_json
+    from rada.core.config import parse_value
+    from rada.core.errors import ConfigError
+    from rada.core.storage import read_json
+    from rada.methods.finetune import FFTConfig
 
     values: dict[str, Any] = {}
     if path is not None:
@@ -164,7 +164,7 @@ def _config(path: Path | None, given: dict[str, Any], pairs: list[str]) -> FFTCo
 
 def _named_sets(pairs: list[str]) -> dict[str, str]:
     """Read `--ood NAME=PATH`."""
-    from rada.errors import ConfigError
+    from rada.core.errors import ConfigError
 
     found: dict[str, str] = {}
     for pair in pairs:
@@ -179,8 +179,8 @@ def _named_sets(pairs: list[str]) -> dict[str, str]:
 
 def _alphas(text: str | None) -> tuple[float, ...]:
     """Read `--wise`."""
-    from rada.errors import ConfigError
-    from rada.settings.fft import ALPHAS
+    from rada.core.errors import ConfigError
+    from rada.methods.finetune import ALPHAS
 
     if text is None:
         return ()

@@ -26,7 +26,7 @@ from rada.terminal import bold, echo, screen
 
 if TYPE_CHECKING:
     from rada.classifier import RAdaClassifier
-    from rada.config import EFTConfig
+    from rada.core.config import EFTConfig
     from rada.output import OutputFolder
 
 IMAGES_FILE = "training_images.json"
@@ -81,7 +81,7 @@ def fit(
     from rada.classifier import FEATURE_FILES, RAdaClassifier
     from rada.data import load_class_names
     from rada.output import claim
-    from rada.settings import TrainingInterrupted
+    from rada.training import TrainingInterrupted
 
     given = {
         "epochs": epochs,
@@ -125,9 +125,9 @@ def fit(
 
 def _config(path: Path | None, given: dict[str, Any]) -> EFTConfig:
     """Build the configuration: the file's fields, then the options' over them."""
-    from rada.config import EFTConfig
-    from rada.errors import ConfigError
-    from rada.storage import read_json
+    from rada.core.config import EFTConfig
+    from rada.core.errors import ConfigError
+    from rada.core.storage import read_json
 
     if path is None:
         return EFTConfig(**given)

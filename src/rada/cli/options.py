@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rada.errors import ConfigError
+from rada.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from rada.features import FeatureCache

@@ -34,9 +34,9 @@ from rada.terminal import echo
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from rada.answers import StreamAnswer
-    from rada.settings.ttt import Explanation
-    from rada.settings.ttt.adapter import TestTimeAdapter
+    from rada.predictions import StreamAnswer
+    from rada.test_time import Explanation
+    from rada.test_time.adapter import TestTimeAdapter
 
     Answer = tuple[StreamAnswer, Explanation | None]
 
@@ -87,8 +87,8 @@ def predict(
         open_classifier,
         split_arguments,
     )
-    from rada.errors import DataError
-    from rada.storage import atomic_path
+    from rada.core.errors import DataError
+    from rada.core.storage import atomic_path
 
     options = TestTimeOptions(test_time, test_time_config, views, online, strength, explain)
     head_or_model, places = split_arguments(head, paths or [], model)
@@ -129,8 +129,8 @@ def _explained(
     adapter: TestTimeAdapter, found: Iterable[Path | Image], top_k: int, skip_bad: bool
 ) -> Iterator[Answer]:
     """Yield answers with their explanations, picture by picture."""
-    from rada.answers import Prediction, StreamAnswer
-    from rada.errors import DataError
+    from rada.core.errors import DataError
+    from rada.predictions import Prediction, StreamAnswer
 
     for index, picture in enumerate(found):
         name = str(picture) if isinstance(picture, Path) else f"picture {index}"

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rada.errors import ConfigError, DataError
+from rada.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from rada.classifier import RAdaClassifier
-    from rada.settings.ttt.adapter import TestTimeAdapter
+    from rada.test_time.adapter import TestTimeAdapter
 
 __all__ = ["TestTimeOptions", "named_classes", "open_classifier", "split_arguments"]
 
@@ -176,9 +176,9 @@ class TestTimeOptions:
 
     def adapter(self, classifier: RAdaClassifier) -> TestTimeAdapter | None:
         """Return the adapter, or None without `--test-time`; set the strength."""
-        from rada.settings.ttt.adapter import TestTimeAdapter
-        from rada.settings.ttt.config import TTTConfig
-        from rada.storage import read_json
+        from rada.core.storage import read_json
+        from rada.test_time.adapter import TestTimeAdapter
+        from rada.test_time.config import TTTConfig
 
         if self.strength is not None and (classifier.trained is not None or not self.wanted):
             classifier.strength = self.strength

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from rada.core.errors import DataError
+from rada.core.progress import track
 from rada.data.dataset import ImageSplit, Skipped
 from rada.data.sampling import few_shot_indices
-from rada.errors import DataError
-from rada.progress import track
 
 __all__ = ["find_bad", "readable_shots", "without_bad"]
 

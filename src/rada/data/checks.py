@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from rada.core.errors import DataError
 from rada.data.dataset import ImageDataset, ImageSplit, Skipped
 from rada.data.naming import Matched, Naming, some_names
 from rada.data.prompts import ClassNamesSource, check_class_names
-from rada.errors import DataError
 
 __all__ = ["check_labelled", "check_splits", "name_classes", "place_labels", "without_missing"]
 

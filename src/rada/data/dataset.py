@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from rada.core.errors import DataError
 from rada.data.prompts import DEFAULT_TEMPLATE
 from rada.data.sources import FileSource, Source, id_bytes
-from rada.errors import DataError
 
 __all__ = ["ImageDataset", "ImageSplit", "Skipped"]
 

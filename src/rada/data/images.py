@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from rada.errors import DataError
+from rada.core.errors import DataError
 
 __all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "open_image", "to_rgb"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from rada.core.errors import DataError
 from rada.data.dataset import ImageSplit
 from rada.data.scan import list_pictures
-from rada.errors import DataError
 
 __all__ = ["expand_pictures", "open_images"]
 

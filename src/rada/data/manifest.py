@@ -8,9 +8,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from rada.core.errors import DataError
+from rada.core.storage import write_bytes
 from rada.data.dataset import ImageSplit
-from rada.errors import DataError
-from rada.storage import write_bytes
 
 __all__ = ["write_manifest"]
 

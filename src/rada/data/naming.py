@@ -13,9 +13,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from rada.core.errors import DataError
 from rada.data.align import fold_name
 from rada.data.prompts import ClassNamesSource, check_class_names, load_class_names
-from rada.errors import DataError
 
 __all__ = ["Matched", "Naming", "align_classes", "some_names"]
 

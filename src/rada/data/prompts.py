@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rada.core.errors import DataError
+from rada.core.storage import read_json
 from rada.data.align import fold_name
 from rada.data.sources import id_bytes
-from rada.errors import DataError
-from rada.storage import read_json
 
 __all__ = [
     "DEFAULT_TEMPLATE",

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rada.core.errors import DataError
 from rada.data.checks import check_splits, name_classes, without_missing
 from rada.data.dataset import ImageDataset
 from rada.data.naming import Naming
 from rada.data.prompts import ClassNamesSource, load_templates
-from rada.errors import DataError
 
 __all__ = ["DatasetInfo", "list_datasets", "open_dataset", "register_dataset"]
 

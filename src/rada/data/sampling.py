@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from rada.core.errors import DataError
 from rada.data.dataset import ImageSplit
 from rada.data.sources import id_bytes
-from rada.errors import DataError
 
 __all__ = ["few_shot", "few_shot_indices"]
 

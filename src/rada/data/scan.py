@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from rada.core.errors import DataError
 from rada.data.images import IMAGE_SUFFIXES
-from rada.errors import DataError
 
 __all__ = [
     "has_pictures",

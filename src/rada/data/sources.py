@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from rada.core.errors import DataError
 from rada.data.images import open_image, to_rgb
-from rada.errors import DataError
 
 __all__ = ["FileSource", "IndexedSource", "PackedSource", "Source", "id_bytes"]
 

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rada.core.errors import DataError, EncoderError
+from rada.core.progress import progress_bar
 from rada.encoders.fingerprint import digest, module_digest, weights_version
 from rada.encoders.memory import keep_freed_memory
 from rada.encoders.prompts import deep_prompts, insert_context, output_replaced
 from rada.encoders.tokens import Tokens, check_prompts, token_count, token_slice
 from rada.encoders.transforms import stack_pixels
-from rada.errors import DataError, EncoderError
-from rada.progress import progress_bar
 
 if TYPE_CHECKING:
     from PIL.Image import Image

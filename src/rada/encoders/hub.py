@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rada.errors import EncoderError
+from rada.core.errors import EncoderError
 
 __all__ = ["cached_file", "cached_snapshot", "file", "open_clip_snapshot", "snapshot"]
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rada.core.errors import EncoderError
 from rada.encoders.tokens import Tokens
-from rada.errors import EncoderError
 
 __all__ = ["deep_prompts", "insert_context", "output_replaced"]
 

@@ -12,9 +12,9 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 
+from rada.core.errors import EncoderError
 from rada.encoders.base import CAPABILITIES, DualEncoder
 from rada.encoders.spec import ModelSpec, model_type, parse_spec
-from rada.errors import EncoderError
 
 __all__ = [
     "EncoderFamily",

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from rada.errors import EncoderError
+from rada.core.errors import EncoderError
 
 __all__ = ["ModelSpec", "parse_spec"]
 

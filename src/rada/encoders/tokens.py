@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from rada.errors import DataError
+from rada.core.errors import DataError
 
 __all__ = ["Tokens", "check_prompts", "token_count", "token_slice"]
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rada.errors import EncoderError
+from rada.core.errors import EncoderError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rada.errors import FeatureError
+from rada.core.errors import FeatureError
 from rada.evaluation.metrics import ArrayLike, checked_labels, checked_logits, evaluate_logits
 
 __all__ = ["PairedDifference", "compare", "paired_difference"]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rada.errors import FeatureError
+from rada.core.errors import FeatureError
 
 __all__ = [
     "ECE_BINS",

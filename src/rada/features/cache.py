@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rada.caches import cache_root, delete_unused
-from rada.errors import CacheError, StorageError
-from rada.storage import atomic_path
+from rada.core.caches import cache_root, delete_unused
+from rada.core.errors import CacheError, StorageError
+from rada.core.storage import atomic_path
 
 __all__ = ["CacheEntry", "CacheWarning", "FeatureCache", "Shard", "ShardKey"]
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rada.errors import FeatureError
+from rada.core.errors import FeatureError
 
 __all__ = ["CheckedFeatures", "FeatureWarning", "check_features", "check_labels", "check_rows"]
 
@@ -180,7 +180,7 @@ def check_labels(
         >>> check_labels([0, 3], 2, num_classes=3)
         Traceback (most recent call last):
         ...
-        rada.errors.FeatureError: label 3 of row 1 is out of range: 3 classes have the labels 0 to 2
+        rada.core.errors.FeatureError: label 3 of row 1 is out of range: 3 classes have the labels 0 to 2
     """
     table = _as_tensor(np.asarray(labels) if isinstance(labels, list | tuple) else labels, "labels")
     if table.dtype.is_floating_point or table.dtype.is_complex or table.dtype is torch.bool:

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rada.core.errors import ConfigError, DataError
+from rada.core.progress import progress_bar
 from rada.data import ImageSplit
-from rada.errors import ConfigError, DataError
 from rada.features.cache import FeatureCache, Shard
 from rada.features.features import Features
 from rada.features.pictures import ListReader, PictureItem, PictureReader, SplitReader
 from rada.features.work import Answer, BatchWork, Job, ViewTransform
 from rada.features.workers import answers, plan_workers
-from rada.progress import progress_bar
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rada.errors import FeatureError
+from rada.core.errors import FeatureError
 from rada.features.checks import check_features
 
 __all__ = ["Features"]

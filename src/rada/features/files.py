@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rada.errors import FeatureError
+from rada.core.errors import FeatureError
+from rada.core.storage import atomic_path
 from rada.features.features import Features
-from rada.storage import atomic_path
 
 __all__ = ["load_features", "save_features"]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from rada.core.errors import DataError
 from rada.data import ImageSplit, open_image
 from rada.data.images import to_rgb
 from rada.data.sources import PackedSource
-from rada.errors import DataError
 
 __all__ = ["ListReader", "OpenPicture", "PictureItem", "PictureReader", "SplitReader"]
 

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 
+from rada.core.errors import ConfigError, DataError, EncoderError, StorageError
+from rada.core.storage import storage_errors
 from rada.data import ImageSplit
-from rada.errors import ConfigError, DataError, EncoderError, StorageError
 from rada.features.extract import collect, iter_features
 from rada.features.features import Features
-from rada.storage import storage_errors
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder

@@ -17,12 +17,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from rada.core.errors import DataError, FeatureError
+from rada.core.threads import one_thread
 from rada.data.views import seeded_view
 from rada.encoders.transforms import stack_pixels
-from rada.errors import DataError, FeatureError
 from rada.features.cache import FORMAT, FeatureCache, Shard, ShardKey
 from rada.features.pictures import OpenPicture, PictureItem, PictureReader
-from rada.threads import one_thread
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from rada.errors import ConfigError, EncoderError
+from rada.core.errors import ConfigError, EncoderError
 from rada.features.work import Answer, BatchWork, Job
 
 __all__ = ["answers", "plan_workers"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rada.head.chunk import Settings
-from rada.head.function import MaskAttention
+from rada.head.kernels.chunk import Settings
+from rada.head.kernels.function import MaskAttention
 from rada.head.reference import AttentionWeights, composite_attention
 
 __all__ = ["mask_attention", "transforms_active"]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rada.errors import ConfigError, FeatureError
+from rada.core.errors import ConfigError, FeatureError
 from rada.head.attention import mask_attention, transforms_active
-from rada.head.chunk import Settings
 from rada.head.classes import ClassSet, ClassSetCache, apply_linear, make_class_set
+from rada.head.kernels.chunk import Settings
 from rada.head.reference import AttentionWeights
 
 __all__ = ["HeadOutput", "RAdaHead", "rational_matrix"]

@@ -1,6 +1,6 @@
 """The mask attention of RAda written with ordinary operations, which PyTorch differentiates.
 
-The fast form (`rada.head.function`) computes the same. This one serves `torch.func` transforms,
+The fast form (`rada.head.kernels.function`) computes the same. This one serves `torch.func` transforms,
 export and gradients of gradients.
 
 Notation: `B` images, `K` classes, `D` dimensions, `H` heads of width `d = D / H`. With the scale

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from rada.config import Config
+from rada.core.config import Config
+from rada.core.errors import ConfigError, FeatureError
 from rada.data import DEFAULT_TEMPLATE
-from rada.errors import ConfigError, FeatureError
 from rada.features import check_features
-from rada.settings.state import fingerprint_tensors
+from rada.training.state import fingerprint_tensors
 
 if TYPE_CHECKING:
     from rada.data import ImageSplit

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from rada.config import Config
+from rada.core.config import Config
 from rada.methods.base import ClassSet, Method, Predictor, Task
 from rada.methods.registry import register_method
-from rada.methods.training import Recipe, seeded, train
+from rada.training.feature_loop import Recipe, seeded, train
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from rada.config import Config
-from rada.errors import ConfigError
+from rada.core.config import Config
+from rada.core.errors import ConfigError
 from rada.methods.base import ClassSet, Method, Predictor, Task
 from rada.methods.registry import register_method
-from rada.methods.training import Recipe, train
+from rada.training.feature_loop import Recipe, train
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder

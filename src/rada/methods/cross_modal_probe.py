@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from rada.config import Config
+from rada.core.config import Config
 from rada.methods.base import ClassSet, Method, Predictor, Task
 from rada.methods.registry import register_method
-from rada.methods.training import Recipe, train
+from rada.training.feature_loop import Recipe, train
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder

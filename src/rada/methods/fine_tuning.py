@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from rada.config import Config
-from rada.errors import ConfigError, DataError
+from rada.core.config import Config
+from rada.core.errors import ConfigError, DataError
 from rada.methods.base import ClassSet, Examples, Method, Predictor, Task, UnknownClassError
+from rada.methods.finetune import FFTMethod, get_fft_method, list_fft_methods
+from rada.methods.finetune.config import FFTConfig
 from rada.methods.registry import register_method
-from rada.settings.fft.config import FFTConfig
-from rada.settings.fft.methods import FFTMethod, get_fft_method, list_fft_methods
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder
-    from rada.settings.fft.model import TunedModel
+    from rada.methods.finetune.model import TunedModel
 
 __all__ = ["FullFineTuning", "TunedPredictor"]
 
@@ -68,7 +68,7 @@ class TunedPredictor(Predictor):
 
 @dataclass(frozen=True)
 class FullFineTuning(Method):
-    """A method of `rada.settings.fft`, on a copy of the task's encoder."""
+    """A method of `rada.methods.finetune`, on a copy of the task's encoder."""
 
     settings: ClassVar[type[Config]] = FFTConfig
 
@@ -103,7 +103,7 @@ class FullFineTuning(Method):
         text: Tensor,
         seed: int,
     ) -> TunedModel:
-        from rada.settings.fft.model import TunedModel
+        from rada.methods.finetune.model import TunedModel
 
         if encoder.family == "custom":
             raise ConfigError(
@@ -123,8 +123,8 @@ class FullFineTuning(Method):
         progress: bool | None,
     ) -> Predictor:
         """Train on the task's pictures."""
-        from rada.settings.fft.checkpoints import Checkpoints
-        from rada.settings.fft.tuner import FineTuner
+        from rada.methods.finetune.tuner import FineTuner
+        from rada.training.checkpoints import Checkpoints
 
         assert isinstance(predictor, TunedPredictor) and task.examples.pictures is not None
         pictures = replace(

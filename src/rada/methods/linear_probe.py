@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rada.errors import FeatureError
+from rada.core.errors import FeatureError
 from rada.methods.base import ClassSet, Method, Predictor, Task, UnknownClassError
 from rada.methods.registry import register_method
 

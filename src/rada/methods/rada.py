@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from rada.config import Config, EFTConfig
+from rada.core.config import Config, EFTConfig
 from rada.head import RAdaHead
 from rada.methods.base import ClassSet, Method, Predictor, Task
 from rada.methods.registry import register_method
 from rada.methods.strength import keep_choice, strength_for
-from rada.methods.training import seeded
-from rada.settings import train_head
+from rada.training import train_head
+from rada.training.feature_loop import seeded
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from rada.config import Config, EFTConfig
+from rada.core.config import Config, EFTConfig
 from rada.head import RAdaHead
 from rada.methods.base import ClassSet, Method, Predictor, Task
 from rada.methods.rada import SOURCE
 from rada.methods.registry import register_method
 from rada.methods.strength import choose_by_classes, keep_choice, strength_for
-from rada.methods.training import Recipe, seeded, train
-from rada.settings.eft import default_subset
+from rada.training.eft import default_subset
+from rada.training.feature_loop import Recipe, seeded, train
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder

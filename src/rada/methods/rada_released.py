@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from rada.config import Config
+from rada.core.config import Config
 from rada.head import RAdaHead
 from rada.methods.base import Method, Predictor, Task
 from rada.methods.rada import SOURCE, HeadPredictor
 from rada.methods.registry import register_method
-from rada.methods.training import Recipe, seeded, train
+from rada.training.feature_loop import Recipe, seeded, train
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder

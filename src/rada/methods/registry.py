@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from rada.core.registry import NamedRegistry
 from rada.methods.base import Method
-from rada.named import NamedRegistry
 
 __all__ = ["get_method", "list_methods", "register_method"]
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from rada.errors import CheckpointError, RadaError
+from rada.core.errors import CheckpointError, RadaError
+from rada.core.storage import atomic_path
 from rada.methods.base import Predictor
 from rada.methods.registry import get_method
-from rada.storage import atomic_path
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder

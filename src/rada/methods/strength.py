@@ -1,7 +1,7 @@
 """Choosing, on the shots alone, how far to go from the zero-shot logits to the adapted ones.
 
 The strength of a RAda head scales its mask's deviation, which is the same as mixing logits; so
-what `rada.settings.strength` does for the head is done here for any method.
+what `rada.training.strength` does for the head is done here for any method.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rada.methods.base import ClassSet, Predictor, Task
-from rada.settings.strength import (
+from rada.training.strength import (
     Counts,
     StrengthChoice,
     best_choice,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, one_hot
 
-from rada.config import Config
+from rada.core.config import Config
 from rada.methods.base import ClassSet, Method, Predictor, Task
 from rada.methods.registry import register_method
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from rada.config import Config
+from rada.core.config import Config
 from rada.methods.base import Predictor, Task
 from rada.methods.registry import register_method
 from rada.methods.tip_adapter import _SOURCE, TipAdapter, TipSettings
-from rada.methods.training import Recipe, train
+from rada.training.feature_loop import Recipe, train
 
 __all__ = ["TipAdapterF", "TipTrainedSettings"]
 

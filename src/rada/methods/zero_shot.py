@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from rada.config import Config
-from rada.errors import ConfigError
+from rada.core.config import Config
+from rada.core.errors import ConfigError
 from rada.methods.base import ClassSet, Method, Predictor, Task
 from rada.methods.registry import register_method
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from rada.errors import FeatureError
+from rada.core.errors import FeatureError
 from rada.evaluation.metrics import ArrayLike, checked_labels, checked_logits
 
 if TYPE_CHECKING:

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from rada.core.errors import DataError
+from rada.core.storage import read_json
 from rada.data.dataset import ImageDataset, ImageSplit
 from rada.data.kinds.imagenet import data_root
 from rada.data.kinds.torchvision_sets import load_torchvision
 from rada.data.prompts import check_class_names, display_name
 from rada.data.registry import register_dataset
-from rada.errors import DataError
-from rada.storage import read_json
 
 __all__ = ["load_coop"]
 

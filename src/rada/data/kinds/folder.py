@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from rada.core.errors import DataError
 from rada.data.dataset import ImageDataset, ImageSplit
 from rada.data.prompts import display_name
 from rada.data.registry import register_dataset
 from rada.data.scan import has_pictures, is_folder, list_folders, list_pictures, natural_key
 from rada.data.splits import SPLITS, split_name
-from rada.errors import DataError
 
 __all__ = ["load_folder"]
 

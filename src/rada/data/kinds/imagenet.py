@@ -17,11 +17,11 @@ from urllib.parse import parse_qsl
 import numpy as np
 from PIL import Image
 
+from rada.core.errors import DataError
 from rada.data.dataset import ImageDataset, ImageSplit
 from rada.data.registry import register_dataset
 from rada.data.scan import list_folders, list_pictures
 from rada.data.sources import FileSource
-from rada.errors import DataError
 
 __all__ = ["GroupedDataset", "data_root", "imagenet_classes", "load_imagenet"]
 

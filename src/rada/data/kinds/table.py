@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rada.core.errors import DataError
+from rada.core.storage import read_json
 from rada.data.dataset import ImageDataset, ImageSplit
 from rada.data.prompts import display_name
 from rada.data.registry import register_dataset
 from rada.data.scan import natural_key
 from rada.data.splits import SPLITS, split_name
-from rada.errors import DataError
-from rada.storage import read_json
 
 __all__ = ["load_table"]
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from rada.core.errors import MissingExtraError
 from rada.data.dataset import ImageDataset, ImageSplit
 from rada.data.registry import register_dataset
 from rada.data.scan import list_pictures
-from rada.errors import MissingExtraError
 
 __all__ = ["load_textiles"]
 

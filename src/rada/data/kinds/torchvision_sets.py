@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from rada.core.errors import DataError
 from rada.data.dataset import ImageDataset, ImageSplit
 from rada.data.prompts import display_name
 from rada.data.registry import register_dataset
 from rada.data.scan import is_folder
 from rada.data.sources import FileSource, IndexedSource, Source
-from rada.errors import DataError
 
 __all__ = ["load_torchvision"]
 

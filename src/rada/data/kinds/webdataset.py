@@ -13,15 +13,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from rada.core.errors import DataError
 from rada.data.dataset import ImageDataset, ImageSplit
 from rada.data.registry import register_dataset
 from rada.data.scan import has_pictures, is_folder, list_folders, natural_key
-from rada.data.shard_labels import find_class_names, label_shards
-from rada.data.shard_urls import copy_shards, expand_braces, is_url, local_path
-from rada.data.shards import Shard, index_shards
+from rada.data.shards.index import Shard, index_shards
+from rada.data.shards.labels import find_class_names, label_shards
+from rada.data.shards.tar_scan import ShardIndex
+from rada.data.shards.urls import copy_shards, expand_braces, is_url, local_path
 from rada.data.splits import SPLITS, split_name
-from rada.data.tar_scan import ShardIndex
-from rada.errors import DataError
 
 __all__ = ["load_shards"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rada.errors import EncoderError
+from rada.core.errors import EncoderError
 
 __all__ = ["checkpoint", "directory_checkpoint", "is_local"]
 

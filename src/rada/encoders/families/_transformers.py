@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
+from rada.core.errors import EncoderError
 from rada.encoders.families._hf_text import tokenize, tokenizer_key
 from rada.encoders.registry import EncoderFamily, LoadOptions, ModelInfo
 from rada.encoders.spec import ModelSpec, model_type
 from rada.encoders.tokens import Tokens
-from rada.errors import EncoderError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

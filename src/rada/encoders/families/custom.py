@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Never
 import torch
 from torch import Tensor, nn
 
+from rada.core.errors import EncoderError
 from rada.encoders.base import Transform
 from rada.encoders.fingerprint import digest
 from rada.encoders.registry import EncoderFamily, LoadOptions, register_family
 from rada.encoders.spec import ModelSpec
 from rada.encoders.tokens import Tokens
 from rada.encoders.transforms import EvalTransform, TrainTransform
-from rada.errors import EncoderError
 
 if TYPE_CHECKING:
     import numpy as np

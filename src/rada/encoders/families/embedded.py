@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rada.caches import cache_root
+from rada.core.caches import cache_root
+from rada.core.errors import EncoderError, MissingExtraError, StorageError
 from rada.encoders.families._hf_text import tokenize, tokenizer_key
 from rada.encoders.fingerprint import digest, module_digest
 from rada.encoders.inference import FoldedModule
@@ -25,7 +26,6 @@ from rada.encoders.registry import EncoderFamily, LoadOptions, ModelInfo, regist
 from rada.encoders.spec import ModelSpec, model_type
 from rada.encoders.tokens import Tokens
 from rada.encoders.transforms import EvalTransform, TrainTransform
-from rada.errors import EncoderError, MissingExtraError, StorageError
 
 __all__ = ["EmbeddedEncoder"]
 
@@ -315,7 +315,7 @@ def _checksum(sentences: Tensor) -> str:
 def _store(key: str, sentences: Tensor) -> None:
     from safetensors.torch import save
 
-    from rada.storage import write_bytes
+    from rada.core.storage import write_bytes
 
     try:
         content = save({"sentences": sentences}, metadata={"checksum": _checksum(sentences)})

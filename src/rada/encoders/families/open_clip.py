@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from rada.core.errors import EncoderError
 from rada.encoders.families._headers import count_parameters
 from rada.encoders.families._open_clip_files import checkpoint, directory_checkpoint, is_local
 from rada.encoders.families._open_clip_text import TextParts, tokenize_open_clip, tokenizer_state
@@ -21,7 +22,6 @@ from rada.encoders.registry import EncoderFamily, LoadOptions, ModelInfo, regist
 from rada.encoders.spec import ModelSpec
 from rada.encoders.tokens import Tokens
 from rada.encoders.transforms import TrainTransform, height_width
-from rada.errors import EncoderError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -1,0 +1,194 @@
+"""Writing files so that nothing is lost: to a temporary name first, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from rada.core.errors import StorageError
+
+__all__ = [
+    "atomic_path",
+    "follow_umask",
+    "read_json",
+    "umask",
+    "whole_directory",
+    "write_bytes",
+    "write_json",
+]
+
+_CAUSES = {
+    errno.ENOSPC: "the disk is full; free some space",
+    errno.EDQUOT: "the disk quota is used up; free some space",
+    errno.EROFS: "the file system is read-only; choose another place",
+    errno.EACCES: "no permission to write there; choose another place or change its mode",
+    errno.EPERM: "no permission to write there; choose another place or change its mode",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EISDIR: "a folder of that name exists",
+}
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn what fails while `path` is written into a `StorageError` that says what to do."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        cause = _CAUSES.get(error.errno or 0, error.strerror or str(error))
+        raise StorageError(f"cannot write {str(path)!r}: {cause}") from error
+    except SafetensorError as error:  # how its library tells of a full disk
+        raise StorageError(f"cannot write {str(path)!r}: {error}") from error
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; it becomes `path` when the block ends well.
+
+    Parents are made. Whatever stood at `path` stays untouched until the rename.
+
+    Raises:
+        StorageError: If the place cannot be written (full, read-only, no permission).
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with atomic_path(Path(folder) / "a.txt") as temporary:
+        ...         _ = temporary.write_text("whole")
+        ...     (Path(folder) / "a.txt").read_text()
+        'whole'
+    """
+    path = Path(path)
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.name[:100]}.", suffix=".tmp", dir=path.parent
+        )
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            # mkstemp makes private files; the result gets the mode that open() would have given.
+            temporary.chmod(0o666 & ~umask())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def umask() -> int:
+    """Return the permissions that new files lack, as the shell command `umask` does."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def follow_umask(folder: Path) -> None:
+    """Bring all below a private folder safely to disk, with the modes that open() would have given.
+
+    Some libraries write private files (mode 0600) whatever the umask says.
+    """
+    mask = umask()
+    for entry in (folder, *folder.rglob("*")):
+        if entry.is_symlink():
+            continue
+        if entry.is_file():
+            with entry.open("rb") as stream:
+                os.fsync(stream.fileno())
+            entry.chmod(0o666 & ~mask)
+        else:
+            entry.chmod(0o777 & ~mask)
+
+
+@contextlib.contextmanager
+def whole_directory(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; it becomes `path` when the block ends well.
+
+    A reader sees the whole new folder or the old one, and what a full disk interrupts leaves the old one
+    alone.
+
+    Raises:
+        StorageError: If the place cannot be written.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with whole_directory(Path(folder) / "model") as temporary:
+        ...         _ = (temporary / "a.txt").write_text("whole")
+        ...     (Path(folder) / "model" / "a.txt").read_text()
+        'whole'
+    """
+    path = Path(path)
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", dir=path.parent))
+        try:
+            yield temporary
+            follow_umask(temporary)
+            if path.exists():
+                old = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", dir=path.parent))
+                path.replace(old)
+                temporary.replace(path)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                temporary.replace(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write `content` to `path` in one step.
+
+    Raises:
+        StorageError: If the place cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON in one step; NaN is refused, since JSON has none.
+
+    Raises:
+        StorageError: If the place cannot be written.
+        ValueError: If `value` holds NaN or an infinity.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def read_json(path: str | Path, *, error: type[Exception], what: str, limit: int = 64 << 20) -> Any:
+    """Read JSON that somebody handed over.
+
+    Args:
+        path: The file.
+        error: The type of error to raise, of `rada.core.errors`.
+        what: What the file is, for the message.
+        limit: Largest size that is read, in bytes.
+
+    Returns:
+        The parsed value.
+
+    Raises:
+        Exception: Of type `error`, if the file is missing, too large, or not JSON.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if size <= limit:
+            return json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as cause:
+        raise error(f"{what} {str(path)!r} does not exist") from cause
+    except (OSError, ValueError, RecursionError) as cause:
+        raise error(f"{what} {str(path)!r} cannot be read as JSON: {cause}") from cause
+    raise error(f"{what} {str(path)!r} has {size} bytes, more than the {limit} allowed")

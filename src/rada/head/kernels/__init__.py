@@ -1,0 +1,1 @@
+"""How the head is computed: exact, block by block."""

@@ -1,0 +1,125 @@
+"""The pictures of a run: what is learned, what selects, and what judges in and out of distribution."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rada.core.errors import ConfigError, DataError
+from rada.data import ImageDataset, ImageSplit, Naming, few_shot, open_dataset, readable_shots
+from rada.data.checks import check_labelled, name_classes, place_labels
+from rada.data.prompts import DEFAULT_TEMPLATE, ClassNamesSource, check_class_names
+from rada.evaluation.robustness import IN_DISTRIBUTION, TestSet, shared_classes
+
+__all__ = ["Data", "RunData", "open_sets"]
+
+Data = str | Path | ImageDataset | ImageSplit
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The pictures of a run.
+
+    Attributes:
+        train: Pictures to learn.
+        tests: Test sets, the one in distribution first if there is one.
+        validation: Pictures that select the epoch, which are in none of the test sets; or None.
+        templates: The data's prompt templates.
+    """
+
+    train: ImageSplit
+    tests: list[TestSet]
+    validation: TestSet | None
+    templates: tuple[str, ...]
+
+
+def open_sets(
+    data: Data,
+    ood: Mapping[str, Data],
+    names: ClassNamesSource | None = None,
+    *,
+    shots: int | None = None,
+    seed: int = 0,
+    allow_fewer: bool = False,
+    skip_bad: bool = False,
+    select: bool = False,
+) -> RunData:
+    """Open all pictures of a run; test sets are matched to the training classes by name.
+
+    Args:
+        data: As for `FineTuner.fit`.
+        ood: Further test sets by name.
+        names: Class names or a mapping, as for `open_dataset`; None takes the data's.
+        shots: Pictures of each class to learn; None for all.
+        seed: Chooses them.
+        allow_fewer: Go on where a class has fewer.
+        skip_bad: Go on without pictures that cannot be read.
+        select: Whether the split `val` selects; then it never judges. Else it judges where there is no
+            split `test`.
+
+    Raises:
+        DataError: If pictures, labels or classes are missing; the message names them.
+        ConfigError: If a test set's name is taken.
+    """
+    naming = Naming.of(names)
+    found = _opened(data, skip_bad, naming)
+    splits = found.splits if isinstance(found, ImageDataset) else {"train": found}
+    train = splits.get("train", splits.get("all"))
+    if train is None:
+        raise DataError(f"{data!r} has no training pictures; it has {', '.join(splits)}")
+    classes = check_class_names(train.classes)
+    shifted = _for_other_data(naming)
+
+    def matched(name: str, split: ImageSplit) -> TestSet:
+        return shared_classes(name, split, classes)
+
+    validation = splits.get("val") if select else None
+    test = splits.get("test", None if select else splits.get("val"))
+    tests = [] if test is None else [matched(IN_DISTRIBUTION, test)]
+    if test is None:
+        warnings.warn(
+            "the data has no test split"
+            + (" beside the one that selects" if validation is not None else "")
+            + ", so the accuracy in distribution is not measured",
+            UserWarning,
+            stacklevel=3,
+        )
+    for name, spec in ood.items():
+        if name in ("mean", IN_DISTRIBUTION):
+            raise ConfigError(f"a test set cannot be called {name!r}: the result uses the word")
+        other = _opened(spec, skip_bad, shifted)
+        if isinstance(other, ImageDataset):
+            other = other.split("test", "val", "all", "train")
+        tests.append(matched(name, other))
+    if shots is not None and skip_bad:
+        train, _ = readable_shots(train, shots, seed, allow_fewer=allow_fewer)
+    elif shots is not None:
+        train = few_shot(train, shots, seed, allow_fewer=allow_fewer)
+    check_labelled(train.labels, train.ids, "training")
+    if len({*train.labels.tolist()}) < 2:
+        raise DataError("training needs pictures of at least 2 classes")
+    return RunData(
+        train,
+        tests,
+        None if validation is None else matched("val", validation),
+        found.templates if isinstance(found, ImageDataset) else (DEFAULT_TEMPLATE,),
+    )
+
+
+def _opened(data: Data, skip_bad: bool, naming: Naming) -> ImageDataset | ImageSplit:
+    if isinstance(data, str | Path):
+        return open_dataset(data, class_names=naming, skip_bad=skip_bad)
+    if isinstance(data, ImageDataset):
+        return name_classes(data, naming)
+    return place_labels(data, naming.match(data.classes)) if naming.wanted else data
+
+
+def _for_other_data(naming: Naming) -> Naming:
+    """Return the names for a test set that may have other classes than were trained.
+
+    A list has its meaning for numbers only; `shared_classes` matches names.
+    """
+    places = {str(place): name for place, name in enumerate(naming.classes or ())}
+    return Naming(aliases=naming.aliases or places, lenient=True)

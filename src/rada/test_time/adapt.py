@@ -1,0 +1,181 @@
+"""`adapt_views`: test-time training on features, batched exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rada.core.errors import ConfigError, FeatureError
+from rada.core.progress import progress_bar
+from rada.features.checks import check_rows
+from rada.head import RAdaHead
+from rada.test_time.config import TTTConfig
+from rada.test_time.loop import adapt_by_loop
+from rada.test_time.one_step import adapt_in_one_step, one_step_bytes
+from rada.test_time.stacked import adapt_by_stack, stack_bytes
+from rada.test_time.start import Chosen, Start, make_start
+from rada.training.eft import TrainedHead
+
+__all__ = ["Adaptation", "adapt_in_detail", "adapt_views", "check_views"]
+
+_LARGEST_CHUNK = 64
+"""More pictures at once gain nothing and leave the caches."""
+
+Method = Callable[[Start, Tensor, Chosen], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What adaptation did to N pictures.
+
+    Attributes:
+        logits: Adapted prediction, `(N, K)`.
+        before: The same before adaptation, `(N, K)`.
+        kept: Numbers of the kept views, lowest entropy first, `(N, m)`.
+        entropies: Entropy of each view's prediction before adaptation, in nats, `(N, V)`.
+        mean_entropy: Entropy of the kept views' mean prediction before adaptation, `(N,)`.
+        max_deviation: Largest `|M - 1|` of the adapted mask, `(N,)`; 0 where nothing was adapted.
+        adapted: Whether the picture was adapted to, `(N,)`.
+    """
+
+    logits: Tensor
+    before: Tensor
+    kept: Tensor
+    entropies: Tensor
+    mean_entropy: Tensor
+    max_deviation: Tensor
+    adapted: Tensor
+
+
+def adapt_views(
+    view_features: Any,
+    text_features: Any,
+    scale: float,
+    head: RAdaHead | TrainedHead | None = None,
+    config: TTTConfig | None = None,
+    batch_size: int | None = None,
+    *,
+    progress: bool | None = False,
+) -> Tensor:
+    """Adapt the head to each picture from its views, and predict the picture.
+
+    Each picture keeps the views whose predictions have the lowest entropy, takes AdamW steps on the
+    entropy of their mean prediction, with parameters and optimiser of its own, and is predicted
+    with its original view ("One Last Attention for Your Vision-Language Model", ICCV 2025,
+    test-time training; the protocol is that of TPT, NeurIPS 2022).
+
+    Args:
+        view_features: Unit-norm `(N, V, D)`: V views of N pictures, view 0 the original.
+        text_features: Unit-norm class features `(K, D)`.
+        scale: The exponentiated logit scale.
+        head: The head to start from; None for the untrained one, whose mask is one.
+        config: How to adapt; the defaults of `TTTConfig` when None. With `episodic=False` the
+            pictures are a stream in order, whose head is not reset (see `OnlineAdapter`).
+        batch_size: Pictures at once; None chooses by `config.memory_budget`, 1 is the plain loop with
+            autograd. The results are the same to 1e-5 of the largest logit.
+        progress: Show a bar; None shows it on a terminal only.
+
+    Returns:
+        Logits `(N, K)`.
+
+    Raises:
+        FeatureError: If features cannot be used (shape, NaN, zero rows, widths) or the views are too
+            few to keep one.
+        ConfigError: If scale or batch size is out of range.
+
+    Example:
+        >>> import torch
+        >>> from torch.nn.functional import normalize
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> text = normalize(torch.randn(3, 16, generator=generator), dim=-1)
+        >>> views = normalize(text[[0, 2], None] + torch.randn(2, 20, 16, generator=generator), dim=-1)
+        >>> adapt_views(views, text, 20.0).shape
+        torch.Size([2, 3])
+    """
+    config = config or TTTConfig()
+    if not config.episodic:
+        from rada.test_time.online import OnlineAdapter
+
+        return OnlineAdapter(text_features, scale, head, config).predict(view_features)
+    return adapt_in_detail(
+        view_features, text_features, scale, head, config, batch_size, progress=progress
+    ).logits
+
+
+def adapt_in_detail(
+    view_features: Any,
+    text_features: Any,
+    scale: float,
+    head: RAdaHead | TrainedHead | None = None,
+    config: TTTConfig | None = None,
+    batch_size: int | None = None,
+    *,
+    progress: bool | None = False,
+) -> Adaptation:
+    """Do what `adapt_views` does and tell all about it; every picture starts anew."""
+    if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
+        raise ConfigError(f"batch_size should be a positive integer or None, not {batch_size!r}")
+    config = config or TTTConfig()
+    views = check_views(view_features)
+    start = make_start(text_features, scale, head, config, views.dtype)
+    check_widths(views, start)
+    method, size = _plan(start, config.kept(views.shape[1]), batch_size)
+    parts = []
+    with progress_bar("Adapting", len(views), enabled=progress, unit="pictures") as advance:
+        for chunk in views.split(size):
+            parts.append(_adapt(start, chunk, method))
+            advance(len(chunk))
+    columns = zip(*parts, strict=True)
+    return Adaptation(*(torch.cat(column) for column in columns))
+
+
+def check_views(view_features: Any) -> Tensor:
+    """Check views `(N, V, D)` and return them with unit-norm rows.
+
+    Raises:
+        FeatureError: If they cannot be used.
+    """
+    return check_rows(view_features, "view_features", ndims=(3,))
+
+
+def check_widths(views: Tensor, start: Start) -> None:
+    """Raise a `FeatureError` unless views and class features have one width."""
+    if views.shape[-1] != start.text.shape[1]:
+        raise FeatureError(
+            f"view_features have {views.shape[-1]} dimensions and text_features "
+            f"{start.text.shape[1]}: both must come from the same encoder"
+        )
+
+
+def _plan(start: Start, kept: int, batch_size: int | None) -> tuple[Method, int]:
+    """Choose how to adapt and how many pictures at once."""
+    if batch_size == 1:
+        return adapt_by_loop, 1
+    one_step = start.untrained and start.config.steps == 1
+    method: Method = adapt_in_one_step if one_step else adapt_by_stack
+    bytes_each = (one_step_bytes if one_step else stack_bytes)(start, kept)
+    fitting = start.config.memory_budget // bytes_each
+    if fitting < 1 and not one_step:
+        return adapt_by_loop, batch_size or _LARGEST_CHUNK  # the head alone bounds its memory
+    return method, max(1, min(fitting, batch_size or _LARGEST_CHUNK))
+
+
+def _adapt(start: Start, views: Tensor, method: Method) -> tuple[Tensor, ...]:
+    """Return the fields of `Adaptation` for one chunk `(n, V, D)`."""
+    # The reference shares no shortcut with what it is the reference of.
+    chosen = start.choose(views, plainly=method is adapt_by_loop)
+    logits, peaks = method(start, views[:, 0], chosen)
+    active = chosen.active
+    return (
+        torch.where(active[:, None], logits, chosen.logits),
+        chosen.logits,
+        chosen.kept,
+        chosen.entropies,
+        chosen.mean_entropy,
+        torch.where(active, peaks, torch.zeros_like(peaks)),
+        active,
+    )

@@ -1,0 +1,274 @@
+"""The loop in which towers learn: any number of processes, exact to go on with."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, distributed
+
+from rada.core.errors import RadaError
+from rada.core.progress import progress_bar
+from rada.methods.finetune.model import Batch, TunedModel
+from rada.training.batches import Order, Step, StepData
+from rada.training.checkpoints import Checkpoints, RunState, collect, restore
+from rada.training.distributed import process_count
+from rada.training.schedule import warmup_cosine
+from rada.training.signals import StopRequest
+from rada.training.tracking import StepLog
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from rada.methods.finetune.config import FFTConfig
+
+__all__ = ["FineTuningStopped", "OutOfMemoryError", "TowerTraining", "TrainingDivergedError"]
+
+_SUMS = ("loss", "cross_entropy", "smoothness", "contrastive", "penalty", "accuracy")
+
+
+class TrainingDivergedError(RadaError):
+    """The loss became infinite or no number."""
+
+
+class OutOfMemoryError(RadaError, MemoryError):
+    """A step of training did not fit into memory."""
+
+
+class FineTuningStopped(KeyboardInterrupt):
+    """A signal asked the run to stop; a checkpoint was written.
+
+    Attributes:
+        signal: Number of the signal.
+        step: Steps that are done.
+    """
+
+    def __init__(self, number: int, step: int) -> None:
+        name = signal.Signals(number).name
+        super().__init__(f"{name}: stopped after step {step}; the same command goes on from there")
+        self.signal, self.step = number, step
+
+
+class TowerTraining:
+    """Training of the towers together with what the method added.
+
+    Args:
+        model: The model, changed in place.
+        order: The order of the pictures.
+        data: This process's batches.
+        accelerator: Devices, processes and precision.
+        checkpoints: Where states go; None for none.
+        log_path: File of one JSON line for each step; None for none.
+        after_epoch: Called after each epoch; what it returns joins the epoch's entry in the history.
+        stop: Says whether a signal has come.
+        progress: Show a bar; None on a terminal only.
+    """
+
+    def __init__(
+        self,
+        model: TunedModel,
+        order: Order,
+        data: StepData,
+        accelerator: Accelerator,
+        *,
+        checkpoints: Checkpoints | None,
+        log_path: Path | None,
+        after_epoch: Callable[[int, RunState], dict[str, Any]],
+        stop: StopRequest,
+        progress: bool | None,
+    ) -> None:
+        self.plain, self.order, self.data = model, order, data
+        self.accelerator, self.checkpoints = accelerator, checkpoints
+        self.log_path, self.after_epoch = log_path, after_epoch
+        self.stop, self.progress = stop, progress
+        self.config: FFTConfig = model.config
+        self.total = self.config.epochs * order.steps_per_epoch
+        self.model, self.optimizer = accelerator.prepare(model, _optimizer(model))
+
+    def run(self) -> RunState:
+        """Train until the last epoch, from a checkpoint if there is one.
+
+        Raises:
+            TrainingDivergedError: If the loss is not finite.
+            OutOfMemoryError: If a step does not fit.
+            FineTuningStopped: If a signal came; a checkpoint was written.
+        """
+        state = self._restored()
+        main = self.accelerator.is_main_process
+        log = StepLog(self.log_path if main else None, state.step)
+        start = Step(*divmod(state.step, self.order.steps_per_epoch))
+        shown = self.progress if main else False
+        try:
+            with progress_bar(
+                f"Fine-tuning ({self.plain.method.name})", self.total, enabled=shown, unit="step"
+            ) as advance:
+                advance(state.step)
+                self.plain.train_towers()
+                for at, batches in self.data.steps(start, self.config.epochs):
+                    values = self._step(at, batches, state)
+                    log.write(values)
+                    self.accelerator.log(
+                        {k: v for k, v in values.items() if k != "step"}, state.step
+                    )
+                    advance(1)
+                    self._end_of_step(at, state, log)
+        finally:
+            log.close()
+        return state
+
+    # -- one step --------------------------------------------------------------------------------
+
+    def _step(self, at: Step, batches: list[Batch], state: RunState) -> dict[str, Any]:
+        began = time.perf_counter()
+        rate = self._set_rates(state.step)
+        # Whatever is random inside the model depends on the step alone, so a resumed run agrees.
+        torch.manual_seed(hash((self.order.seed, state.step, self.accelerator.process_index)))
+        try:
+            found = self._gradients(batches)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError) or "allocate" in str(error):
+                raise OutOfMemoryError(self._memory_advice()) from error
+            raise
+        sums, stop = self._over_processes(found)
+        if not all(math.isfinite(value) for value in sums.values()):
+            raise TrainingDivergedError(self._diverged(at, state, rate, sums["loss"]))
+        norm = self._update()
+        state.step += 1
+        if stop:
+            self.stop.signal = stop
+        for name, value in sums.items():
+            state.sums[name] = state.sums.get(name, 0.0) + value
+        seconds = time.perf_counter() - began
+        return {
+            "step": state.step,
+            "epoch": at.epoch + 1,
+            **sums,
+            "learning_rate": rate,
+            "gradient_norm": norm,
+            "pictures_per_second": len(self.order.pictures(at)) / seconds,
+        }
+
+    def _gradients(self, batches: list[Batch]) -> dict[str, Tensor]:
+        """Add up the gradients of the parts of a step; return the sums that are reported."""
+        self.optimizer.zero_grad()
+        sums: dict[str, Tensor] = {}
+        for index, batch in enumerate(batches):
+            last = index == len(batches) - 1
+            held = contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
+            with held:
+                found = self.model(batch)
+                # Gradients are averaged over the processes, losses are shares of a sum.
+                self.accelerator.backward(found["loss"] * process_count())
+            for name, value in found.items():
+                sums[name] = sums.get(name, torch.zeros_like(value.detach())) + value.detach()
+        return sums
+
+    def _over_processes(self, sums: dict[str, Tensor]) -> tuple[dict[str, float], int]:
+        """Return the sums over all processes, and the signal that any of them has heard."""
+        names = [name for name in _SUMS if name in sums]
+        values = torch.stack([sums[name].double().cpu() for name in names])
+        stop = torch.tensor(self.stop.signal)
+        if process_count() > 1:
+            values, stop = values.to(self._wire()), stop.to(self._wire())
+            distributed.all_reduce(values)
+            distributed.all_reduce(stop, distributed.ReduceOp.MAX)
+        return dict(zip(names, values.tolist(), strict=True)), int(stop)
+
+    def _wire(self) -> torch.device:
+        """Where tensors must be to be exchanged."""
+        gloo = distributed.get_backend() == "gloo"
+        return torch.device("cpu") if gloo else self.accelerator.device
+
+    def _update(self) -> float:
+        norm = 0.0
+        if self.config.max_grad_norm:
+            found = self.accelerator.clip_grad_norm_(
+                self.model.parameters(), self.config.max_grad_norm
+            )
+            norm = float(found) if found is not None else 0.0
+        self.optimizer.step()
+        return norm
+
+    def _set_rates(self, step: int) -> float:
+        """Set the learning rates of a step; return the encoder's."""
+        part = warmup_cosine(1.0, step, self.total, self.config.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * part
+        return float(self.config.learning_rate or 0.0) * part
+
+    # -- between steps -----------------------------------------------------------------------------
+
+    def _end_of_step(self, at: Step, state: RunState, log: StepLog) -> None:
+        ended = at.step == self.order.steps_per_epoch - 1
+        if ended:
+            means = {k: v / self.order.steps_per_epoch for k, v in state.sums.items()}
+            entry: dict[str, Any] = {"epoch": at.epoch + 1, **means}
+            entry |= self.after_epoch(at.epoch, state)
+            self.plain.train_towers()
+            state.history.append(entry)
+            state.sums = {}
+            log.write({"step": state.step, **{k: v for k, v in entry.items() if k not in means}})
+        if self.stop.signal or ended or state.step % self.config.checkpoint_every == 0:
+            self._save(state)
+        if self.stop.signal and state.step < self.total:
+            raise FineTuningStopped(self.stop.signal, state.step)
+
+    def _save(self, state: RunState) -> None:
+        if self.checkpoints is None:
+            return
+        weights, moments, state.groups = collect(
+            self.model, self.optimizer.optimizer, self.plain.start.keys()
+        )
+        if self.accelerator.scaler is not None:
+            state.scaler = self.accelerator.scaler.state_dict()
+        if self.accelerator.is_main_process:
+            self.checkpoints.save(state, weights, moments)
+        self.accelerator.wait_for_everyone()
+
+    def _restored(self) -> RunState:
+        found = None if self.checkpoints is None else self.checkpoints.load()
+        if found is None:
+            return RunState()
+        state, weights, moments = found
+        restore(self.model, self.optimizer.optimizer, weights, moments, state.groups)
+        if self.accelerator.scaler is not None and state.scaler:
+            self.accelerator.scaler.load_state_dict(state.scaler)
+        return state
+
+    # -- messages ------------------------------------------------------------------------------------
+
+    def _diverged(self, at: Step, state: RunState, rate: float, loss: float) -> str:
+        pictures = self.order.pictures(at).tolist()
+        names = ", ".join(repr(self.data.split.ids[index]) for index in pictures[:3])
+        return (
+            f"the loss is {loss} at step {state.step + 1} (epoch {at.epoch + 1}, learning rate {rate:.3g}, "
+            f"a batch of {len(pictures)} pictures that begins with {names}); the last checkpoint is "
+            "kept: lower the learning rate or max_grad_norm, or look at these pictures"
+        )
+
+    def _memory_advice(self) -> str:
+        config = self.config
+        return (
+            f"a step of {config.batch_size} pictures in {config.accumulate} part(s) does not fit into "
+            f"memory: raise accumulate (--accumulate {2 * config.accumulate}), or lower batch_size, "
+            f"classes_per_step or text_chunk ({config.text_chunk})"
+        )
+
+
+def _optimizer(model: TunedModel) -> torch.optim.Optimizer:
+    """Return AdamW over what learns: the head at its own rate, all else at the encoder's."""
+    config = model.config
+    head = set() if model.head is None else {id(p) for p in model.head.parameters()}
+    learning = [p for p in model.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = []
+    for mine, rate in ((False, config.learning_rate), (True, config.head_learning_rate)):
+        chosen = [p for p in learning if (id(p) in head) is mine]
+        if chosen:
+            groups.append({"params": chosen, "lr": rate, "peak": rate})
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay or 0.0)
