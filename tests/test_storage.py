@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rada.core.errors import DataError, StorageError
-from rada.core.storage import atomic_directory, atomic_path, read_json, write_bytes, write_json
+from rada.core.storage import atomic_path, read_json, write_bytes, write_json
 
 
 def test_failure_keeps_the_old_file_and_leaves_no_other(tmp_path: Path) -> None:
@@ -45,13 +45,6 @@ def test_parent_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError, match="file"):
         write_bytes(tmp_path / "file" / "a", b"x")
-
-
-def test_directory_keeps_strangers(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    with atomic_directory(tmp_path) as temporary:
-        (temporary / "config.json").write_text("{}")
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["config.json", "notes.txt"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
@@ -14,13 +14,20 @@ from torch import Tensor
 from rada.core.config import EFTConfig
 from rada.core.errors import CheckpointError, ConfigError, DataError, FeatureError
 from rada.core.threads import one_thread
-from rada.data import ImageDataset, ImageSplit, few_shot, open_dataset, readable_shots
-from rada.data.align import align_classes, fold_name
-from rada.data.prompts import DEFAULT_TEMPLATE, check_class_names, load_templates
+from rada.data import ImageSplit, Naming, few_shot, readable_shots
+from rada.data.checks import check_labelled
+from rada.data.prompts import (
+    DEFAULT_TEMPLATE,
+    ClassNamesSource,
+    check_class_names,
+    load_templates,
+)
 from rada.encoders import DualEncoder, load_encoder
 from rada.evaluation import compare
 from rada.features import FeatureCache, Features, extract_features
 from rada.head import RAdaHead
+from rada.inputs import FEATURE_FILES, Data, open_labelled
+from rada.output import OutputFolder, claim
 from rada.predictions import Prediction, StreamAnswer, rank, stream_answers
 from rada.pretrained import (
     CONFIG_FILE,
@@ -37,12 +44,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-__all__ = ["Evaluated", "RAdaClassifier"]
+__all__ = ["FEATURE_FILES", "Data", "Evaluated", "RAdaClassifier"]
 
-Data = str | Path | ImageDataset | ImageSplit | Features
-FEATURE_FILES = (".safetensors", ".npz")
 TRAIN_SPLITS = ("train", "all")
-STATE_FOLDER = "training"
 TEST_SPLITS = ("test", "val", "all", "train")
 _SMALL_HEAD = 1 << 19
 """Images times classes times width below which a batch takes one thread some 35 ms at most."""
@@ -56,8 +60,9 @@ class RAdaClassifier:
     Args:
         encoder: Name of a dual encoder (`rada models` lists them), a loaded one, anything else that
             `load_encoder` takes, or None to work on features alone.
-        classes: Candidate class names, or a mapping from the folder names of the data to class
-            names. None takes the names from the data on `fit`.
+        classes: Candidate class names, which the data's are matched with by name, or a mapping from
+            names of the data (folders, labels) to class names; see `rada.data.Naming`. None takes
+            the names from the data on `fit`.
         templates: Prompt templates with `{}` for the class name; several are averaged. None takes the
             data's own, or "a photo of a {}.".
         config: Training configuration; the defaults of `EFTConfig` when None.
@@ -123,10 +128,9 @@ class RAdaClassifier:
         self._vectors: dict[str, Tensor] = {}
         self._text: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = {}
         self._record: dict[str, Any] = {}
-        if isinstance(classes, Mapping):
-            self.aliases = {str(key): value for key, value in classes.items()}
-            classes = tuple(dict.fromkeys(classes.values()))
-        if classes is not None:
+        if isinstance(classes, Mapping):  # the data decides which of them there are
+            self.aliases = dict(Naming.of(classes).aliases)
+        elif classes is not None:
             self.classes = classes
 
     # -- names -----------------------------------------------------------------------------------
@@ -138,9 +142,9 @@ class RAdaClassifier:
         Raises:
             DataError: If they are not known yet, or, on assignment, blank or doubled.
         """
-        if self._classes is None:
+        if self._classes is None and not self.aliases:
             raise DataError("the classes are not known yet: name them, or fit the classifier first")
-        return self._classes
+        return self._classes or tuple(self.aliases.values())
 
     @classes.setter
     def classes(self, names: Iterable[str]) -> None:
@@ -224,17 +228,17 @@ class RAdaClassifier:
 
     # -- data ------------------------------------------------------------------------------------
 
-    def _open(self, data: Data, splits: Sequence[str]) -> ImageSplit | Features:
-        """Return pictures or features of the first of `splits` that the data has."""
-        if isinstance(data, str | Path) and str(data).lower().endswith(FEATURE_FILES):
-            data = Features.load(data)
-        if isinstance(data, str | Path):
-            data = open_dataset(data, skip_bad=self.skip_bad)
-        if isinstance(data, ImageDataset):
-            if self.templates is None:
-                self.templates = data.templates
-            return data.split(*splits)
-        return data
+    def _open(
+        self, data: Data, splits: Sequence[str], naming: Naming, *, embed: bool = False
+    ) -> tuple[ImageSplit | Features, dict[str, str]]:
+        """Return the first of `splits` under the names that are wanted, and what it calls them."""
+        found, aliases, templates = open_labelled(
+            data, splits, naming, skip_bad=self.skip_bad, embed=embed
+        )
+        if self.templates is None:
+            self.templates = templates
+        check_class_names(found.classes)
+        return found, aliases
 
     def _encode(self, found: ImageSplit | Features, views: int = 1, seed: int = 0) -> Features:
         """Return features of pictures; features pass through, if they are this encoder's."""
@@ -277,17 +281,6 @@ class RAdaClassifier:
             return features.text_features
         return self.text_features(classes)
 
-    def _aligned(self, found: ImageSplit | Features) -> tuple[tuple[str, ...], list[int]]:
-        """Return the candidate classes and the place of each class of the data among them."""
-        if self._classes is None:
-            names = check_class_names([self._display(name) for name in found.classes])
-            return names, list(range(len(names)))
-        return self._classes, align_classes(found.classes, self._classes, self.aliases)
-
-    def _display(self, name: str) -> str:
-        folded = {fold_name(key): value for key, value in self.aliases.items()}
-        return folded.get(fold_name(name), name)
-
     # -- training --------------------------------------------------------------------------------
 
     def fit(
@@ -320,32 +313,47 @@ class RAdaClassifier:
             DataError: If the data cannot be used; the message names the file or class.
             FeatureError: If features cannot be used.
             CheckpointError: If `output_dir` holds another head and `overwrite` is off.
+            OutputError: If `output_dir` holds what rada did not write, lies in the data or around it, or
+                another process writes to it.
             TrainingInterrupted: On Ctrl-C.
         """
-        found = self._open(data, TRAIN_SPLITS)
-        classes, places = self._aligned(found)
+        owned = (
+            contextlib.nullcontext()
+            if output_dir is None
+            else claim(output_dir, "model", inputs=[data])
+        )
+        with owned as out:
+            return self._fit(data, shots, seed, allow_fewer, out, overwrite)
+
+    def _fit(
+        self,
+        data: Data,
+        shots: int | None,
+        seed: int,
+        allow_fewer: bool,
+        out: OutputFolder | None,
+        overwrite: bool,
+    ) -> RAdaClassifier:
+        found, aliases = self._open(data, TRAIN_SPLITS, Naming(self._classes, self.aliases))
+        classes = found.classes
         chosen, skipped = self._draw(found, shots, seed, allow_fewer)
         features = self._encode(chosen, views=self.config.views, seed=seed)
-        if (features.labels < 0).any():
-            raise DataError("training needs a label for every picture, but some have none")
+        check_labelled(features.labels, features.ids, "training")
         self._adopt_scale(features)
         trainer = HeadTrainer(
             features.image_features,
-            torch.tensor(places)[features.labels],
-            self._fit_text(features, found, classes, places),
+            features.labels,
+            self._text_of(features),
             self.scale,
             self.config,
             seed,
         )
-        folder = None if output_dir is None else Path(output_dir)
         self._classes = classes
-        self.aliases |= {
-            name: classes[place] for name, place in zip(found.classes, places, strict=True)
-        }
+        self.aliases |= aliases
         self.train_split = chosen if isinstance(chosen, ImageSplit) else None
-        if folder is not None and self._finished(folder, trainer.key, overwrite):
+        if out is not None and self._finished(out, trainer.key, overwrite):
             return self
-        self.trained = trainer.train(folder and folder / STATE_FOLDER, progress=self.progress)
+        self.trained = _trained(trainer, out, overwrite, self.progress)
         self._record = {
             "setting": "eft",
             "images": len(features),
@@ -353,14 +361,14 @@ class RAdaClassifier:
             "data": str(data) if isinstance(data, str | Path) else getattr(data, "name", None),
             "data_fingerprint": features.fingerprint,
             "skipped": [*skipped, *(list(entry) for entry in features.skipped)],
-            "trained_classes": [classes[place] for place in trainer.labels.unique().tolist()],
+            "trained_classes": [classes[label] for label in trainer.labels.unique().tolist()],
             "origin": features.encoder_fingerprint,
             "origin_name": features.encoder,
             **describe(self.trained),
         }
-        if folder is not None:
-            self.save_pretrained(folder)
-            shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)
+        if out is not None:
+            self.save_pretrained(out.path)
+            out.clear_training()
         return self
 
     def _draw(
@@ -378,21 +386,32 @@ class RAdaClassifier:
         )
         return good, [[entry.id, entry.reason] for entry in bad]
 
-    def _finished(self, folder: Path, key: str, overwrite: bool) -> bool:
-        """Take over the head in `folder` if it is of this very run; refuse to replace another."""
-        if not (folder / CONFIG_FILE).exists():
+    def _finished(self, out: OutputFolder, key: str, overwrite: bool) -> bool:
+        """Take over the head in a folder if it is of this very run; refuse to replace another."""
+        if (out.training / "run.json").exists():
+            if not overwrite:
+                raise CheckpointError(
+                    f"{str(out.path)!r} holds a fine-tuning run that is not finished: choose another "
+                    "folder, or replace it with --overwrite (overwrite=True)"
+                )
+            out.clear_training()
+        if not (out.path / CONFIG_FILE).exists():
             return False
-        head, saved = load_head(folder)
-        if (saved.training.get("fingerprint"), saved.training.get("config")) == (
-            key,
-            self.config.to_dict(),
-        ):
-            self._take(head, saved)
-            shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)
-            return True
+        try:
+            head, saved = load_head(out.path)
+            if (saved.training.get("fingerprint"), saved.training.get("config")) == (
+                key,
+                self.config.to_dict(),
+            ):
+                self._take(head, saved)
+                out.clear_training()
+                return True
+            told = "the head of another run"
+        except CheckpointError as error:
+            told = f"a head that cannot be used ({error})"
         if not overwrite:
             raise CheckpointError(
-                f"{str(folder)!r} holds the head of another run: choose another folder, "
+                f"{str(out.path)!r} holds {told}: choose another folder, "
                 "or replace it with --overwrite (overwrite=True)"
             )
         return False
@@ -402,19 +421,11 @@ class RAdaClassifier:
         if self.encoder is None and self._scale is None:
             self._scale = features.scale
 
-    def _fit_text(
-        self,
-        features: Features,
-        found: ImageSplit | Features,
-        classes: tuple[str, ...],
-        places: list[int],
-    ) -> Tensor:
-        """Return `(K, D)` for training; a features file's own rows if they cover the classes."""
-        if features.text_features is None or sorted(places) != list(range(len(classes))):
-            return self.text_features(classes)
-        text = torch.empty_like(features.text_features)
-        text[places] = features.text_features
-        return text
+    def _text_of(self, features: Features) -> Tensor:
+        """Return `(K, D)` for the classes of features: their own, or else the encoder's."""
+        if features.text_features is not None:
+            return features.text_features
+        return self.text_features(features.classes)
 
     def _require_trained(self) -> TrainedHead:
         if self.trained is None:
@@ -566,18 +577,24 @@ class RAdaClassifier:
         return self._accuracy(data, 0.0)
 
     def _accuracy(self, data: Data, strength: float | None) -> float:
-        found = self._open(data, TEST_SPLITS)
-        classes, places = self._aligned(found)
+        known = self.classes if self._classes or self.aliases else None
+        found, _ = self._open(data, TEST_SPLITS, Naming(known, self.aliases))
+        check_labelled(found.labels, found.ids, "the accuracy")
         features = self._encode(found)
         self._adopt_scale(features)
-        text = self._fit_text(features, found, classes, places)
-        labels = torch.tensor(places)[features.labels]
         if strength is None:
-            strength = self.strength_for(classes)
+            strength = self.strength_for(found.classes)
+        text = self._text_of(features)
         predicted = self.logits(features.plain(), text, strength=strength).argmax(-1)
-        return float((predicted == labels).double().mean())
+        return float((predicted == features.labels).double().mean())
 
-    def evaluate(self, data: Data, *, split: str | None = None) -> tuple[dict[str, Any], Evaluated]:
+    def evaluate(
+        self,
+        data: Data,
+        *,
+        split: str | None = None,
+        class_names: ClassNamesSource | None = None,
+    ) -> tuple[dict[str, Any], Evaluated]:
         """Judge the zero-shot and the adapted model side by side, among the classes of the data.
 
         The classes may be ones that the head never saw.
@@ -585,17 +602,22 @@ class RAdaClassifier:
         Args:
             data: As for `fit`; the split `test` is used if it is there, else `val`, else all.
             split: Name of the split to use instead.
+            class_names: Names for the classes of the data, as for `open_dataset`. Default: what they were
+                called in training, else their own.
 
         Returns:
             The result as plain JSON values, and the logits behind it.
         """
-        found = self._open(data, TEST_SPLITS if split is None else (split,))
-        classes = check_class_names([self._display(name) for name in found.classes])
+        naming = Naming.of(class_names)
+        if class_names is None:
+            naming = Naming(aliases=self.aliases, lenient=True)
+        embed = class_names is not None and self.encoder is not None
+        splits = TEST_SPLITS if split is None else (split,)
+        found, _ = self._open(data, splits, naming, embed=embed)
+        check_labelled(found.labels, found.ids, "an evaluation")
         features = self._encode(found)
         self._adopt_scale(features)
-        text = features.text_features
-        if text is None:
-            text = self.text_features(classes)
+        classes, text = found.classes, self._text_of(features)
         zero_shot = self.logits(features.plain(), text, strength=0.0)
         strength = self.strength_for(classes)
         adapted = self.logits(features.plain(), text, strength=strength)
@@ -620,8 +642,11 @@ class RAdaClassifier:
     def save_pretrained(self, directory: str | Path) -> None:
         """Write the head (`head.safetensors`) and all that is known of it (`config.json`).
 
+        Files that rada wrote there before are replaced, all in one step.
+
         Raises:
             ConfigError: If there is no head yet.
+            OutputError: If the folder holds what rada did not write, or another process writes to it.
             StorageError: If the place cannot be written.
         """
         trained = self._require_trained()
@@ -728,6 +753,21 @@ class Evaluated(NamedTuple):
     zero_shot: Tensor
     adapted: Tensor
     pictures: ImageSplit | None
+
+
+def _trained(
+    trainer: HeadTrainer, out: OutputFolder | None, overwrite: bool, progress: bool | None
+) -> TrainedHead:
+    """Train, from the state in an output folder if there is one."""
+    if out is None:
+        return trainer.train(None, progress=progress)
+    try:
+        return trainer.train(out.training, progress=progress)
+    except CheckpointError:  # the state is damaged
+        if not overwrite:
+            raise
+        out.clear_training()
+        return trainer.train(out.training, progress=progress)
 
 
 def _check_encoder(encoder: DualEncoder, saved: HeadConfig) -> None:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from rada._version import __version__
 from rada.core.errors import CheckpointError, ConfigError
-from rada.core.storage import atomic_directory, read_json
+from rada.core.storage import read_json
 from rada.head import RAdaHead
+from rada.output import claim, finish_save
 from rada.training.state import fingerprint_tensors
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "resolve_directory",
     "save_head",
     "save_parts",
+    "write_parts",
 ]
 
 CONFIG_FILE = "config.json"
@@ -143,9 +145,10 @@ def _is_names(value: object) -> bool:
 
 
 def save_head(directory: str | Path, head: RAdaHead, config: HeadConfig) -> None:
-    """Write a head; a reader sees the old files or the new ones, never half of one.
+    """Write a head; a reader sees the old files or the new ones, never some of both.
 
     Raises:
+        OutputError: If the folder holds what rada did not write, or another process writes to it.
         StorageError: If the place cannot be written.
     """
     save_parts(directory, head, None, config)
@@ -154,11 +157,20 @@ def save_head(directory: str | Path, head: RAdaHead, config: HeadConfig) -> None
 def save_parts(
     directory: str | Path, head: RAdaHead | None, vectors: Tensor | None, config: HeadConfig
 ) -> None:
-    """Write what there is of a head and of vectors `(K, D)` of the classes.
+    """Write what there is of a head and of vectors `(K, D)` of the classes, as `save_head` does.
 
     Raises:
+        OutputError: If the folder holds what rada did not write, or another process writes to it.
         StorageError: If the place cannot be written.
     """
+    with claim(directory, "model") as out, out.saving() as stage:
+        write_parts(stage, head, vectors, config)
+
+
+def write_parts(
+    folder: Path, head: RAdaHead | None, vectors: Tensor | None, config: HeadConfig
+) -> None:
+    """Write the files of `save_parts` into an existing folder, one after the other."""
     states: dict[str, dict[str, Tensor]] = {}
     if head is not None:
         states[WEIGHTS_FILE] = head.state_dict()
@@ -173,12 +185,11 @@ def save_parts(
         config, weights_hash=hashed if states else "", rada_version=__version__
     )
     text = json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False, allow_nan=False)
-    with atomic_directory(directory) as temporary:
-        for name, state in states.items():
-            # One entry of metadata: safetensors writes several in random order, and equal heads should
-            # be equal files.
-            save_file(state, temporary / name, metadata={"format": "pt"})
-        (temporary / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+    for name, state in states.items():
+        # One entry of metadata: safetensors writes several in random order, and equal heads should
+        # be equal files.
+        save_file(state, folder / name, metadata={"format": "pt"})
+    (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 class SavedParts(NamedTuple):
@@ -229,6 +240,7 @@ def load_parts(directory: str | Path) -> SavedParts:
             configuration.
     """
     folder = Path(directory)
+    finish_save(folder)
     config_path = _inside(folder, CONFIG_FILE)
     raw = read_json(
         config_path, error=CheckpointError, what="the configuration", limit=_MAX_CONFIG_BYTES

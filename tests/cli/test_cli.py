@@ -179,7 +179,7 @@ def test_kill_in_fit_and_the_same_command_again(
     process = subprocess.Popen(
         [str(part) for part in command], env=environment, stdout=subprocess.DEVNULL
     )
-    state = killed / "training" / "head.safetensors"
+    state = killed / ".rada-state" / "training" / "head.safetensors"
     while not state.exists():
         assert process.poll() is None
         time.sleep(0.02)
@@ -194,7 +194,7 @@ def test_kill_in_fit_and_the_same_command_again(
     )
     assert resumed["training"] == at_once["training"]
     assert (killed / "head.safetensors").read_bytes() == (whole / "head.safetensors").read_bytes()
-    assert not (killed / "training").exists()
+    assert not (killed / ".rada-state" / "training").exists()
 
 
 def test_interrupt_exits_130_and_resumes(
@@ -217,7 +217,7 @@ def test_interrupt_exits_130_and_resumes(
     process = subprocess.Popen(
         [str(part) for part in command], env=environment, stderr=subprocess.PIPE, text=True
     )
-    while not (head / "training" / "head.safetensors").exists():
+    while not (head / ".rada-state" / "training" / "head.safetensors").exists():
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
@@ -418,3 +418,29 @@ def test_cache_that_cannot_be_made(
     message = refused("fit", pictures, "--out", tmp_path / "head",
                       environment=environment | {"RADA_CACHE": str(tmp_path / "file")})  # fmt: skip
     assert "RADA_CACHE" in message
+
+
+def test_names_are_never_markup(
+    environment: dict[str, str], features: dict[str, Path], tmp_path: Path
+) -> None:
+    """A closing tag, a style, an emoji and an escape sequence, as classes and in the folder."""
+    names = ("[/b]", "[red]x", ":smile:", "\x1b[31mred")
+    data, head = tmp_path / "[bold]data.safetensors", tmp_path / "out[/x] of mine"
+    found = Features.load(features["train"])
+    chosen = found.labels < len(names)
+    Features(
+        found.image_features[chosen],
+        found.labels[chosen],
+        names,
+        text_features=found.text_features[: len(names)],
+        scale=20.0,
+    ).save(data)
+    told = ok("fit", data, "--out", head, *QUICK, environment=environment)
+    assert f"The head is in {head}." in told
+    assert f"rada evaluate '{head}' '{data}'" in told  # to be pasted as it is
+    told = ok("evaluate", head, data, environment=environment)
+    assert all(name in told for name in names[:3])
+    assert "\x1b" not in told and "\ufffd[31mred" in told
+    assert "[/c]" in refused("evaluate", head, "[/c]", environment=environment)
+    exact = json.loads(ok("evaluate", head, data, "--json", environment=environment))
+    assert tuple(exact["classes"]) == names

@@ -79,7 +79,8 @@ def test_torchvision_with_arrays(tmp_path: Path) -> None:
     assert test.path(3) is None and test.digest(3) != test.digest(4)
     part = test.subset([11, 3])
     assert part.ids == ("MNIST/test/11", "MNIST/test/3") and part.digest(1) == test.digest(3)
-    digits = open_dataset(f"torchvision:MNIST?root={tmp_path}", class_names=[*"abcdefghij"])
+    named = dict(zip(dataset.keys, "abcdefghij", strict=True))
+    digits = open_dataset(f"torchvision:MNIST?root={tmp_path}", class_names=named)
     assert digits.split("train").classes == tuple("abcdefghij")
 
 

@@ -11,6 +11,7 @@ import pytest
 from data.pictures import draw_folder
 from rada.core.errors import DataError
 from rada.data import (
+    Naming,
     align_classes,
     build_prompts,
     check_class_names,
@@ -51,28 +52,30 @@ def test_equal_strings_that_are_other_objects_are_found() -> None:
         check_class_names(["".join(["c", "at"]), "".join(["ca", "t"])])
 
 
-def test_names_by_folder_and_by_order(root: Path, tmp_path: Path) -> None:
+def test_names_by_folder_and_by_name(root: Path, tmp_path: Path) -> None:
     for given, expected in [
         ({"n01": "ant", "n02": "bee", "n_10": "cat"}, ("ant", "bee", "cat")),
         ({"n02": "bee"}, ("n01", "bee", "n 10")),
         ({"n 10": "cat"}, ("n01", "n02", "cat")),
         ({"n01": "a", "n02": "b", "n_10": "c", "n99": "of all ImageNet"}, ("a", "b", "c")),
-        (["x", "y", "z"], ("x", "y", "z")),
+        (["N 10", "new", "N02", "n01"], ("N 10", "new", "N02", "n01")),
     ]:
         file = tmp_path / "names.json"
         file.write_text(json.dumps(given))
         for source in (given, file, str(file)):
             dataset = open_dataset(root, class_names=source)
             assert dataset.classes == dataset.split("all").classes == expected
-            assert dataset.keys == ("n01", "n02", "n_10")
+            keys = [dataset.keys[label] for label in dataset.split("all").labels.tolist()]
+            assert keys == ["n01", "n02", "n_10"]
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        (["n01", "n02", "ten"], "class 'n_10', which is none of the 3 names given"),
         ({"n03": "bee"}, "'n03', which is none of the classes 'n01', 'n02', 'n_10'"),
         ({"n01": "bee", "n02": "bee"}, "'bee' twice"),
-        (["a", "b"], "2 names were given for the 3 classes"),
+        (["a", "b"], "class 'n01', which is none of the 2 names given"),
         ([["a", "b", "c"]], "number 0 is"),
         ("absent.json", "does not exist"),
         (7, "list of names or an object"),
@@ -132,13 +135,42 @@ def test_prompts_keep_names_as_they_are() -> None:
     assert build_prompts(["{x}", "50 % \\1"], "a {}.") == [["a {x}."], ["a 50 % \\1."]]
 
 
-def test_aligning_classes() -> None:
+def test_classes_match_by_name_alone() -> None:
     wanted = ["nominal fabric", "local defect", "global defect"]
-    assert align_classes(["global", "local"], wanted) == [2, 1]
-    assert align_classes(["Local_Defect"], wanted) == [1]
-    assert align_classes(["a", "local"], wanted, {"a": "global defect"}) == [2, 1]
-    assert align_classes(["cat", "food"], ["cat food", "cat"]) == [1, 0]
-    with pytest.warns(UserWarning, match="'x' = 'nominal fabric'"):
-        assert align_classes(["x", "y", "z"], wanted) == [0, 1, 2]
-    with pytest.raises(DataError, match="the class 'hole'"):
-        align_classes(["local", "hole"], wanted)
+    assert align_classes(["Local_Defect", "NOMINAL-fabric"], wanted) == [1, 0]
+    assert align_classes(["a", "local defect"], wanted, {"a": "global defect"}) == [2, 1]
+    assert align_classes(["cafe\u0301"], ["tea", "caf\u00e9"]) == [1]
+    for found in (["x", "y", "z"], ["local", "nominal", "global"], ["Local", "hole"]):
+        with pytest.raises(DataError, match=f"the class '{found[0]}', which is none"):
+            align_classes(found, wanted)
+    with pytest.raises(DataError, match=r'{"defect": "no defect"}'):
+        align_classes(["defect"], ["no defect", "good"])  # it shows what it may mean, and asks
+    with pytest.raises(DataError, match="'Cat' and 'cat', would both be 'cat'"):
+        align_classes(["Cat", "cat"], ["cat", "dog"])
+
+
+def test_numbers_are_places_in_a_list() -> None:
+    colours = ["red", "green", "blue"]
+    assert align_classes(["0", "2"], colours) == [0, 2]
+    for labels in (["1", "2", "3"], ["3", "1"]):
+        with pytest.raises(DataError, match=r'label 3, .* such as {"1": "red", "2": "green"'):
+            align_classes(labels, colours)
+    from_one = Naming(aliases={"1": "red", "2": "green", "3": "blue"})
+    assert from_one.match(["1", "2", "3"]).classes == ("red", "green", "blue")
+    assert from_one.match(["1", "2"]).classes == ("red", "green")
+    # what the first data calls 1 stays that
+    with pytest.raises(DataError, match="label 0"):
+        align_classes(["0", "1"], colours, {"1": "red", "2": "green"})
+    with pytest.raises(DataError, match="'007'"):
+        align_classes(["007"], ["a"] * 8)
+
+
+def test_a_misspelt_key_is_named(root: Path) -> None:
+    with pytest.raises(DataError, match=r"'n_1', which is none .* mean 'n_10'"):
+        open_dataset(root, class_names={"n01": "ant", "n_1": "bee"})
+
+
+def test_names_as_json_text(root: Path) -> None:
+    assert open_dataset(root, class_names='{"n01": "ant"}').classes[0] == "ant"
+    with pytest.raises(DataError, match="are not JSON"):
+        open_dataset(root, class_names='{"n01": ')

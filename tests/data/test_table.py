@@ -71,9 +71,10 @@ def test_numbers_as_labels(place: Path) -> None:
     names = [f"class {number}" for number in range(12)]
     dataset = open_dataset(table, class_names=names)
     assert dataset.classes == tuple(names) and dataset.split("all").labels.tolist() == [10, 2]
-    assert open_dataset(table, class_names=["two", "ten"]).classes == ("two", "ten")
-    with pytest.raises(DataError, match="4 names were given for the 2 classes"):
+    with pytest.raises(DataError, match="label 10, but 4 class names were given"):
         open_dataset(table, class_names=["a", "b", "c", "d"])
+    from_one = open_dataset(table, class_names={"2": "two", "10": "ten"})
+    assert from_one.classes == ("two", "ten")
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ def test_numbers_need_names(tmp_path: Path) -> None:
         "y",
         "z",
     )
-    refused(shard, "2 names were given for the 3 classes", class_names=["ant", "bee"])
+    refused(shard, "label 2, but 2 class names were given", class_names=["ant", "bee"])
     for text in (
         json.dumps(NAMES),
         '{"0": "ant", "1": "bee", "2": "cat"}',

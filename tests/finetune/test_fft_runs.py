@@ -86,8 +86,8 @@ def test_killed_and_terminated_runs_end_like_one_that_was_not(
     assert weights(out) == weights(reference)
     steps = [entry["step"] for entry in lines(out / "log.jsonl") if "gradient_norm" in entry]
     assert steps == list(range(1, 19))  # 20 pictures, 8 a step, 6 epochs; each step logged once
-    assert not (out / "checkpoints").exists() and "tuned" in found.stdout
-    assert not [path for path in out.rglob("*") if path.name.startswith(".")]
+    assert not (out / ".rada-state" / "training").exists() and "tuned" in found.stdout
+    assert [path for path in out.rglob("*") if path.name.startswith(".")] == [out / ".rada-state"]
 
 
 @pytest.mark.parametrize("method", ["rada-ft", "flyp"])
@@ -251,7 +251,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(data, model_folder, tmp_path):
         patch.setattr(HeadAndTowers, "loss", breaking)
         with pytest.raises(TrainingDivergedError, match=r"nan at step 5 \(epoch 2, learning rate"):
             run()
-    newest = sorted((tmp_path / "out" / "checkpoints").glob("step-*"))[-1]
+    newest = sorted((tmp_path / "out" / ".rada-state" / "training").glob("step-*"))[-1]
     assert newest.name == "step-00000004"
     assert tuner.model is not None
 

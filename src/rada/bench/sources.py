@@ -15,6 +15,7 @@ import torch
 
 from rada.core.errors import DataError, FeatureError
 from rada.data import ImageDataset, ImageSplit, few_shot, open_dataset
+from rada.data.checks import check_labelled
 from rada.data.sources import id_bytes
 from rada.features import ClassSet, FeatureCache, Features, ViewTransform, extract_features
 from rada.test_time import ViewConfig
@@ -130,6 +131,7 @@ class ImageSource(Source):
         key = (whole, "" if views is None else repr(views))
         if key not in self._tested:
             split = self.dataset.splits["all"] if whole else self._test
+            check_labelled(split.labels, split.ids, f"testing on {self.name!r}")
             self._tested = {
                 known: kept for known, kept in self._tested.items() if not known[1] or not key[1]
             }  # views are large: those of one configuration are enough
@@ -195,7 +197,8 @@ class FeatureSource(Source):
 
     def trained(self) -> list[int]:
         """Return the labels that have training examples."""
-        counts = torch.bincount(self._train.labels, minlength=len(self.classes))
+        labels = self._train.labels
+        counts = torch.bincount(labels[labels >= 0], minlength=len(self.classes))
         return [int(row) for row in counts.nonzero()]
 
     def draw(
@@ -211,6 +214,7 @@ class FeatureSource(Source):
     def test(self, *, whole: bool = False, views: ViewConfig | None = None) -> Features:
         """Return the plain view of the test features, or as many views as they are asked for."""
         found = self._whole if whole else self._test
+        check_labelled(found.labels, found.ids, f"testing on {self.name!r}")
         count = 1 if views is None else views.views
         self._need(found, count)
         return dataclasses.replace(found, image_features=found.image_features[:, :count])
@@ -329,10 +333,11 @@ def _splits(dataset: ImageDataset) -> tuple[ImageSplit, ImageSplit]:
 
 def _halves(ids: Sequence[str], labels: np.ndarray) -> tuple[list[int], list[int]]:
     """Halve every class by a hash of the pictures' keys, whatever their order."""
+    check_labelled(labels, ids, "halving into train and test")
     ranks = [hashlib.blake2b(b"half/" + id_bytes(key), digest_size=16).digest() for key in ids]
     first: list[int] = []
     second: list[int] = []
-    for label in np.unique(labels[labels >= 0]):
+    for label in np.unique(labels):
         members = sorted(np.flatnonzero(labels == label).tolist(), key=lambda row: ranks[row])
         first += members[: (len(members) + 1) // 2]
         second += members[(len(members) + 1) // 2 :]

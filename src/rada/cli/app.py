@@ -11,6 +11,7 @@ import typer
 from rada._version import __version__
 from rada.cli import bench, cache, demo, encode, evaluate, finetune, fit, models, predict
 from rada.core.errors import RadaError
+from rada.terminal import echo
 
 __all__ = ["app", "main"]
 
@@ -38,7 +39,7 @@ app.add_typer(bench.app, name="bench")
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"rada {__version__}")
+        echo(f"rada {__version__}")
         raise typer.Exit
 
 
@@ -54,7 +55,7 @@ def options(
 def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
     # Libraries warn about themselves; only what concerns the user's input is worth a line.
     if category is UserWarning or category.__module__.startswith("rada"):
-        print(f"warning: {message}", file=sys.stderr)
+        echo(f"warning: {message}", err=True)
 
 
 def main() -> NoReturn:
@@ -63,10 +64,10 @@ def main() -> NoReturn:
     try:
         app()
     except RadaError as error:
-        print(f"error: {error}", file=sys.stderr)
+        echo(f"error: {error}", err=True)
         sys.exit(EXIT_BAD_INPUT)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        echo("interrupted", err=True)
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output went away, as `head` does; there is nobody left to tell.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rada.cli.options import Device, JsonFlag, NoCache, cache_option, print_json
+from rada.terminal import bold, echo, screen
 
 if TYPE_CHECKING:
     from rada.bench import Plan, RunSummary
@@ -153,7 +154,7 @@ def report(
         print_json({name: str(path) for name, path in files.items()})
     else:
         for path in files.values():
-            typer.echo(str(path))
+            echo(path)
 
 
 def _recipe(
@@ -190,7 +191,7 @@ def _go(
         out,
         cache=cache_option(no_cache),
         device=device,
-        say=lambda text: typer.echo(text, err=True),
+        say=lambda text: echo(text, err=True),
     )
     files = write_files(out, reference) if (out / "cells").exists() else {}
     if json:
@@ -212,21 +213,20 @@ def _facts(summary: RunSummary) -> dict[str, Any]:
 
 def _print(out: Path, reference: str, summary: RunSummary, files: dict[str, Path]) -> None:
     from rada.bench.tables import load_runs, result_tables
-    from rada.cli.tables import console, plain_table
+    from rada.cli.tables import plain_table
 
-    screen = console()
+    terminal = screen()
     for found in result_tables(load_runs(out), reference) if files else []:
         table = plain_table(found.title, found.columns[0], *found.columns[1:])
         for row in found.rows:
             table.add_row(*row)
-        screen.print(table)
-    screen.print(
+        terminal.print(table)
+    terminal.print(
         f"{summary.done} cells run, {summary.skipped} there before, {len(summary.failed)} failed, "
-        f"{summary.seconds:.0f} s",
-        highlight=False,
+        f"{summary.seconds:.0f} s"
     )
     if "html" in files:
-        screen.print(f"Page: [bold]{files['html']}[/bold]", highlight=False)
+        terminal.print("Page: ", bold(files["html"]), sep="", soft_wrap=True)
 
 
 def _listed(values: list[str] | None) -> tuple[str, ...] | None:

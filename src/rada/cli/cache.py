@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from rada.cli.options import JsonFlag, print_json
+from rada.terminal import echo, screen
 
 app = typer.Typer(
     help="The cache: image features, and what else can be made again.", no_args_is_help=True
@@ -18,7 +19,7 @@ def path() -> None:
     """Print the folder of the cache ($RADA_CACHE, or the platform's)."""
     from rada.core.caches import cache_root
 
-    typer.echo(cache_root())
+    typer.echo(cache_root())  # for programs: exact
 
 
 @app.command("list")
@@ -27,7 +28,7 @@ def list_entries(json: JsonFlag = False) -> None:
     import dataclasses
     import datetime
 
-    from rada.cli.tables import console, plain_table
+    from rada.cli.tables import plain_table
     from rada.core.caches import list_parts
     from rada.features import FeatureCache
 
@@ -41,7 +42,7 @@ def list_entries(json: JsonFlag = False) -> None:
         )
         return
     if not features and not others:
-        typer.echo("the cache is empty")
+        echo("the cache is empty")
         return
     for head, rows in (
         (("encoder", "pictures"), [(e.encoder, e.pictures, e) for e in features]),
@@ -52,7 +53,7 @@ def list_entries(json: JsonFlag = False) -> None:
             used = f"{datetime.datetime.fromtimestamp(entry.last_used):%Y-%m-%d %H:%M}"
             table.add_row(name, str(count), f"{entry.bytes / 1e6:.1f}", used)
         if rows:
-            console().print(table)
+            screen().print(table)
 
 
 @app.command("clear")
@@ -67,4 +68,4 @@ def clear(
 
     seconds = None if older_than is None else older_than * 86_400
     freed = FeatureCache().clear(older_than=seconds) + clear_parts(older_than=seconds)
-    typer.echo(f"freed {freed / 1e6:.1f} MB")
+    echo(f"freed {freed / 1e6:.1f} MB")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rada.cli.options import JsonFlag, print_json
+from rada.terminal import bold, echo, screen
 
 if TYPE_CHECKING:
     from rada.classifier import RAdaClassifier
@@ -66,7 +67,7 @@ def demo(
 
 
 def _say(text: str, quiet: bool) -> None:
-    typer.echo(text, err=quiet)
+    echo(text, err=quiet)
 
 
 def _runs(
@@ -183,29 +184,29 @@ def _report(
 
 def _print(result: dict[str, Any], dataset: ImageDataset, out: Path, page: Path) -> None:
     from rada.classifier import RAdaClassifier
-    from rada.cli.tables import comparison_table, console
+    from rada.cli.tables import comparison_table
 
-    screen = console()
-    screen.print(_shots_table(result))
-    screen.print(comparison_table(result))
+    terminal = screen()
+    terminal.print(_shots_table(result))
+    terminal.print(comparison_table(result))
     loaded = RAdaClassifier.from_pretrained(out / "head", progress=False)
     test = dataset.split("test")
     samples = [int((test.labels == label).nonzero()[0][0]) for label in range(len(test.classes))]
     paths = [str(test.path(index)) for index in samples]
-    screen.print("\nSingle pictures, with the head that was saved:", highlight=False)
+    terminal.print("\nSingle pictures, with the head that was saved:")
     for index, ranked in zip(samples, loaded.predict(paths, top_k=2), strict=True):
         answer = ", ".join(f"{entry.name} {entry.probability:.2f}" for entry in ranked)
         true = test.classes[test.labels[index]]
-        screen.print(
-            f"  {test.ids[index]} (in truth {true}): {answer}", highlight=False, soft_wrap=True
-        )
-    screen.print(
-        f"\nReport: [bold]{page}[/bold]   ({result['timing']['seconds']:.0f} s in all)\n\n"
+        terminal.print(f"  {test.ids[index]} (in truth {true}): {answer}", soft_wrap=True)
+    terminal.print(
+        "\nReport: ",
+        bold(page),
+        f"   ({result['timing']['seconds']:.0f} s in all)\n\n"
         "The same with your own pictures, one folder for each class:\n"
         "  rada fit MY_PICTURES --shots 16 --out my-head\n"
         "  rada evaluate my-head MY_TEST_PICTURES --report my-report\n"
         "  rada predict my-head PICTURE...",
-        highlight=False,
+        sep="",
         soft_wrap=True,
     )
 

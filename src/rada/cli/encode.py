@@ -19,6 +19,7 @@ from rada.cli.options import (
     cache_option,
     print_json,
 )
+from rada.terminal import echo
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder
@@ -109,9 +110,7 @@ def _check_out(out: Path, overwrite: bool) -> None:
 
 def _print(features: Features, out: Path, encoder: DualEncoder, json: bool) -> None:
     if not json:
-        typer.echo(
-            f"Wrote {len(features)} x {features.num_views} x {features.dim} features to {out}"
-        )
+        echo(f"Wrote {len(features)} x {features.num_views} x {features.dim} features to {out}")
         return
     print_json(
         {

@@ -24,6 +24,7 @@ from rada.cli.options import (
     cache_option,
     print_json,
 )
+from rada.terminal import bold, screen
 
 if TYPE_CHECKING:
     from rada.classifier import Evaluated, RAdaClassifier
@@ -60,7 +61,6 @@ def evaluate(
     """Judge a head: accuracy, per class, confusion and calibration, beside zero-shot."""
     from rada.cli.test_time import (
         TestTimeOptions,
-        named_classes,
         open_classifier,
         split_arguments,
     )
@@ -76,7 +76,6 @@ def evaluate(
         classifier = open_classifier(
             head_or_model,
             is_model=model is not None,
-            classes=named_classes(None, class_names),
             templates=template,
             device=device,
             cache=cache_option(no_cache),
@@ -84,7 +83,7 @@ def evaluate(
             skip_bad=skip_bad,
         )
         judge = options.adapter(classifier) or classifier
-        result, evaluated = judge.evaluate(places[0], split=split)
+        result, evaluated = judge.evaluate(places[0], split=split, class_names=class_names)
     result |= {
         "head": None if classifier.trained is None else head_or_model,
         "environment": environment(),
@@ -124,19 +123,18 @@ def write(
 
 
 def _print(result: dict[str, Any], page: Path | None) -> None:
-    from rada.cli.tables import class_table, comparison_table, console
+    from rada.cli.tables import class_table, comparison_table
 
-    screen = console()
-    screen.print(comparison_table(result))
+    terminal = screen()
+    terminal.print(comparison_table(result))
     if len(result["classes"]) <= 30:
-        screen.print(class_table(result))
+        terminal.print(class_table(result))
     changed = result["changed"]
-    screen.print(
+    terminal.print(
         f"{changed['wrong_to_right']} pictures went from wrong to right, "
-        f"{changed['right_to_wrong']} from right to wrong (mask strength {result['strength']:g}).",
-        highlight=False,
+        f"{changed['right_to_wrong']} from right to wrong (mask strength {result['strength']:g})."
     )
     if result["skipped"]:
-        screen.print(f"{len(result['skipped'])} unreadable pictures were left out.")
+        terminal.print(f"{len(result['skipped'])} unreadable pictures were left out.")
     if page is not None:
-        screen.print(f"Report: [bold]{page}[/bold]")
+        terminal.print("Report: ", bold(page), sep="", soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +21,7 @@ from rada.cli.options import (
     cache_option,
     print_json,
 )
+from rada.terminal import bold, echo, screen
 
 if TYPE_CHECKING:
     from rada.methods.finetune import FFTConfig
@@ -131,7 +133,7 @@ def finetune(
             overwrite=overwrite,
         )
     except FineTuningStopped as stopped:
-        typer.echo(str(stopped), err=True)
+        echo(str(stopped), err=True)
         raise typer.Exit(128 + signal.Signals(stopped.signal)) from None
     if not tuner.is_main_process:
         return
@@ -195,29 +197,28 @@ def _alphas(text: str | None) -> tuple[float, ...]:
 
 
 def _print_summary(result: dict[str, Any], out: Path) -> None:
-    from rich.table import Table
-
-    from rada.cli.tables import console
+    from rada.cli.tables import plain_table
     from rada.report.text import percent
 
-    table = Table(title=f"{result['method']} on {result['data']}", title_justify="left")
-    for name in ("test set", "pictures", "zero-shot", "tuned", "difference"):
-        table.add_column(name, justify="left" if name == "test set" else "right")
+    title = f"{result['method']} on {result['data']}"
+    table = plain_table(title, "test set", "pictures", "zero-shot", "tuned", "difference")
     for name, pictures, before, after in _rows(result):
         change = f"{100 * (after - before):+.1f}"
         table.add_row(name, pictures, percent(before), percent(after), change)
-    screen = console()
-    screen.print(table)
+    terminal = screen()
+    terminal.print(table)
     for point in result["wise"]:
         inside, outside = point["in_distribution"], point["out_of_distribution"].get("mean")
         told = [] if inside is None else [f"in distribution {percent(inside['accuracy'])}"]
         told += [] if outside is None else [f"out of distribution {percent(outside)}"]
-        screen.print(f"WiSE-FT {point['alpha']:g}: {', '.join(told)}", highlight=False)
-    screen.print(
-        f"The model is in [bold]{out}[/bold]. Next:\n"
-        f"  rada evaluate {out} DATA\n"
-        f"  rada predict {out} PICTURE...",
-        highlight=False,
+        terminal.print(f"WiSE-FT {point['alpha']:g}: {', '.join(told)}")
+    folder = shlex.quote(str(out))
+    terminal.print(
+        "The model is in ",
+        bold(out),
+        f". Next:\n  rada evaluate {folder} DATA\n  rada predict {folder} IMAGE...",
+        sep="",
+        soft_wrap=True,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,10 +22,12 @@ from rada.cli.options import (
     parse_strength,
     print_json,
 )
+from rada.terminal import bold, echo, screen
 
 if TYPE_CHECKING:
     from rada.classifier import RAdaClassifier
     from rada.core.config import EFTConfig
+    from rada.output import OutputFolder
 
 IMAGES_FILE = "training_images.json"
 RESULT_FILE = "result.json"
@@ -77,6 +80,7 @@ def fit(
     """
     from rada.classifier import FEATURE_FILES, RAdaClassifier
     from rada.data import load_class_names
+    from rada.output import claim
     from rada.training import TrainingInterrupted
 
     given = {
@@ -89,29 +93,30 @@ def fit(
         "strength": None if strength is None else parse_strength(strength),
     }
     settings = _config(config, {key: value for key, value in given.items() if value is not None})
-    classifier = RAdaClassifier(
-        None if data.lower().endswith(FEATURE_FILES) else model,
-        None if class_names is None else load_class_names(class_names),
-        templates=template,
-        config=settings,
-        scale=scale,
-        device=device,
-        cache=cache_option(no_cache),
-        workers=workers,
-        skip_bad=skip_bad,
-    )
     try:
-        classifier.fit(
-            data, shots, seed, allow_fewer=allow_fewer, output_dir=out, overwrite=overwrite
-        )
+        with claim(out, "model", inputs=[data]) as folder:
+            classifier = RAdaClassifier(
+                None if data.lower().endswith(FEATURE_FILES) else model,
+                None if class_names is None else load_class_names(class_names),
+                templates=template,
+                config=settings,
+                scale=scale,
+                device=device,
+                cache=cache_option(no_cache),
+                workers=workers,
+                skip_bad=skip_bad,
+            )
+            classifier.fit(
+                data, shots, seed, allow_fewer=allow_fewer, output_dir=out, overwrite=overwrite
+            )
+            result = _result(classifier, folder)
     except TrainingInterrupted as stopped:
         done = len(stopped.trained.history)
-        typer.echo(
+        echo(
             f"interrupted after {done} epochs; the same command goes on from there",
             err=True,
         )
         raise typer.Exit(130) from None
-    result = _result(classifier, out)
     if json:
         print_json(result)
     else:
@@ -130,7 +135,7 @@ def _config(path: Path | None, given: dict[str, Any]) -> EFTConfig:
     return dataclasses.replace(EFTConfig.from_dict(values), **given)
 
 
-def _result(classifier: RAdaClassifier, out: Path) -> dict[str, Any]:
+def _result(classifier: RAdaClassifier, out: OutputFolder) -> dict[str, Any]:
     """Write what the run used beside the head, and return its result."""
     from rada.core.storage import write_json
     from rada.evaluation import environment
@@ -138,7 +143,7 @@ def _result(classifier: RAdaClassifier, out: Path) -> dict[str, Any]:
 
     encoder = classifier.encoder
     result = {
-        "head": str(out),
+        "head": str(out.path),
         "classes": list(classifier.classes),
         "strength": classifier.strength,
         "scale": classifier.scale,
@@ -149,13 +154,12 @@ def _result(classifier: RAdaClassifier, out: Path) -> dict[str, Any]:
         "peak_memory_bytes": peak_memory(),
     }
     if classifier.train_split is not None:
-        write_json(out / IMAGES_FILE, classifier.train_split.manifest())
-    write_json(out / RESULT_FILE, result)
+        out.write_json(IMAGES_FILE, classifier.train_split.manifest())
+    out.write_json(RESULT_FILE, result)
     return result
 
 
 def _print_summary(result: dict[str, Any], data: str, out: Path) -> None:
-    from rada.cli.tables import console
     from rada.report.text import count, percent
 
     training = result["training"]
@@ -167,13 +171,15 @@ def _print_summary(result: dict[str, Any], data: str, out: Path) -> None:
         "none": "nothing to choose it on",
     }
     reason = "given" if choice is None else how[choice["method"]]
-    console().print(
+    folder = shlex.quote(str(out))
+    screen().print(
         f"Learned {count(len(result['classes']), 'class', 'classes')} from "
         f"{count(training['images'], 'picture')} "
         f"({percent(last['accuracy'])} of them right in the last epoch).\n"
-        f"Mask strength {result['strength']:g} ({reason}).\n"
-        f"The head is in [bold]{out}[/bold]. Next:\n"
-        f"  rada evaluate {out} {data}\n"
-        f"  rada predict {out} PICTURE...",
-        highlight=False,
+        f"Mask strength {result['strength']:g} ({reason}).\n",
+        "The head is in ",
+        bold(out),
+        f". Next:\n  rada evaluate {folder} {shlex.quote(data)}\n  rada predict {folder} IMAGE...",
+        sep="",
+        soft_wrap=True,
     )

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from rada.cli.options import JsonFlag, print_json
+from rada.terminal import echo, screen
 
 
 def models(
@@ -14,7 +15,7 @@ def models(
     json: JsonFlag = False,
 ) -> None:
     """List the dual encoders, or describe one."""
-    from rada.cli.tables import console, plain_table
+    from rada.cli.tables import plain_table
     from rada.encoders import describe_model, list_models
 
     if name is not None:
@@ -23,7 +24,7 @@ def models(
             print_json(facts)
         else:
             for key, value in facts.items():
-                typer.echo(f"{key:>14}: {value}")
+                echo(f"{key:>14}: {value}")
         return
     entries = [entry.to_dict() for entry in list_models()]
     if json:
@@ -38,14 +39,14 @@ def models(
             f"{entry['parameters'] / 1e6:.0f} M" if entry["parameters"] else "-",
             "yes" if entry["local"] else "no",
         )
-    console().print(table)
+    screen().print(table)
 
 
 def datasets(json: JsonFlag = False) -> None:
     """List the kinds of data that fit, evaluate and encode accept."""
     import dataclasses
 
-    from rada.cli.tables import console, plain_table
+    from rada.cli.tables import plain_table
     from rada.data import list_datasets
 
     entries = [dataclasses.asdict(entry) for entry in list_datasets()]
@@ -56,4 +57,4 @@ def datasets(json: JsonFlag = False) -> None:
     table.add_column("what it is")
     for entry in entries:
         table.add_row(entry["name"], entry["description"])
-    console().print(table)
+    screen().print(table)

@@ -22,8 +22,11 @@ SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Go on without pictures that cannot be read.")
 ]
 ClassNames = Annotated[
-    Path | None,
-    typer.Option(help="JSON file: a list of class names, or {folder name: class name}."),
+    str | None,
+    typer.Option(
+        help="JSON, or a file with it: a list of class names, which the data's are matched with by name, "
+        "or {folder name: class name}."
+    ),
 ]
 Templates = Annotated[
     list[str] | None,

@@ -29,6 +29,7 @@ from rada.cli.options import (
     Workers,
     cache_option,
 )
+from rada.terminal import echo
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -121,7 +122,7 @@ def predict(
             if temporary is not None:
                 stream.close()
     if skipped:
-        typer.echo(f"{skipped} unreadable pictures were left out", err=True)
+        echo(f"{skipped} unreadable pictures were left out", err=True)
 
 
 def _explained(
@@ -152,7 +153,7 @@ def _write_answers(answers: Iterable[Answer], columns: int, stream: TextIO, json
     for (name, ranked, reason), explanation in answers:
         if ranked is None:
             skipped += 1
-            typer.echo(f"skipped: {reason}", err=True)
+            echo(f"skipped: {reason}", err=True)
         elif json:
             answer: dict[str, Any] = {
                 "path": name,
@@ -166,7 +167,7 @@ def _write_answers(answers: Iterable[Answer], columns: int, stream: TextIO, json
             stream.write(_csv_line([name, *cells]))
             if explanation is not None:
                 # Beside the table, which stays one for programs.
-                typer.echo("\n".join(f"  {line}" for line in explanation.lines()), err=True)
+                echo("\n".join(f"  {line}" for line in explanation.lines()), err=True)
         stream.flush()
     return skipped
 

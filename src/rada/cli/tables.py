@@ -5,17 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
-__all__ = ["class_table", "comparison_table", "console", "plain_table"]
-
-
-def console() -> Console:
-    """Return the console for standard output."""
-    from rich.console import Console
-
-    return Console()
+__all__ = ["class_table", "comparison_table", "plain_table"]
 
 
 def plain_table(title: str | None, first: str, *numbers: str) -> Table:

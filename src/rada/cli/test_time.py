@@ -28,7 +28,7 @@ def split_arguments(first: str, others: Sequence[str], model: str | None) -> tup
 
 
 def named_classes(
-    classes: list[str] | None, file: Path | None
+    classes: list[str] | None, class_names: str | None
 ) -> Sequence[str] | Mapping[str, str] | None:
     """Return the candidate classes of `--class` or `--class-names`, or None.
 
@@ -37,9 +37,9 @@ def named_classes(
     """
     from rada.data import load_class_names
 
-    if classes and file is not None:
+    if classes and class_names is not None:
         raise ConfigError("give the classes with --class or with --class-names, not both")
-    return load_class_names(file) if file is not None else classes or None
+    return load_class_names(class_names) if class_names is not None else classes or None
 
 
 def open_classifier(
@@ -57,7 +57,8 @@ def open_classifier(
     Args:
         head_or_model: Folder or hub name of a head, or name or folder of a model.
         is_model: Whether it is certainly a model.
-        classes: Candidate classes instead of the head's; a model needs them.
+        classes: Candidate classes instead of the head's, or a mapping that gives some of these other
+            names; a model needs them.
         templates: Prompt templates of a model.
         data: Where a model takes its classes from if `classes` is None; None for nowhere.
         device: Where the encoder runs.
@@ -71,8 +72,7 @@ def open_classifier(
     if not is_model and not _names_model(head_or_model):
         classifier = RAdaClassifier.from_pretrained(head_or_model, device=device, **options)
         if classes is not None:
-            named = classes.values() if isinstance(classes, Mapping) else classes
-            classifier.classes = tuple(dict.fromkeys(named))
+            classifier.classes = _renamed(classifier, classes)
         if templates:
             classifier.templates = tuple(templates)
         return classifier
@@ -80,6 +80,26 @@ def open_classifier(
         classes, found = _classes_of(data)
         templates = templates or list(found)
     return RAdaClassifier(head_or_model, classes, templates=templates, device=device, **options)
+
+
+def _renamed(
+    classifier: RAdaClassifier, given: Sequence[str] | Mapping[str, str]
+) -> tuple[str, ...]:
+    """Return the candidates: a list as it is, a mapping over the names of a saved classifier.
+
+    A mapping that knows none of them is one for other data, whose classes are the candidates.
+    """
+    from rada.data import Naming, fold_name
+
+    naming = Naming.of(given)
+    if naming.classes is not None:
+        return naming.classes
+    called = {name: key for key, name in classifier.aliases.items()}
+    keys = [called.get(name, name) for name in classifier.classes]
+    known = {fold_name(name) for name in (*keys, *classifier.classes)}
+    if not known & {fold_name(key) for key in naming.aliases}:
+        return tuple(naming.aliases.values())
+    return naming.match(classifier.classes, keys).classes
 
 
 def _names_model(name: str) -> bool:

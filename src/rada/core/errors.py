@@ -15,6 +15,7 @@ __all__ = [
     "EncoderError",
     "FeatureError",
     "MissingExtraError",
+    "OutputError",
     "RadaError",
     "StorageError",
     "TrainingDivergedError",
@@ -56,6 +57,10 @@ class CheckpointError(RadaError):
 
 class StorageError(RadaError, OSError):
     """A disk that is full or read-only, or a folder without write permission."""
+
+
+class OutputError(StorageError):
+    """An output that is in the way: not rada's, in use by another process, or a part of the data."""
 
 
 class CacheError(StorageError):

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TypeVar
 
+from rada.printable import clean
+
 __all__ = ["progress_bar", "track"]
 
 Item = TypeVar("Item")
@@ -34,7 +36,6 @@ def progress_bar(
     if not (sys.stderr.isatty() if enabled is None else enabled):
         yield lambda steps: None
         return
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -47,22 +48,26 @@ def progress_bar(
     )
     from rich.text import Text
 
+    from rada.terminal import screen
+
     class RateColumn(ProgressColumn):
         def render(self, task: Task) -> Text:
             speed = task.finished_speed or task.speed
-            return Text("" if not speed else f"{speed:.1f} {unit}/s", style="progress.data.speed")
+            return Text(
+                "" if not speed else f"{speed:.1f} {clean(unit)}/s", style="progress.data.speed"
+            )
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         RateColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
+        TextColumn("left", markup=False),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(description, total=total)
+    with Progress(*columns, console=screen(err=True), transient=True) as bar:
+        task = bar.add_task(clean(description), total=total)
         yield lambda steps: bar.advance(task, steps)
 
 

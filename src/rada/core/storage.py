@@ -17,9 +17,10 @@ from safetensors import SafetensorError
 from rada.core.errors import StorageError
 
 __all__ = [
-    "atomic_directory",
     "atomic_path",
+    "follow_umask",
     "read_json",
+    "umask",
     "whole_directory",
     "write_bytes",
     "write_json",
@@ -80,35 +81,34 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             with temporary.open("rb") as stream:
                 os.fsync(stream.fileno())
             # mkstemp makes private files; the result gets the mode that open() would have given.
-            temporary.chmod(0o666 & ~_umask())
+            temporary.chmod(0o666 & ~umask())
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """Return the permissions that new files lack, as the shell command `umask` does."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
-@contextlib.contextmanager
-def atomic_directory(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; its files move into `path` when the block ends well.
+def follow_umask(folder: Path) -> None:
+    """Bring all below a private folder safely to disk, with the modes that open() would have given.
 
-    Files that stood in `path` under other names stay. Each file is renamed in one step, in reverse
-    order of the names.
-
-    Raises:
-        StorageError: If the place cannot be written.
+    Some libraries write private files (mode 0600) whatever the umask says.
     """
-    path = Path(path)
-    with storage_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".rada-", dir=path) as name:
-            yield Path(name)
-            for entry in sorted(Path(name).iterdir(), reverse=True):
-                entry.replace(path / entry.name)
+    mask = umask()
+    for entry in (folder, *folder.rglob("*")):
+        if entry.is_symlink():
+            continue
+        if entry.is_file():
+            with entry.open("rb") as stream:
+                os.fsync(stream.fileno())
+            entry.chmod(0o666 & ~mask)
+        else:
+            entry.chmod(0o777 & ~mask)
 
 
 @contextlib.contextmanager
@@ -134,11 +134,7 @@ def whole_directory(path: str | Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", dir=path.parent))
         try:
             yield temporary
-            for entry in temporary.rglob("*"):
-                if entry.is_file():
-                    with entry.open("rb") as stream:
-                        os.fsync(stream.fileno())
-            temporary.chmod(0o777 & ~_umask())
+            follow_umask(temporary)
             if path.exists():
                 old = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", dir=path.parent))
                 path.replace(old)

@@ -1,11 +1,12 @@
 """Pictures and names: data sets of every kind, class names, prompts, few-shot sampling."""
 
-from rada.data.align import align_classes, fold_name
+from rada.data.align import fold_name
 from rada.data.bad import find_bad, readable_shots, without_bad
 from rada.data.dataset import ImageDataset, ImageSplit, Skipped
 from rada.data.images import open_image
 from rada.data.loose import expand_pictures, open_images
 from rada.data.manifest import write_manifest
+from rada.data.naming import Naming, align_classes
 from rada.data.prompts import (
     DEFAULT_TEMPLATE,
     build_prompts,
@@ -22,6 +23,7 @@ __all__ = [
     "DatasetInfo",
     "ImageDataset",
     "ImageSplit",
+    "Naming",
     "Skipped",
     "align_classes",
     "build_prompts",

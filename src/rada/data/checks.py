@@ -4,17 +4,39 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from rada.core.errors import DataError
-from rada.data.align import fold_name
 from rada.data.dataset import ImageDataset, ImageSplit, Skipped
-from rada.data.prompts import check_class_names, load_class_names
+from rada.data.naming import Matched, Naming, some_names
+from rada.data.prompts import ClassNamesSource, check_class_names
 
-__all__ = ["check_splits", "name_classes", "without_missing"]
+__all__ = ["check_labelled", "check_splits", "name_classes", "place_labels", "without_missing"]
+
+
+def check_labelled(labels: ArrayLike, ids: Sequence[str], purpose: str) -> None:
+    """Check that every image has a label.
+
+    A label of -1 used as an index would silently be the last class.
+
+    Args:
+        labels: `(N,)` integers, -1 for "no label".
+        ids: N keys.
+        purpose: What needs the labels, for the message.
+
+    Raises:
+        DataError: If an image has none; the message counts them and names the first.
+    """
+    missing = np.flatnonzero(np.asarray(labels) < 0)
+    if len(missing):
+        raise DataError(
+            f"{purpose} needs a label for every image, but {len(missing)} of {len(ids)} images have "
+            f"none (the first: {ids[int(missing[0])]!r}): label them, leave them out, or name "
+            "another split"
+        )
 
 
 def without_missing(dataset: ImageDataset, *, skip: bool) -> ImageDataset:
@@ -58,78 +80,52 @@ def _why_missing(split: ImageSplit, index: int) -> str:
 
 
 def name_classes(
-    dataset: ImageDataset,
-    class_names: str | Path | Sequence[str] | Mapping[str, str] | None,
+    dataset: ImageDataset, class_names: ClassNamesSource | Naming | None
 ) -> ImageDataset:
-    """Give the classes their display names and check them.
-
-    A mapping may name some of the classes only, or more than there are (all of ImageNet for a part of
-    it), but not both at once, which would be a misspelt key. A list is in the order of the
-    classes; where these are numbers, in the order of the numbers, gaps included.
+    """Give the classes of a data set the names that are wanted, and check them; see `Naming`.
 
     Raises:
         DataError: If names do not fit the classes, are blank or doubled, or are needed but not given.
     """
-    if class_names is None:
-        if dataset.unnamed:
-            raise DataError(f"{dataset.name!r}: {dataset.unnamed}")
-        checked = check_class_names(dataset.classes)
-        if len(checked) > 1 and all(name.isdecimal() for name in checked):
-            warnings.warn(
-                f"the classes of {dataset.name!r} are called by numbers ({', '.join(checked[:3])}...), "
-                "which say little to a text encoder: give class_names (--class-names)",
-                UserWarning,
-                stacklevel=4,
-            )
+    naming = Naming.of(class_names)
+    if not naming.wanted:
+        _check_own_names(dataset)
         return dataset
-    given = load_class_names(class_names)
-    if isinstance(given, Mapping):
-        return _with_names(dataset, _from_mapping(dataset, given))
-    if len(given) != len(dataset.classes) and _are_below(dataset.keys, len(given)):
-        numbers = [str(number) for number in range(len(given))]
-        splits = {
-            name: split.rename(dataset.keys).align(numbers)
-            for name, split in dataset.splits.items()
-        }
-        dataset = dataclasses.replace(dataset, splits=splits, keys=tuple(numbers))
-    elif len(given) != len(dataset.classes):
-        raise DataError(
-            f"{len(given)} names were given for the {len(dataset.classes)} classes of "
-            f"{dataset.name!r}: {_some(dataset.keys)}"
+    matched = naming.match(dataset.classes, dataset.keys)
+    if dataset.unnamed and set(matched.classes) & set(dataset.classes):  # some are numbers still
+        raise DataError(f"{dataset.name!r}: {dataset.unnamed}")
+    keys = list(matched.classes)
+    for key, place in zip(dataset.keys or dataset.classes, matched.places, strict=True):
+        keys[place] = key
+    splits = {name: place_labels(split, matched) for name, split in dataset.splits.items()}
+    named = dataclasses.replace(
+        dataset, classes=matched.classes, splits=splits, keys=tuple(keys), unnamed=""
+    )
+    groups = getattr(dataset, "groups", ())
+    if groups:
+        moved = tuple(matched.places[group] for group in groups)
+        named = dataclasses.replace(named, groups=moved)  # type: ignore[call-arg]
+    return named
+
+
+def place_labels(split: ImageSplit, matched: Matched) -> ImageSplit:
+    """Return the same images with labels that count in the matched class names."""
+    lookup = np.array([*matched.places, -1], dtype=np.int64)  # the last stands for -1
+    return dataclasses.replace(split, classes=matched.classes, labels=lookup[split.labels])
+
+
+def _check_own_names(dataset: ImageDataset) -> None:
+    """Check the names that the data brings itself, and warn of those that say little."""
+    if dataset.unnamed:
+        raise DataError(f"{dataset.name!r}: {dataset.unnamed}")
+    checked = check_class_names(dataset.classes)
+    if len(checked) > 1 and all(name.isdecimal() for name in checked):
+        warnings.warn(
+            f"the classes of {dataset.name!r} are called by numbers ({', '.join(checked[:3])}...), "
+            "which say little to a text encoder: give class_names (--class-names)",
+            UserWarning,
+            stacklevel=5,
         )
-    return _with_names(dataset, given)
-
-
-def _are_below(keys: Sequence[str], limit: int) -> bool:
-    """Whether all keys are plain numbers that count in a list of `limit` names."""
-    return all(key.isdecimal() and str(int(key)) == key and int(key) < limit for key in keys)
-
-
-def _from_mapping(dataset: ImageDataset, given: Mapping[str, str]) -> list[str]:
-    table: dict[str, str] = {}  # by folded key, for keys that are spelt in another way
-    for key, name in given.items():
-        if key not in dataset.keys and table.setdefault(fold_name(key), name) != name:
-            raise DataError(
-                f"two class names are given for {key!r}: {table[fold_name(key)]!r}, {name!r}"
-            )
-    folded = {fold_name(key) for key in dataset.keys}
-    strangers = [key for key in given if fold_name(key) not in folded]
-    unnamed = [key for key in dataset.keys if key not in given and fold_name(key) not in table]
-    if strangers and unnamed:
-        raise DataError(
-            f"a class name is given for {strangers[0]!r}, which is none of the classes "
-            f"{_some(dataset.keys)}, and none for {unnamed[0]!r}"
-        )
-    return [
-        given[key] if key in given else table.get(fold_name(key), name)
-        for key, name in zip(dataset.keys, dataset.classes, strict=True)
-    ]
-
-
-def _with_names(dataset: ImageDataset, names: Sequence[str]) -> ImageDataset:
-    classes = check_class_names(names)
-    splits = {name: split.rename(classes) for name, split in dataset.splits.items()}
-    return dataclasses.replace(dataset, classes=classes, splits=splits)
 
 
 def check_splits(dataset: ImageDataset, *, min_classes: int, allow_unseen: bool) -> None:
@@ -142,7 +138,7 @@ def check_splits(dataset: ImageDataset, *, min_classes: int, allow_unseen: bool)
     """
     if len(dataset.classes) < min_classes:
         raise DataError(
-            f"{dataset.name!r} has {len(dataset.classes)} class ({_some(dataset.classes)}), but at "
+            f"{dataset.name!r} has {len(dataset.classes)} class ({some_names(dataset.classes)}), but at "
             f"least {min_classes} are needed"
         )
     train = dataset.splits.get("train")
@@ -155,8 +151,3 @@ def check_splits(dataset: ImageDataset, *, min_classes: int, allow_unseen: bool)
                 f"the class {dataset.classes[unseen[0]]!r} of {dataset.name!r} has pictures in {name} but "
                 f"none in train: add some, or open {name} alone"
             )
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return ", ".join(map(repr, names[:10])) + more

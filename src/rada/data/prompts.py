@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rada.core.errors import DataError
 from rada.core.storage import read_json
@@ -13,6 +15,7 @@ from rada.data.sources import id_bytes
 
 __all__ = [
     "DEFAULT_TEMPLATE",
+    "ClassNamesSource",
     "build_prompts",
     "check_class_names",
     "display_name",
@@ -21,6 +24,9 @@ __all__ = [
 ]
 
 DEFAULT_TEMPLATE = "a photo of a {}."
+
+ClassNamesSource = str | Path | Sequence[str] | Mapping[str, str]
+"""Class names as a user gives them: a list, a mapping, or a file or JSON text with either."""
 
 
 def display_name(folder: str) -> str:
@@ -54,7 +60,7 @@ def check_class_names(names: Iterable[str]) -> tuple[str, ...]:
         raise DataError("there are no class names: give at least one")
     seen: dict[str, str] = {}
     for index, name in enumerate(checked):
-        if not isinstance(name, str) or not name.strip():
+        if not isinstance(name, str) or not _visible(name):
             raise DataError(f"class name number {index} is {name!r}: give every class a name")
         folded = fold_name(name)
         if folded in seen:
@@ -65,13 +71,15 @@ def check_class_names(names: Iterable[str]) -> tuple[str, ...]:
     return checked
 
 
-def load_class_names(
-    source: str | Path | Sequence[str] | Mapping[str, str],
-) -> dict[str, str] | tuple[str, ...]:
-    """Read class names: a list, or a mapping from folder names to class names.
+def _visible(name: str) -> str:
+    return "".join(letter for letter in name if unicodedata.category(letter) != "Cf").strip()
+
+
+def load_class_names(source: ClassNamesSource) -> dict[str, str] | tuple[str, ...]:
+    """Read class names: a list, or a mapping from names of the data to class names.
 
     Args:
-        source: The value itself, or a JSON file with it.
+        source: The value itself, JSON text of it, or a JSON file with it.
 
     Returns:
         A tuple of names, or a dict from folder name to class name.
@@ -83,6 +91,8 @@ def load_class_names(
         >>> load_class_names({"n02123045": "tabby"})
         {'n02123045': 'tabby'}
     """
+    if isinstance(source, str) and source.lstrip()[:1] in ("{", "["):
+        source = _parsed(source)
     if isinstance(source, str | Path):
         source = read_json(source, error=DataError, what="the file of class names")
     if isinstance(source, Mapping):
@@ -94,6 +104,13 @@ def load_class_names(
         "class names should be a list of names or an object {folder name: class name}, "
         f"not {type(source).__name__}"
     )
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"the class names {text[:80]!r} are not JSON: {error}") from error
 
 
 def load_templates(source: str | Path | Sequence[str] | None) -> tuple[str, ...]:

@@ -8,14 +8,15 @@ import importlib
 import importlib.util
 import os
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rada.core.errors import DataError
 from rada.data.checks import check_splits, name_classes, without_missing
 from rada.data.dataset import ImageDataset
-from rada.data.prompts import load_templates
+from rada.data.naming import Naming
+from rada.data.prompts import ClassNamesSource, load_templates
 
 __all__ = ["DatasetInfo", "list_datasets", "open_dataset", "register_dataset"]
 
@@ -103,7 +104,7 @@ def list_datasets() -> list[DatasetInfo]:
 def open_dataset(
     spec: str | Path,
     *,
-    class_names: str | Path | Sequence[str] | Mapping[str, str] | None = None,
+    class_names: ClassNamesSource | Naming | None = None,
     templates: str | Path | Sequence[str] | None = None,
     skip_bad: bool = False,
     min_classes: int = 2,
@@ -114,8 +115,9 @@ def open_dataset(
     Args:
         spec: A folder, a table (`.csv`, `.tsv`, `.jsonl`, `.ndjson`, `.json`), or a name that
             `rada datasets` lists. A `Path` is always a folder or a table.
-        class_names: Display names: a mapping from folder names, a list in the order of the classes, or
-            a JSON file with either. Default: the folder names with `_` as a space.
+        class_names: Display names: a mapping from folder names (what it lacks keeps its name), a list of
+            candidates that are matched by name (numbers are places in it, from 0), or a JSON file
+            with either; see `Naming`. Default: the folder names with `_` as a space.
         templates: Prompt templates, or a JSON file with them; default: the data set's own.
         skip_bad: Leave out pictures whose file is missing, instead of stopping, and count them in
             `ImageDataset.skipped`. No picture is opened here; see `find_bad`.

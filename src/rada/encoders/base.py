@@ -461,17 +461,17 @@ class DualEncoder(ABC):
 
         Raises:
             EncoderError: If the family does not offer `save`.
+            OutputError: If the folder holds what rada did not write, or another process writes to it.
             StorageError: If the place cannot be written.
         """
         self.require("save")
-        from rada.core.storage import storage_errors
+        from rada.output import claim
 
-        with storage_errors(Path(directory)):
-            Path(directory).mkdir(parents=True, exist_ok=True)
-            self.write(Path(directory))
+        with claim(directory, "encoder") as out, out.saving() as stage:
+            self.write(stage)
 
     def write(self, directory: Path) -> None:
-        """Family's part of `save`; the folder exists."""
+        """Family's part of `save`; the folder exists and is empty."""
         raise NotImplementedError
 
     # Identity -----------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rada.core.errors import DataError
 from rada.data.align import fold_name
+from rada.data.checks import check_labelled
 from rada.evaluation import evaluate_logits
 from rada.features import FeatureCache, extract_features
 from rada.training.distributed import process_count, process_rank
@@ -57,8 +58,10 @@ def shared_classes(name: str, split: ImageSplit, classes: tuple[str, ...]) -> Te
         classes: The training classes.
 
     Raises:
-        DataError: If two of its classes have the same name, or fewer than two are shared.
+        DataError: If two of its classes have the same name, fewer than two are shared, or an image
+            has no label.
     """
+    check_labelled(split.labels, split.ids, f"testing on {name!r}")
     wanted = {fold_name(known): known for known in classes}
     found: dict[str, int] = {}
     for label, own in enumerate(split.classes):

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rada.core.storage import write_bytes
-from rada.report.text import DASH, clean
+from rada.printable import clean
+from rada.report.text import DASH
 from rada.report.theme import theme_css
 
 if TYPE_CHECKING:

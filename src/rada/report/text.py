@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
+
+from rada.printable import clean
 
 __all__ = [
     "DASH",
     "MINUS",
-    "clean",
     "count",
     "interval",
     "percent",
@@ -28,22 +28,6 @@ ROW_NAMES = {
     "test_time": "RAda at test time",
     "zero_shot": "Zero-shot",
 }
-
-# What XML and UTF-8 cannot hold (class names come from file names, which may be any bytes), and the
-# marks that turn the direction of the text around them.
-_UNPRINTABLE = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff\u202a-\u202e\u2066-\u2069]"
-)
-
-
-def clean(text: str) -> str:
-    r"""Replace characters that neither HTML nor SVG can show by the replacement character.
-
-    Example:
-        >>> clean("a\x00b")
-        'a\ufffdb'
-    """
-    return _UNPRINTABLE.sub("\ufffd", text)
 
 
 def shorten(text: str, length: int = 28) -> str:

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor
 
-from rada.classifier import FEATURE_FILES, TEST_SPLITS, Data, Evaluated, RAdaClassifier
+from rada.classifier import TEST_SPLITS, Evaluated, RAdaClassifier
 from rada.core.errors import ConfigError, FeatureError
-from rada.data import ImageDataset, ImageSplit, expand_pictures, open_dataset
+from rada.data import ImageSplit, Naming, expand_pictures
+from rada.data.prompts import ClassNamesSource
 from rada.encoders import DualEncoder
 from rada.evaluation import compare
 from rada.features import Features, extract_features, iter_features
+from rada.inputs import Data, open_labelled
 from rada.predictions import Prediction, StreamAnswer, rank
 from rada.test_time.adapt import adapt_in_detail, adapt_views
 from rada.test_time.baselines import view_baselines
@@ -150,23 +152,32 @@ class TestTimeAdapter:
     # -- evaluation ------------------------------------------------------------------------------
 
     def evaluate(
-        self, data: Data, *, split: str | None = None, baselines: bool = True
+        self,
+        data: Data,
+        *,
+        split: str | None = None,
+        class_names: ClassNamesSource | None = None,
+        baselines: bool = True,
     ) -> tuple[dict[str, Any], Evaluated]:
         """Judge the zero-shot, the trained and the test-time adapted model on labelled data.
 
         Args:
             data: As for `RAdaClassifier.evaluate`; features need several views.
             split: Name of the split to use instead of `test`, else `val`, else all.
+            class_names: Names for the classes of the data, as for `RAdaClassifier.evaluate`.
             baselines: Also judge the mean of all views and of the confident ones.
 
         Returns:
             The result of `RAdaClassifier.evaluate` with the row "test_time" and the configuration under
             "test_time_config", and what it was computed from.
         """
-        found = self._open(data, TEST_SPLITS if split is None else (split,))
+        naming = Naming.of(class_names)
+        if class_names is None:
+            naming = Naming(aliases=self.classifier.aliases, lenient=True)
+        found = self._open(data, TEST_SPLITS if split is None else (split,), naming)
         pictures = found if isinstance(found, ImageSplit) else None
         features = self._features(found)
-        result, evaluated = self.classifier.evaluate(features)
+        result, evaluated = self.classifier.evaluate(features, class_names=features.classes)
         text = features.text_features
         if text is None:
             text = self.classifier.text_features(evaluated.classes)
@@ -241,16 +252,11 @@ class TestTimeAdapter:
             raise FeatureError("there are no pictures to predict")
         return torch.cat(views), self.classifier.text_features()
 
-    def _open(self, data: Data, splits: Sequence[str]) -> ImageSplit | Features:
-        if isinstance(data, str | Path) and str(data).lower().endswith(FEATURE_FILES):
-            data = Features.load(data)
-        if isinstance(data, str | Path):
-            data = open_dataset(data, skip_bad=self.classifier.skip_bad)
-        if isinstance(data, ImageDataset):
-            if self.classifier.templates is None:
-                self.classifier.templates = data.templates
-            return data.split(*splits)
-        return data
+    def _open(self, data: Data, splits: Sequence[str], naming: Naming) -> ImageSplit | Features:
+        found, _, templates = open_labelled(data, splits, naming, skip_bad=self.classifier.skip_bad)
+        if self.classifier.templates is None:
+            self.classifier.templates = templates
+        return found
 
     def _features(self, found: ImageSplit | Features) -> Features:
         if isinstance(found, Features):

@@ -82,21 +82,38 @@ class Checkpoints:
         """
         path = self.folder / "run.json"
         if path.exists():
-            found = read_json(path, error=CheckpointError, what="the description of the run")
-            told = differences(found if isinstance(found, dict) else {}, self.run)
+            told = self._told(path)
             if not told:
-                for rest in self.folder.glob(
-                    ".step-*"
-                ):  # of a process that was killed while it wrote
+                # Of a process that was killed while it wrote.
+                for rest in self.folder.glob(".step-*"):
                     shutil.rmtree(rest, ignore_errors=True)
+                if overwrite:
+                    self._drop_damaged()
                 return
             if not overwrite:
                 raise CheckpointError(
-                    f"{str(self.folder.parent)!r} holds another run ({'; '.join(told[:3])}): choose "
+                    f"{str(self.folder)!r} holds another run ({'; '.join(told[:3])}): choose "
                     "another folder, or replace it with --overwrite (overwrite=True)"
                 )
             shutil.rmtree(self.folder)
         write_json(path, self.run)
+
+    def _told(self, path: Path) -> list[str]:
+        """Name what differs between the run in the folder and this one."""
+        try:
+            found = read_json(path, error=CheckpointError, what="the description of the run")
+        except CheckpointError as error:
+            return [str(error)]
+        return differences(found if isinstance(found, dict) else {}, self.run)
+
+    def _drop_damaged(self) -> None:
+        """Delete the newest checkpoints until one can be read."""
+        for newest in reversed(self.all()):
+            try:
+                self.load()
+                return
+            except CheckpointError:
+                shutil.rmtree(newest)
 
     def all(self) -> list[Path]:
         """Return the checkpoints, oldest first."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rada.core.storage import whole_directory, write_json
-from rada.pretrained import ENCODER_FOLDER, HeadConfig, save_parts
+from rada.core.storage import write_json
+from rada.output import claim
+from rada.pretrained import ENCODER_FOLDER, HeadConfig, write_parts
 from rada.report.robustness import accuracies, draw_robustness
 
 if TYPE_CHECKING:
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
     from rada.classifier import RAdaClassifier
     from rada.methods.finetune.model import TunedModel
 
-__all__ = ["RESULT_FILE", "as_classifier", "save_tuned"]
+__all__ = ["LOG_FILE", "RESULT_FILE", "as_classifier", "save_tuned"]
 
+LOG_FILE = "log.jsonl"
 RESULT_FILE = "result.json"
 FIGURE_FILE = "robustness.svg"
 _TOLD = ("setting", "method", "config", "seed", "shots", "data", "data_fingerprint", "images")
@@ -48,7 +50,7 @@ def _vectors(model: TunedModel) -> Tensor | None:
 
 
 def save_tuned(directory: Path, model: TunedModel, result: dict[str, Any]) -> None:
-    """Write a tuned model; the result comes last, so a folder with one is whole.
+    """Write a tuned model and its result; a reader sees the old files or the new ones.
 
     Args:
         directory: The folder.
@@ -57,13 +59,16 @@ def save_tuned(directory: Path, model: TunedModel, result: dict[str, Any]) -> No
 
     Raises:
         EncoderError: If the encoder's family cannot be written.
+        OutputError: If the folder holds what rada did not write, or another process writes to it.
         StorageError: If the place cannot be written.
     """
-    with whole_directory(directory / ENCODER_FOLDER) as temporary:
-        model.encoder.save(temporary)
-    save_parts(directory, model.head, _vectors(model), _describe(model, result))
-    _draw(directory / FIGURE_FILE, model.method.title, result)
-    write_json(directory / RESULT_FILE, result)
+    model.encoder.require("save")
+    with claim(directory, "model") as out, out.saving(keep=(LOG_FILE,)) as stage:
+        (stage / ENCODER_FOLDER).mkdir()
+        model.encoder.write(stage / ENCODER_FOLDER)
+        write_parts(stage, model.head, _vectors(model), _describe(model, result))
+        _draw(stage / FIGURE_FILE, model.method.title, result)
+        write_json(stage / RESULT_FILE, result)
 
 
 def _draw(path: Path, title: str, result: dict[str, Any]) -> None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from rada.core.errors import ConfigError, DataError
-from rada.data import ImageDataset, ImageSplit, few_shot, open_dataset, readable_shots
-from rada.data.prompts import DEFAULT_TEMPLATE, check_class_names
+from rada.data import ImageDataset, ImageSplit, Naming, few_shot, open_dataset, readable_shots
+from rada.data.checks import check_labelled, name_classes, place_labels
+from rada.data.prompts import DEFAULT_TEMPLATE, ClassNamesSource, check_class_names
 from rada.evaluation.robustness import IN_DISTRIBUTION, TestSet, shared_classes
 
 __all__ = ["Data", "RunData", "open_sets"]
 
 Data = str | Path | ImageDataset | ImageSplit
-Names = Sequence[str] | Mapping[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class RunData:
 def open_sets(
     data: Data,
     ood: Mapping[str, Data],
-    names: Names = None,
+    names: ClassNamesSource | None = None,
     *,
     shots: int | None = None,
     seed: int = 0,
@@ -51,7 +51,7 @@ def open_sets(
     Args:
         data: As for `FineTuner.fit`.
         ood: Further test sets by name.
-        names: Class names, or a mapping from the data's names to them; None takes the data's.
+        names: Class names or a mapping, as for `open_dataset`; None takes the data's.
         shots: Pictures of each class to learn; None for all.
         seed: Chooses them.
         allow_fewer: Go on where a class has fewer.
@@ -63,18 +63,17 @@ def open_sets(
         DataError: If pictures, labels or classes are missing; the message names them.
         ConfigError: If a test set's name is taken.
     """
-    found = _opened(data, skip_bad)
+    naming = Naming.of(names)
+    found = _opened(data, skip_bad, naming)
     splits = found.splits if isinstance(found, ImageDataset) else {"train": found}
     train = splits.get("train", splits.get("all"))
     if train is None:
         raise DataError(f"{data!r} has no training pictures; it has {', '.join(splits)}")
-    if (train.labels < 0).any():
-        raise DataError("training needs a label for every picture, but some have none")
-    train = train.rename(check_class_names(_named(names, train.classes)))
-    classes = train.classes
+    classes = check_class_names(train.classes)
+    shifted = _for_other_data(naming)
 
     def matched(name: str, split: ImageSplit) -> TestSet:
-        return shared_classes(name, split.rename(_named(names, split.classes)), classes)
+        return shared_classes(name, split, classes)
 
     validation = splits.get("val") if select else None
     test = splits.get("test", None if select else splits.get("val"))
@@ -90,7 +89,7 @@ def open_sets(
     for name, spec in ood.items():
         if name in ("mean", IN_DISTRIBUTION):
             raise ConfigError(f"a test set cannot be called {name!r}: the result uses the word")
-        other = _opened(spec, skip_bad)
+        other = _opened(spec, skip_bad, shifted)
         if isinstance(other, ImageDataset):
             other = other.split("test", "val", "all", "train")
         tests.append(matched(name, other))
@@ -98,6 +97,7 @@ def open_sets(
         train, _ = readable_shots(train, shots, seed, allow_fewer=allow_fewer)
     elif shots is not None:
         train = few_shot(train, shots, seed, allow_fewer=allow_fewer)
+    check_labelled(train.labels, train.ids, "training")
     if len({*train.labels.tolist()}) < 2:
         raise DataError("training needs pictures of at least 2 classes")
     return RunData(
@@ -108,16 +108,18 @@ def open_sets(
     )
 
 
-def _opened(data: Data, skip_bad: bool) -> ImageDataset | ImageSplit:
-    return open_dataset(data, skip_bad=skip_bad) if isinstance(data, str | Path) else data
+def _opened(data: Data, skip_bad: bool, naming: Naming) -> ImageDataset | ImageSplit:
+    if isinstance(data, str | Path):
+        return open_dataset(data, class_names=naming, skip_bad=skip_bad)
+    if isinstance(data, ImageDataset):
+        return name_classes(data, naming)
+    return place_labels(data, naming.match(data.classes)) if naming.wanted else data
 
 
-def _named(given: Names, names: Sequence[str]) -> tuple[str, ...]:
-    """Return the class names that the user wants for the data's."""
-    if given is None:
-        return tuple(names)
-    if isinstance(given, Mapping):
-        return tuple(given.get(name, name) for name in names)
-    if len(given) != len(names):
-        raise DataError(f"{len(given)} class names were given for {len(names)} classes")
-    return tuple(given)
+def _for_other_data(naming: Naming) -> Naming:
+    """Return the names for a test set that may have other classes than were trained.
+
+    A list has its meaning for numbers only; `shared_classes` matches names.
+    """
+    places = {str(place): name for place, name in enumerate(naming.classes or ())}
+    return Naming(aliases=naming.aliases or places, lenient=True)

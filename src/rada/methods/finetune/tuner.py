@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from rada.core.errors import CheckpointError, ConfigError
+from rada.core.errors import CheckpointError, ConfigError, OutputError, StorageError
 from rada.core.storage import read_json
 from rada.data import ImageSplit
 from rada.data.prompts import load_templates
@@ -22,8 +22,10 @@ from rada.features import FeatureCache, Features, extract_features
 from rada.methods.finetune import FirstStage, get_fft_method
 from rada.methods.finetune.config import FFTConfig
 from rada.methods.finetune.model import TunedModel
-from rada.methods.finetune.saving import RESULT_FILE, save_tuned
+from rada.methods.finetune.saving import LOG_FILE, RESULT_FILE, save_tuned
 from rada.methods.finetune.sets import Data, open_sets
+from rada.output import OutputFolder, claim, training_folder
+from rada.pretrained import CONFIG_FILE, load_parts
 from rada.training.batches import Order, StepData, training_transform
 from rada.training.best_epoch import BestEpoch
 from rada.training.checkpoints import Checkpoints, RunState, differences
@@ -44,8 +46,6 @@ __all__ = ["FineTuner"]
 # How Accelerate may share the work; others cut the model itself into pieces.
 _KINDS = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_HPU")
 _CLASSES_PER_STEP = 64
-CHECKPOINT_FOLDER = "checkpoints"
-LOG_FILE = "log.jsonl"
 
 
 class FineTuner:
@@ -149,6 +149,8 @@ class FineTuner:
         Raises:
             DataError: If pictures or classes cannot be used.
             CheckpointError: If `output_dir` holds another run, or a damaged checkpoint.
+            OutputError: If `output_dir` holds what rada did not write, lies in the data or around it, or
+                another process writes to it.
             FineTuningStopped: On Ctrl-C or SIGTERM, after a checkpoint.
             TrainingDivergedError: If the loss is not finite.
             OutOfMemoryError: If a step does not fit into memory.
@@ -159,6 +161,26 @@ class FineTuner:
         if self.model is not None:  # a second fit starts from the pretrained weights, too
             self.model.load_tuned(self.model.start)
         accelerator = self._accelerator(out)
+        with _owned(out, accelerator, [data, *(ood or {}).values()]) as folder:
+            start_trackers(accelerator, self.trackers, self.config.to_dict())
+            return self._fit(
+                accelerator, folder, data, ood, shots, seed, allow_fewer, wise, out, overwrite
+            )
+
+    def _fit(
+        self,
+        accelerator: Accelerator,
+        folder: OutputFolder | None,
+        data: Data,
+        ood: Mapping[str, Data] | None,
+        shots: int | None,
+        seed: int,
+        allow_fewer: bool,
+        wise: Sequence[float],
+        out: Path | None,
+        overwrite: bool,
+    ) -> dict[str, Any]:
+        """Do what `fit` says; `folder` is `out`, owned by the main process alone."""
         with accelerator.main_process_first():  # what one process indexes or downloads, all find
             opened = open_sets(
                 data,
@@ -181,7 +203,7 @@ class FineTuner:
         run = self._describe(data, ood, train, judge, shots, seed)
         checkpoints = None
         if out is not None:
-            checkpoints = Checkpoints(out / CHECKPOINT_FOLDER, run, self.config.keep_checkpoints)
+            checkpoints = Checkpoints(training_folder(out), run, self.config.keep_checkpoints)
             finished = self._finished(out, run, accelerator, checkpoints, overwrite)
             if finished is not None:
                 return finished
@@ -194,6 +216,8 @@ class FineTuner:
             self.model = model
             zero_shot = judge(model, pretrained=True)
             log = None if out is None else out / LOG_FILE
+            if folder is not None:
+                folder.take(LOG_FILE)
             state = self._train(
                 model, train, accelerator, checkpoints, log, seed, judge, validation
             )
@@ -225,10 +249,9 @@ class FineTuner:
         )
         self.result = result
         if out is not None:
-            if accelerator.is_main_process:
+            if folder is not None:
                 save_tuned(out, model, result)
-                assert checkpoints is not None
-                shutil.rmtree(checkpoints.folder, ignore_errors=True)
+                folder.clear_training()
             accelerator.wait_for_everyone()
         accelerator.end_training()
         return result
@@ -256,6 +279,7 @@ class FineTuner:
             FineTuningStopped: On Ctrl-C or SIGTERM, after a checkpoint.
         """
         accelerator = self._accelerator(None)
+        start_trackers(accelerator, self.trackers, self.config.to_dict())
         self._place(accelerator)
         state = self._train(model, pictures, accelerator, checkpoints, None, seed, None, None)
         return state.history
@@ -381,7 +405,6 @@ class FineTuner:
                 "torch does not shard, and models are judged whole. Use one process a GPU with "
                 "--precision bf16 and --accumulate"
             )
-        start_trackers(accelerator, self.trackers, self.config.to_dict())
         return accelerator
 
     def _place(self, accelerator: Accelerator) -> None:
@@ -445,11 +468,9 @@ class FineTuner:
         overwrite: bool,
     ) -> dict[str, Any] | None:
         """Return the result of this very run if it is there; refuse to replace another."""
-        path = out / RESULT_FILE
-        if path.exists():
-            found = read_json(path, error=CheckpointError, what="the result")
-            told = differences({key: found.get(key) for key in run}, run)
-            if not told:
+        if (out / RESULT_FILE).exists() or (out / CONFIG_FILE).exists():
+            found, told = _saved_run(out, run)
+            if found is not None and not told:
                 self.result = found
                 return dict(found)
             if not overwrite:
@@ -459,7 +480,6 @@ class FineTuner:
                 )
         if accelerator.is_main_process:
             checkpoints.claim(overwrite=overwrite)
-            path.unlink(missing_ok=True)
         accelerator.wait_for_everyone()
         return None
 
@@ -488,6 +508,43 @@ class FineTuner:
         if self.model is None:
             raise ConfigError("there is no tuned model yet: call fit first")
         return self.model
+
+
+@contextlib.contextmanager
+def _owned(
+    out: Path | None, accelerator: Accelerator, inputs: Sequence[Any]
+) -> Iterator[OutputFolder | None]:
+    """Own the output folder in the main process; if it may not be had, all processes fail."""
+    from accelerate.utils import broadcast_object_list
+
+    if out is None:
+        yield None
+        return
+    with contextlib.ExitStack() as stack:
+        folder, refused = None, None
+        if accelerator.is_main_process:
+            try:
+                folder = stack.enter_context(claim(out, "model", inputs=inputs))
+            except StorageError as error:
+                refused = error
+        told = broadcast_object_list([None if refused is None else str(refused)])
+        if told[0] is not None:
+            raise refused or OutputError(told[0])
+        yield folder
+
+
+def _saved_run(out: Path, run: dict[str, Any]) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return the saved result, and what is another or damaged about it and its model."""
+    try:
+        found = read_json(out / RESULT_FILE, error=CheckpointError, what="the result")
+        if not isinstance(found, dict):
+            raise CheckpointError(f"'{out / RESULT_FILE}' is not the result of a run")
+        told = differences({key: found.get(key) for key in run}, run)
+        if not told:
+            load_parts(out)
+        return found, told
+    except CheckpointError as error:
+        return None, [str(error)]
 
 
 def _named_data(data: Data) -> str | None:

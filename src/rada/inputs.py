@@ -1,0 +1,86 @@
+"""From what a user hands over to labelled images or features under the class names that are wanted."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from rada.data import ImageDataset, ImageSplit, Naming, fold_name, open_dataset
+from rada.data.checks import name_classes, place_labels
+from rada.data.naming import Matched
+from rada.features import Features
+
+__all__ = ["FEATURE_FILES", "Data", "Opened", "open_labelled"]
+
+Data = str | Path | ImageDataset | ImageSplit | Features
+FEATURE_FILES = (".safetensors", ".npz")
+
+
+class Opened(NamedTuple):
+    """Opened data.
+
+    Attributes:
+        found: Images or features; their labels count in the names that are wanted.
+        aliases: Class names by what the data calls the classes.
+        templates: Prompt templates of the data, or None where it has none.
+    """
+
+    found: ImageSplit | Features
+    aliases: dict[str, str]
+    templates: tuple[str, ...] | None
+
+
+def open_labelled(
+    data: Data, splits: Sequence[str], naming: Naming, *, skip_bad: bool, embed: bool = False
+) -> Opened:
+    """Open the first of `splits` that the data has.
+
+    Args:
+        data: A path, the name of a data set, a features file, or any of these opened.
+        splits: Names of splits.
+        naming: The class names that are wanted.
+        skip_bad: Leave out images whose file is missing.
+        embed: Whether class features of a features file are dropped where the names are others than
+            the file's, since they are to be computed anew.
+
+    Raises:
+        DataError: If the data cannot be used or the names do not fit it.
+        FeatureError: If features cannot be used.
+    """
+    if isinstance(data, str | Path) and str(data).lower().endswith(FEATURE_FILES):
+        data = Features.load(data)
+    if isinstance(data, str | Path):
+        data = open_dataset(data, class_names=naming, skip_bad=skip_bad)
+    elif isinstance(data, ImageDataset):
+        data = name_classes(data, naming)
+    if isinstance(data, ImageDataset):
+        aliases = dict(zip(data.keys or data.classes, data.classes, strict=True))
+        return Opened(data.split(*splits), aliases, data.templates)
+    if not naming.wanted:
+        return Opened(data, dict(zip(data.classes, data.classes, strict=True)), None)
+    matched = naming.match(data.classes)
+    if isinstance(data, Features):
+        return Opened(_place_features(data, matched, embed), matched.aliases, None)
+    return Opened(place_labels(data, matched), matched.aliases, None)
+
+
+def _place_features(features: Features, matched: Matched, embed: bool) -> Features:
+    """Return the same features with labels, and rows of class features, in the order of the names."""
+    lookup = torch.tensor([*matched.places, -1])  # the last stands for -1
+    text = features.text_features
+    others = [
+        name
+        for name, place in zip(features.classes, matched.places, strict=True)
+        if fold_name(name) != fold_name(matched.classes[place])
+    ]
+    if len(matched.places) != len(matched.classes) or (embed and others):
+        text = None  # class features of other names, or of some of the candidates only
+    elif text is not None:
+        text = torch.empty_like(text).index_copy(0, lookup[:-1], text)
+    return dataclasses.replace(
+        features, labels=lookup[features.labels], classes=matched.classes, text_features=text
+    )

@@ -1,0 +1,92 @@
+"""Numbers that a user hands over: one rule for each, wherever it enters."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+from rada.core.errors import ConfigError, RadaError
+
+__all__ = ["LARGEST_SCALE", "LARGEST_SEED", "check_count", "check_scale", "check_seed"]
+
+LARGEST_SEED = 2**32 - 1
+"""The largest seed of NumPy's generators; times the step numbers it stays within torch's 64 bits."""
+LARGEST_SCALE = 1e6
+"""Models have scales near 100; far above this, float32 logits overflow and say nothing."""
+
+
+def check_seed(seed: Any, name: str = "seed") -> int:
+    """Return a seed.
+
+    Raises:
+        ConfigError: If it is no integer from 0 to `LARGEST_SEED`.
+
+    Example:
+        >>> check_seed(7)
+        7
+        >>> check_seed(-1)
+        Traceback (most recent call last):
+        ...
+        rada.core.errors.ConfigError: seed should be an integer from 0 to 4294967295, not -1
+    """
+    number = _integer(seed)
+    if number is None or not 0 <= number <= LARGEST_SEED:
+        raise ConfigError(
+            f"{name} should be an integer from 0 to {LARGEST_SEED}, not {_shown(seed)}"
+        )
+    return number
+
+
+def check_count(value: Any, name: str, *, error: type[RadaError] = ConfigError) -> int:
+    """Return a number of things, 1 or more; True is none.
+
+    Raises:
+        RadaError: Of type `error`, if it is no positive integer.
+
+    Example:
+        >>> check_count(16, "shots")
+        16
+    """
+    number = _integer(value)
+    if number is None or number < 1:
+        raise error(f"{name} should be a positive integer, not {_shown(value)}")
+    return number
+
+
+def check_scale(scale: Any, *, error: type[RadaError] = ConfigError) -> float:
+    """Return an exponentiated logit scale.
+
+    Raises:
+        RadaError: Of type `error`, if it is no number above 0 and at most `LARGEST_SCALE`.
+
+    Example:
+        >>> check_scale(100)
+        100.0
+    """
+    if not isinstance(scale, bool | str | bytes):
+        try:
+            number = float(scale)
+        except (TypeError, ValueError, OverflowError, RuntimeError):
+            number = math.nan
+        if 0 < number <= LARGEST_SCALE:
+            return number
+    raise error(
+        f"scale should be a finite number above 0, at most {LARGEST_SCALE:g}, not {_shown(scale)}: "
+        "100 is usual for CLIP models"
+    )
+
+
+def _integer(value: Any) -> int | None:
+    """Return an integer of any library, but no bool."""
+    if isinstance(value, bool) or getattr(getattr(value, "dtype", None), "kind", "") == "b":
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
