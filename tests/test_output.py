@@ -13,7 +13,7 @@ import pytest
 
 from rada import output
 from rada.core.errors import OutputError, StorageError
-from rada.output import STATE_FOLDER, check_apart, check_file, claim, finish_save
+from rada.core.output import STATE_FOLDER, check_apart, check_file, claim, finish_save
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -110,7 +110,7 @@ def test_output_and_data_are_apart(tmp_path: Path, place: str) -> None:
 def test_one_owner_at_a_time(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     code = (
-        "import sys, time; from rada.output import claim\n"
+        "import sys, time; from rada.core.output import claim\n"
         f"with claim({str(folder)!r}, 'model'): print('mine', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
@@ -141,7 +141,7 @@ def killed_save(folder: Path, at: int) -> int:
     """Save over `folder` in a process that is killed before its `at`-th change of the disk."""
     code = f"""
 import os, pathlib
-from rada.output import claim
+from rada.core.output import claim
 left = [{at}]
 def dying(real):
     def call(*args, **kwargs):

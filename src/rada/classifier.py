@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rada.core.config import EFTConfig
 from rada.core.errors import CheckpointError, ConfigError, DataError, FeatureError
+from rada.core.output import OutputFolder, claim
 from rada.core.threads import one_thread
 from rada.data import ImageSplit, Naming, few_shot, readable_shots
 from rada.data.checks import check_labelled
@@ -27,7 +28,6 @@ from rada.evaluation import compare
 from rada.features import FeatureCache, Features, extract_features
 from rada.head import RAdaHead
 from rada.inputs import FEATURE_FILES, Data, open_labelled
-from rada.output import OutputFolder, claim
 from rada.predictions import Prediction, StreamAnswer, rank, stream_answers
 from rada.pretrained import (
     CONFIG_FILE,

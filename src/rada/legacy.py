@@ -21,7 +21,7 @@ def written_before(folder: Path, kind: str) -> set[str]:
 
     Args:
         folder: The folder.
-        kind: What is expected in it, as for `rada.output.claim`.
+        kind: What is expected in it, as for `rada.core.output.claim`.
     """
     return set(_READERS[kind](folder)) if kind in _READERS else set()
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from rada._version import __version__
 from rada.core.errors import CheckpointError, ConfigError
+from rada.core.hashing import fingerprint_tensors
+from rada.core.output import claim, finish_save
 from rada.core.storage import read_json
 from rada.head import RAdaHead
-from rada.output import claim, finish_save
-from rada.training.state import fingerprint_tensors
 
 __all__ = [
     "CONFIG_FILE",

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rada.training.eft import EFTConfig
 
 from data.pictures import draw, draw_folder
 from features.tiny import TinyEncoder
@@ -26,7 +27,6 @@ from rada.data.shards.index import shard_folder
 from rada.data.shards.urls import expand_braces
 from rada.encoders import CustomEncoder
 from rada.features import extract_features
-from rada.training.eft import EFTConfig
 
 NAMES = ["ant", "bee", "cat"]
 

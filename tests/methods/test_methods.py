@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 import rada.training.state as training
 from rada.core.errors import CheckpointError, ConfigError, FeatureError
-from rada.features import ClassSet, Features
+from rada.features import ClassSet
 from rada.methods import Run, UnknownClassError, get_method, list_methods, register_method
 from rada.pretrained import Fitted, load_model, save_model
 from rada.training.strength import Strength
@@ -106,7 +106,9 @@ def test_gradient_in_every_parameter_after_two_steps(name, case_of):
 @pytest.mark.parametrize("name", [name for name in NAMES if get_method(name).learns])
 def test_learns_the_shots(name, case_of):
     data, run = case_of(name)
-    before = cross_entropy(logits(get_method(name).start(data, config(name), run), data), data.labels)
+    before = cross_entropy(
+        logits(get_method(name).start(data, config(name), run), data), data.labels
+    )
     wanted = get_method(name).config()
     if name in ("rada_adapter", "rada"):
         wanted = dataclasses.replace(wanted, strength=1.0, min_steps=50)
@@ -306,7 +308,12 @@ def test_damaged_files(data, tmp_path):
     path = tmp_path / "it" / "model.safetensors"
     save_model(tmp_path / "it", Fitted(fitted("rada_released", data), data.classes))
     whole = path.read_bytes()
-    for content in (b"", whole[:100], whole[:-4] + b"\0\0\0\0", whole.replace(b"head.key", b"head.kez")):
+    for content in (
+        b"",
+        whole[:100],
+        whole[:-4] + b"\0\0\0\0",
+        whole.replace(b"head.key", b"head.kez"),
+    ):
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=r"model\.safetensors|other weights"):
             load_model(tmp_path / "it")

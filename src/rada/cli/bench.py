@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rada.cli.options import Device, JsonFlag, NoCache, cache_option, print_json
-from rada.terminal import bold, echo, screen
+from rada.core.terminal import bold, echo, screen
 
 if TYPE_CHECKING:
     from rada.bench import Plan, RunSummary

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rada.cli.options import JsonFlag, print_json
-from rada.terminal import bold, echo, screen
+from rada.core.terminal import bold, echo, screen
 
 if TYPE_CHECKING:
     from rada.classifier import RAdaClassifier

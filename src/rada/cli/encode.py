@@ -19,7 +19,7 @@ from rada.cli.options import (
     cache_option,
     print_json,
 )
-from rada.terminal import echo
+from rada.core.terminal import echo
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder

@@ -24,7 +24,7 @@ from rada.cli.options import (
     cache_option,
     print_json,
 )
-from rada.terminal import bold, screen
+from rada.core.terminal import bold, screen
 
 if TYPE_CHECKING:
     from rada.classifier import Evaluated, RAdaClassifier

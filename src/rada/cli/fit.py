@@ -22,12 +22,12 @@ from rada.cli.options import (
     parse_strength,
     print_json,
 )
-from rada.terminal import bold, echo, screen
+from rada.core.terminal import bold, echo, screen
 
 if TYPE_CHECKING:
     from rada.classifier import RAdaClassifier
     from rada.core.config import EFTConfig
-    from rada.output import OutputFolder
+    from rada.core.output import OutputFolder
 
 IMAGES_FILE = "training_images.json"
 RESULT_FILE = "result.json"
@@ -79,8 +79,8 @@ def fit(
     After Ctrl-C or a crash the same command goes on where it stopped.
     """
     from rada.classifier import FEATURE_FILES, RAdaClassifier
+    from rada.core.output import claim
     from rada.data import load_class_names
-    from rada.output import claim
     from rada.training import TrainingInterrupted
 
     given = {
@@ -137,7 +137,6 @@ def _config(path: Path | None, given: dict[str, Any]) -> EFTConfig:
 
 def _result(classifier: RAdaClassifier, out: OutputFolder) -> dict[str, Any]:
     """Write what the run used beside the head, and return its result."""
-    from rada.core.storage import write_json
     from rada.evaluation import environment
     from rada.evaluation.provenance import command_line, peak_memory
 

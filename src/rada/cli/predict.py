@@ -29,7 +29,7 @@ from rada.cli.options import (
     Workers,
     cache_option,
 )
-from rada.terminal import echo
+from rada.core.terminal import echo
 
 if TYPE_CHECKING:
     from PIL.Image import Image

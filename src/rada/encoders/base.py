@@ -465,7 +465,7 @@ class DualEncoder(ABC):
             StorageError: If the place cannot be written.
         """
         self.require("save")
-        from rada.output import claim
+        from rada.core.output import claim
 
         with claim(directory, "encoder") as out, out.saving() as stage:
             self.write(stage)

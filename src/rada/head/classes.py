@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["PreparedClasses", "PreparedCache", "apply_linear", "prepare_classes"]
+__all__ = ["PreparedCache", "PreparedClasses", "apply_linear", "prepare_classes"]
 
 _LARGEST = 1 << 28
 """Bytes that a cache may hold."""

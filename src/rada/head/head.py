@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rada.core.errors import ConfigError, FeatureError
 from rada.head.attention import mask_attention, transforms_active
-from rada.head.classes import PreparedClasses, PreparedCache, apply_linear, prepare_classes
+from rada.head.classes import PreparedCache, PreparedClasses, apply_linear, prepare_classes
 from rada.head.kernels.chunk import Settings
 from rada.head.reference import AttentionWeights
 

@@ -14,8 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from rada.core.printable import clean
 from rada.core.storage import write_bytes
-from rada.printable import clean
 from rada.report.text import DASH
 from rada.report.theme import theme_css
 

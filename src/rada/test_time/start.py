@@ -21,7 +21,6 @@ from rada.test_time.selection import (
     mean_log_probability,
     view_entropies,
 )
-from rada.training.eft import TrainedHead
 
 __all__ = ["Chosen", "Start", "make_start", "untrained_head"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rada.core.output import claim
 from rada.core.storage import write_json
-from rada.output import claim
 from rada.pretrained import ENCODER_FOLDER, HeadConfig, write_parts
 from rada.report.robustness import accuracies, draw_robustness
 

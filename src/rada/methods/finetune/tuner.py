@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from rada.core.errors import CheckpointError, ConfigError, OutputError, StorageError
+from rada.core.hashing import fingerprint_tensors
+from rada.core.output import OutputFolder, claim, training_folder
 from rada.core.storage import read_json
 from rada.data import ImageSplit
 from rada.data.prompts import load_templates
@@ -24,14 +26,12 @@ from rada.methods.finetune.config import FFTConfig
 from rada.methods.finetune.model import TunedModel
 from rada.methods.finetune.saving import LOG_FILE, RESULT_FILE, save_tuned
 from rada.methods.finetune.sets import Data, open_sets
-from rada.output import OutputFolder, claim, training_folder
 from rada.pretrained import CONFIG_FILE, load_parts
 from rada.training.batches import Order, StepData, training_transform
 from rada.training.best_epoch import BestEpoch
 from rada.training.checkpoints import Checkpoints, RunState, differences
 from rada.training.encoder_loop import FineTuningStopped, TowerTraining
 from rada.training.signals import listening
-from rada.training.state import fingerprint_tensors
 from rada.training.tracking import check_trackers, start_trackers
 from rada.training.wise_ft import interpolate
 
