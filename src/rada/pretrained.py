@@ -1,312 +1,393 @@
-"""A head on disk: `head.safetensors` beside `config.json`, loaded without trusting either."""
+"""One folder format for every method, loaded without trusting it.
+
+`config.json` says what the model is (method, its configuration, classes, encoder, how it was trained),
+`model.safetensors` holds its weights and class features, and `encoder/` the encoder where it was tuned, in
+the format of its own library. Nothing in a folder is executed or unpickled.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from rada._version import __version__
-from rada.core.errors import CheckpointError, ConfigError
+from rada.core.config import Config
+from rada.core.errors import CheckpointError, ConfigError, RadaError
 from rada.core.hashing import fingerprint_tensors
 from rada.core.output import claim, finish_save
 from rada.core.storage import read_json
-from rada.head import RAdaHead
+from rada.data.prompts import check_class_names
+from rada.methods import AdaptedModel, Facts, Method, get_method
+from rada.pretrained_0_1 import modernised
+from rada.training.strength import Strength
+
+if TYPE_CHECKING:
+    from rada.encoders import DualEncoder
 
 __all__ = [
     "CONFIG_FILE",
     "ENCODER_FOLDER",
-    "HeadConfig",
-    "SavedParts",
-    "load_head",
-    "load_parts",
+    "WEIGHTS_FILE",
+    "EncoderId",
+    "Fitted",
+    "Record",
+    "check_encoder",
+    "is_saved_model",
+    "load_model",
     "resolve_directory",
-    "save_head",
-    "save_parts",
-    "write_parts",
+    "save_model",
+    "write_model",
 ]
 
 CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "head.safetensors"
-_MAX_CONFIG_BYTES = 64 << 20
-CLASSES_FILE = "classes.safetensors"
+WEIGHTS_FILE = "model.safetensors"
 ENCODER_FOLDER = "encoder"
-_PATTERNS = [CONFIG_FILE, "head.safetensors", CLASSES_FILE, f"{ENCODER_FOLDER}/*"]
-_PARTS = {"head", "classes", ENCODER_FOLDER}
-_LAYERS = ("query_image", "query_text", "query_rational", "key", "value", "out")
+FORMAT = "rada-model-2"
+_CLASS_FEATURES = "class_features"
+_MAX_CONFIG_BYTES = 64 << 20
+_PATTERNS = [CONFIG_FILE, WEIGHTS_FILE, "head.safetensors", f"{ENCODER_FOLDER}/*"]
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_LARGEST_WEIGHT = 1e6
+"""Far above any trained weight; beyond it logits are infinite or no numbers."""
 
 
 @dataclass(frozen=True)
-class HeadConfig:
-    """What a saved head says of itself.
+class EncoderId(Config):
+    """Which encoder made features.
 
     Attributes:
-        dim: Width D of the features.
-        num_heads: Attention heads.
-        temperature: Temperature of the joint softmax.
-        scale: The exponentiated logit scale that the head was trained with.
-        strength: Mask strength at inference.
-        encoder: `{"name", "fingerprint"}` of the encoder, or None for foreign features.
+        name: What `load_encoder` takes.
+        fingerprint: Hash of its weights, architecture, preprocessing and tokenizer.
+    """
+
+    name: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Record(Config):
+    """How a model was trained.
+
+    Attributes:
+        seed: Seed of everything random.
+        shots: Images of each class; None for all.
+        images: Training images.
+        data: What the data is called.
+        data_fingerprint: Hash of the training data.
+        skipped: Identifier and reason of each image that was left out.
+        details: What the method tells: the curve `history`, `strength_choice`, `seconds`, ...
+        key: Hash of everything that determines the run.
+    """
+
+    seed: int = 0
+    shots: int | None = None
+    images: int = 0
+    data: str | None = None
+    data_fingerprint: str | None = None
+    skipped: tuple[tuple[str, ...], ...] = ()
+    details: dict[str, Any] = field(default_factory=dict)
+    key: str = ""
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """The training curve: one entry for each epoch."""
+        found = self.details.get("history")
+        good = isinstance(found, list) and all(
+            isinstance(entry, dict) and all(isinstance(v, int | float) for v in entry.values())
+            for entry in found
+        )
+        return list(found) if good and found is not None else []
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A model with all that is needed to use it; what a folder holds.
+
+    Attributes:
+        model: The adapted model.
         classes: Names of the candidate classes.
-        templates: Prompt templates.
-        aliases: Display names by the folder or label names of the data.
-        training: Configuration, seed, history and data of the run.
-        weights_hash: Hash of the weights, which ties the two files together; "" is not checked.
-        rada_version: Version of the library that wrote it.
-        parts: What is in the folder: "head", "classes" (one learned vector a class), "encoder" (a tuned
-            encoder in the format of its own library).
+        templates: Prompt templates of the class features.
+        aliases: Class names by what the data calls them.
+        class_features: `(K, D)` of the candidates, as the model takes them; None where unknown.
+        encoder: The encoder of the features that were learned from; None for features of unknown origin.
+        record: How the model was trained.
     """
 
+    model: AdaptedModel
+    classes: tuple[str, ...]
+    templates: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    class_features: Tensor | None = None
+    encoder: EncoderId | None = None
+    record: Record = field(default_factory=Record)
+
+
+@dataclass(frozen=True)
+class ModelConfig(Config):
+    """The schema of `config.json`."""
+
+    method: str
+    method_config: dict[str, Any]
     dim: int
-    num_heads: int
-    temperature: float
     scale: float
-    strength: float
-    encoder: dict[str, Any] | None
-    classes: list[str]
-    templates: list[str]
-    aliases: dict[str, str] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-    weights_hash: str = ""
+    classes: tuple[str, ...]
+    trained_classes: tuple[str, ...]
+    templates: tuple[str, ...]
+    aliases: dict[str, str]
+    strength: dict[str, Any]
+    encoder: dict[str, str] | None
+    training: dict[str, Any]
+    weights_hash: str
+    tuned: str | None = None
+    format: str = FORMAT
     rada_version: str = __version__
-    parts: list[str] = field(default_factory=lambda: ["head"])
 
-    def __post_init__(self) -> None:
-        checks = {
-            "dim": _is_count(self.dim),
-            "num_heads": _is_count(self.num_heads)
-            and _is_count(self.dim)
-            and self.dim % self.num_heads == 0,
-            "temperature": _is_number(self.temperature) and self.temperature > 0,
-            "scale": _is_number(self.scale) and self.scale > 0,
-            "strength": _is_number(self.strength) and 0 <= self.strength <= 1,
-            "encoder": self.encoder is None
-            or (
-                isinstance(self.encoder, dict)
-                and all(isinstance(self.encoder.get(key), str) for key in ("name", "fingerprint"))
-            ),
-            "classes": _is_names(self.classes),
-            "templates": _is_names(self.templates),
-            "aliases": isinstance(self.aliases, dict) and _is_names(list(self.aliases.values())),
-            "training": isinstance(self.training, dict),
-            "weights_hash": isinstance(self.weights_hash, str),
-            "rada_version": isinstance(self.rada_version, str),
-            "parts": _is_names(self.parts) and set(self.parts) <= _PARTS and bool(self.parts),
-        }
-        wrong = [name for name, good in checks.items() if not good]
-        if wrong:
-            values = ", ".join(f"{name}={str(getattr(self, name))[:80]!r}" for name in wrong)
-            raise ConfigError(f"a head cannot have {values}")
-
-    @classmethod
-    def from_dict(cls, values: object) -> HeadConfig:
-        """Build from parsed JSON.
-
-        Raises:
-            ConfigError: If a field is unknown, missing or ill-typed; the message names it.
-        """
-        if not isinstance(values, dict):
-            raise ConfigError(f"a JSON object is needed, not {type(values).__name__}")
-        fields = {entry.name: entry for entry in dataclasses.fields(cls)}
-        unknown = sorted(map(str, set(values) - set(fields)))
-        missing = [
-            name
-            for name, entry in fields.items()
-            if name not in values
-            and entry.default is dataclasses.MISSING
-            and entry.default_factory is dataclasses.MISSING
-        ]
-        if unknown or missing:
-            told = [f"unknown field {name!r}" for name in unknown]
-            told += [f"missing field {name!r}" for name in missing]
-            version = values.get("rada_version")
-            hint = f" (written by rada {version}, this is {__version__})" if version else ""
-            raise ConfigError(", ".join(told) + hint)
-        return cls(**values)
+    def validate(self) -> None:
+        """Check the names; sizes and ranges are checked by `Facts`, `Strength` and the method's own."""
+        check_class_names(self.classes)
+        self.require(self.format == FORMAT, "format", f"{FORMAT!r}")
+        for name in (*self.classes, *self.trained_classes, *self.templates, *self.aliases.values()):
+            try:
+                name.encode()
+            except UnicodeEncodeError as error:
+                raise ConfigError(f"the name {name!r} is no text: it holds half a letter") from error
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _is_names(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
-
-
-def save_head(directory: str | Path, head: RAdaHead, config: HeadConfig) -> None:
-    """Write a head; a reader sees the old files or the new ones, never some of both.
+def save_model(directory: str | Path, fitted: Fitted) -> None:
+    """Write a model; a reader sees the old files or the new ones, never some of both.
 
     Raises:
-        OutputError: If the folder holds what rada did not write, or another process writes to it.
-        StorageError: If the place cannot be written.
-    """
-    save_parts(directory, head, None, config)
-
-
-def save_parts(
-    directory: str | Path, head: RAdaHead | None, vectors: Tensor | None, config: HeadConfig
-) -> None:
-    """Write what there is of a head and of vectors `(K, D)` of the classes, as `save_head` does.
-
-    Raises:
+        EncoderError: If the method tuned an encoder whose family cannot be written.
         OutputError: If the folder holds what rada did not write, or another process writes to it.
         StorageError: If the place cannot be written.
     """
     with claim(directory, "model") as out, out.saving() as stage:
-        write_parts(stage, head, vectors, config)
+        write_model(stage, fitted)
 
 
-def write_parts(
-    folder: Path, head: RAdaHead | None, vectors: Tensor | None, config: HeadConfig
-) -> None:
-    """Write the files of `save_parts` into an existing folder, one after the other."""
-    states: dict[str, dict[str, Tensor]] = {}
-    if head is not None:
-        states[WEIGHTS_FILE] = head.state_dict()
-    if vectors is not None:
-        states[CLASSES_FILE] = {"vectors": vectors}
-    states = {
-        name: {key: value.detach().cpu().contiguous() for key, value in state.items()}
-        for name, state in states.items()
-    }
-    hashed = _hash({key: value for state in states.values() for key, value in state.items()})
-    config = dataclasses.replace(
-        config, weights_hash=hashed if states else "", rada_version=__version__
+def write_model(folder: Path, fitted: Fitted) -> None:
+    """Write the files of `save_model` into an existing folder, one after the other."""
+    model = fitted.model
+    tuned = model.encoder if model.method.train_encoder else None
+    if tuned is not None:
+        tuned.require("save")
+        (folder / ENCODER_FOLDER).mkdir()
+        tuned.write(folder / ENCODER_FOLDER)
+    state = model.own_state()
+    if fitted.class_features is not None:
+        state[_CLASS_FEATURES] = fitted.class_features
+    state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    config = ModelConfig(
+        method=model.method.name,
+        method_config=model.config.to_dict(),
+        dim=model.facts.dim,
+        scale=model.facts.scale,
+        classes=fitted.classes,
+        trained_classes=model.facts.classes,
+        templates=fitted.templates or model.facts.templates,
+        aliases=dict(fitted.aliases),
+        strength=model.strength.to_dict(),
+        encoder=None if fitted.encoder is None else fitted.encoder.to_dict(),
+        training=(
+            dataclasses.replace(fitted.record, details=fitted.record.details | model.record)
+        ).to_dict(),
+        weights_hash=_hash(state),
+        tuned=None if tuned is None else tuned.fingerprint,
     )
-    text = json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False, allow_nan=False)
-    for name, state in states.items():
-        # One entry of metadata: safetensors writes several in random order, and equal heads should
-        # be equal files.
-        save_file(state, folder / name, metadata={"format": "pt"})
+    # One entry of metadata: safetensors writes several in random order, and equal models should be
+    # equal files.
+    save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    text = json.dumps(config.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
     (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-class SavedParts(NamedTuple):
-    """What a folder holds.
-
-    Attributes:
-        head: The head in evaluation mode, or None.
-        vectors: Vectors `(K, D)` of the classes, or None.
-        encoder: Folder of a tuned encoder, or None.
-        config: What is known of them.
-    """
-
-    head: RAdaHead | None
-    vectors: Tensor | None
-    encoder: Path | None
-    config: HeadConfig
-
-
-def load_head(directory: str | Path) -> tuple[RAdaHead, HeadConfig]:
-    """Read a head that anybody may have written.
-
-    Args:
-        directory: A local folder.
-
-    Returns:
-        The head in evaluation mode, and its configuration.
-
-    Raises:
-        CheckpointError: As for `load_parts`, or if there is no head.
-    """
-    found = load_parts(directory)
-    if found.head is None:
-        raise CheckpointError(f"{str(directory)!r} holds a tuned model without a head")
-    return found.head, found.config
-
-
-def load_parts(directory: str | Path) -> SavedParts:
+def load_model(
+    directory: str | Path,
+    *,
+    encoder: DualEncoder | None = None,
+    device: str | torch.device | None = None,
+) -> Fitted:
     """Read a folder that anybody may have written.
 
-    Only `config.json`, `head.safetensors` and `classes.safetensors` inside the folder are opened. The
-    shapes in a file's header are compared with the configuration before anything is allocated.
+    Only `config.json`, `model.safetensors` and, where the method tuned it, `encoder/` inside the folder are
+    opened. The shapes in the file's header are compared with the configuration before anything is
+    allocated.
 
     Args:
         directory: A local folder.
+        encoder: The encoder, for methods that ask one; else it is loaded by its saved name.
+        device: Where an encoder is loaded.
 
     Raises:
         CheckpointError: If a file is missing, damaged, leads outside the folder or does not fit the
             configuration.
+        EncoderError: If an encoder cannot be loaded.
     """
     folder = Path(directory)
     finish_save(folder)
-    config_path = _inside(folder, CONFIG_FILE)
-    raw = read_json(
-        config_path, error=CheckpointError, what="the configuration", limit=_MAX_CONFIG_BYTES
-    )
+    config, weights = _read_config(folder)
     try:
-        config = HeadConfig.from_dict(raw)
-    except (ConfigError, TypeError) as error:
-        raise CheckpointError(
-            f"{str(config_path)!r} is not a head's configuration: {error}"
-        ) from error
-    state: dict[str, Tensor] = {}
-    head, encoder = None, None
-    if "head" in config.parts:
-        state |= _read_tensors(_inside(folder, WEIGHTS_FILE), _head_shapes(config.dim))
-    if "classes" in config.parts:
-        shapes: dict[str, tuple[int, ...]] = {"vectors": (len(config.classes), config.dim)}
-        state |= _read_tensors(_inside(folder, CLASSES_FILE), shapes)
-    if config.weights_hash and config.weights_hash != _hash(state):
-        raise CheckpointError(
-            f"{str(folder)!r} holds other weights than its configuration was written for "
-            f"(hash {_hash(state)}, not {config.weights_hash}): the files are of different runs"
-        )
-    vectors = state.pop("vectors", None)
-    if "head" in config.parts:
-        head = RAdaHead(config.dim, config.num_heads, config.temperature)
-        head.to(state["out.weight"].dtype).load_state_dict(state)
-        head.eval()
-    if ENCODER_FOLDER in config.parts:
-        encoder = folder / ENCODER_FOLDER
-        if not encoder.is_dir() or not encoder.resolve().is_relative_to(folder.resolve()):
+        method = get_method(config.method)
+        facts = Facts(config.dim, config.scale, config.trained_classes, config.templates)
+        own = method.config.from_dict(config.method_config)
+        strength = Strength.from_dict(config.strength)
+        record = Record.from_dict(config.training)
+        saved = None if config.encoder is None else EncoderId.from_dict(config.encoder)
+    except ConfigError as error:
+        raise CheckpointError(f"'{folder / CONFIG_FILE}' cannot be used: {error}") from error
+    asked = _encoder_for(method, folder, config, saved, encoder, device)
+    state = _read_tensors(weights, config)
+    features = state.pop(_CLASS_FEATURES, None)
+    model = _filled(weights, method, facts, own, asked, state)
+    model.strength, model.record = strength, dict(record.details)
+    return Fitted(
+        model.eval(), config.classes, config.templates, config.aliases, features, saved, record
+    )
+
+
+def _read_config(folder: Path) -> tuple[ModelConfig, Path]:
+    """Return the configuration of a folder, and the file of its weights."""
+    path = _inside(folder, CONFIG_FILE)
+    raw = read_json(path, error=CheckpointError, what="the configuration", limit=_MAX_CONFIG_BYTES)
+    name = WEIGHTS_FILE
+    try:
+        if isinstance(raw, dict) and "format" not in raw:
+            raw, name = modernised(raw), "head.safetensors"
+        config = ModelConfig.from_dict(raw)
+    except (RadaError, TypeError) as error:
+        raise CheckpointError(f"{str(path)!r} is not a model's configuration: {error}") from error
+    return config, _inside(folder, name)
+
+
+def _encoder_for(
+    method: Method,
+    folder: Path,
+    config: ModelConfig,
+    saved: EncoderId | None,
+    given: DualEncoder | None,
+    device: str | torch.device | None,
+) -> DualEncoder | None:
+    """Return the tuned encoder, or the one that the method asks; None where it needs none."""
+    from rada.encoders import load_encoder
+
+    if method.train_encoder:
+        place = folder / ENCODER_FOLDER
+        if not place.is_dir() or not place.resolve().is_relative_to(folder.resolve()):
             raise CheckpointError(f"{str(folder)!r} lacks the tuned encoder in {ENCODER_FOLDER}/")
-    return SavedParts(head, vectors, encoder, config)
+        tuned = load_encoder(place, device=device)
+        if tuned.fingerprint != config.tuned:
+            raise CheckpointError(
+                f"{str(place)!r} is not the encoder that was tuned: it has the fingerprint "
+                f"{tuned.fingerprint}, not {config.tuned}"
+            )
+        return tuned
+    if "encoder" not in method.needs:
+        return given
+    if given is None and saved is not None:
+        given = load_encoder(saved.name, device=device)
+    if given is None:
+        raise CheckpointError(f"{str(folder)!r} needs the encoder that it was trained with: give it")
+    if saved is not None:
+        check_encoder(given, saved, config.dim)
+    return given
 
 
-def _head_shapes(dim: int) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {f"{layer}.weight": (dim, dim) for layer in _LAYERS}
-    return shapes | {f"{layer}.bias": (dim,) for layer in _LAYERS}
+def check_encoder(encoder: DualEncoder, saved: EncoderId, dim: int) -> None:
+    """Check that an encoder is the one that a model was trained with.
+
+    Raises:
+        CheckpointError: If it is not; the message names the difference.
+    """
+    if encoder.dim != dim:
+        raise CheckpointError(
+            f"the model has the width {dim}, the encoder {encoder.name!r} has {encoder.dim}: "
+            f"load it with the encoder {saved.name!r}"
+        )
+    if encoder.fingerprint != saved.fingerprint:
+        raise CheckpointError(
+            f"the model was trained with the encoder {saved.name!r}, fingerprint {saved.fingerprint}; "
+            f"{encoder.name!r} has {encoder.fingerprint}: its weights, architecture, preprocessing or "
+            "tokenizer differ. Load it with the same encoder, or fit again"
+        )
 
 
-def _read_tensors(path: Path, wanted: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def _filled(
+    path: Path,
+    method: Method,
+    facts: Facts,
+    config: Config,
+    encoder: DualEncoder | None,
+    state: dict[str, Tensor],
+) -> AdaptedModel:
+    """Return the model with the weights of a file."""
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    try:
+        with torch.device("meta"):  # nothing is allocated before the shapes are known to fit
+            model = method.build(facts, config, shapes, encoder)
+    except (RadaError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise CheckpointError(f"{str(path)!r} does not fit its configuration: {error}") from error
+    wanted = {name: tuple(value.shape) for name, value in model.own_state().items()}
+    for name in sorted(wanted.keys() | shapes.keys()):
+        if shapes.get(name) != wanted.get(name):
+            raise CheckpointError(
+                f"{str(path)!r} does not fit its configuration: {name!r} has the shape "
+                f"{shapes.get(name)}, {wanted.get(name)} is needed"
+            )
+    model.load_state_dict(state, strict=False, assign=True)
+    return model
+
+
+def _read_tensors(path: Path, config: ModelConfig) -> dict[str, Tensor]:
+    """Return the tensors of a file that can be what the configuration says."""
+    largest = max(config.dim, len(config.classes), len(config.trained_classes)) << 12
     try:
         with safe_open(path, framework="pt") as stream:
-            names = set(stream.keys())
-            found = {name: tuple(stream.get_slice(name).get_shape()) for name in names}
-            if found != wanted:
-                raise CheckpointError(_difference(path, found, wanted))
+            names = list(stream.keys())
+            for name in names:
+                shape = stream.get_slice(name).get_shape()
+                if any(size > largest for size in shape):
+                    raise CheckpointError(f"{str(path)!r}: {name!r} has the shape {tuple(shape)}")
             state = {name: stream.get_tensor(name) for name in names}
-    except (SafetensorError, OSError, KeyError) as error:
+    except (SafetensorError, OSError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{str(path)!r} is damaged: {error}") from error
+    if path.name != WEIGHTS_FILE:
+        state = {f"head.{name}": value for name, value in state.items()}
+    elif config.weights_hash != _hash(state):
+        raise CheckpointError(
+            f"{str(path.parent)!r} holds other weights than its configuration was written for "
+            f"(hash {_hash(state)}, not {config.weights_hash}): the files are of different runs"
+        )
     for name, value in state.items():
-        if not value.is_floating_point() or not value.isfinite().all():
-            raise CheckpointError(f"{str(path)!r} holds NaN, Inf or integers in {name!r}")
+        if value.dtype == torch.int64:
+            continue
+        if value.dtype not in _FLOATS or not bool((value.abs() <= _LARGEST_WEIGHT).all()):
+            raise CheckpointError(
+                f"{str(path)!r} holds in {name!r} what no weights are: {value.dtype}, NaN, or values "
+                f"above {_LARGEST_WEIGHT:g}"
+            )
     return state
 
 
-def _hash(state: dict[str, Tensor]) -> str:
-    return fingerprint_tensors(*(state[name].float() for name in sorted(state)))
+def _hash(state: Mapping[str, Tensor]) -> str:
+    return fingerprint_tensors(*(state[name] for name in sorted(state)), extra=sorted(state))
 
 
 def _inside(folder: Path, name: str) -> Path:
     if not folder.is_dir():
-        raise CheckpointError(f"{str(folder)!r} is not a folder with a saved head")
+        raise CheckpointError(f"{str(folder)!r} is not a folder with a saved model")
     path = folder / name
     if not path.is_file():
         raise CheckpointError(
-            f"{str(folder)!r} has no {name}: it is not a head that save_pretrained or rada fit wrote"
+            f"{str(folder)!r} has no {name}: it is not a model that save_pretrained or rada fit wrote"
         )
     # The hub's cache keeps snapshots as links into a folder of blobs two levels up.
     allowed = (folder.resolve(), folder.resolve().parent.parent / "blobs")
@@ -315,18 +396,14 @@ def _inside(folder: Path, name: str) -> Path:
     return path
 
 
-def _difference(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    for name in sorted(wanted.keys() | found.keys()):
-        if found.get(name) != wanted.get(name):
-            return (
-                f"{str(path)!r} does not fit its configuration: {name!r} has the shape "
-                f"{found.get(name)}, {wanted.get(name)} is needed"
-            )
-    return f"{str(path)!r} does not fit its configuration"
+def is_saved_model(folder: Path) -> bool:
+    """Whether a folder is one that `save_model` or rada 0.1 wrote, rather than an encoder's."""
+    config = folder / CONFIG_FILE
+    return config.is_file() and b'"rada_version"' in config.read_bytes()
 
 
 def resolve_directory(name: str | Path) -> Path:
-    """Return the local folder of a saved head, downloading `owner/name` from the Hugging Face hub.
+    """Return the local folder of a saved model, downloading `owner/name` from the Hugging Face hub.
 
     Raises:
         CheckpointError: If there is no such folder and the hub has none or is out of reach.

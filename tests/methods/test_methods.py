@@ -252,7 +252,7 @@ def test_trainable_parameters(data):
         "rada_released": 6 * (dim * dim + dim),
         "rada_adapter": 6 * (dim * dim + dim) + 2 * (2 * 4 * dim + 4 + dim),
     }
-    assert {name: fitted(name, data, run).trainable_parameters() for name in expected} == expected
+    assert {name: fitted(name, data).trainable_parameters() for name in expected} == expected
 
 
 def test_coop_trains_the_context_alone(text_data, embedded):
@@ -286,7 +286,7 @@ def test_tip_adapter_keys_are_the_mean_of_the_random_views(data):
 @pytest.mark.parametrize("name", ["zero_shot_ensemble", "coop"])
 def test_a_method_without_its_encoder(name, data):
     with pytest.raises(ConfigError, match=f"{name} works through the encoder"):
-        fitted(name, data, run)
+        fitted(name, data)
 
 
 def test_unknown_method_is_suggested():

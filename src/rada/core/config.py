@@ -26,6 +26,13 @@ def _matches(value: object, annotation: Any) -> bool:
         return any(_matches(value, option) for option in typing.get_args(annotation))
     if origin is Literal:
         return value in typing.get_args(annotation) and not isinstance(value, bool)
+    if annotation is Any:
+        return True
+    if origin is dict:
+        _, item = typing.get_args(annotation)
+        return isinstance(value, dict) and all(
+            isinstance(key, str) and _matches(entry, item) for key, entry in value.items()
+        )
     if origin is tuple:
         item = typing.get_args(annotation)[0]
         return isinstance(value, tuple) and all(_matches(entry, item) for entry in value)
@@ -36,6 +43,14 @@ def _matches(value: object, annotation: Any) -> bool:
     if annotation is None or annotation is type(None):
         return value is None
     return isinstance(value, annotation)
+
+
+def _is_finite(value: float) -> bool:
+    """Whether a number is a finite float; JSON's integers have no end."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def parse_value(text: str) -> Any:
@@ -67,9 +82,9 @@ class Config:
                     f"{type(self).__name__}.{field.name} should be of type {field.type}, "
                     f"but the value passed is {value!r} of type {type(value).__name__}"
                 )
-            if isinstance(value, float) and not math.isfinite(value):
+            if isinstance(value, int | float) and not _is_finite(value):
                 raise ConfigError(
-                    f"{type(self).__name__}.{field.name} should be finite, not {value!r}"
+                    f"{type(self).__name__}.{field.name} should be finite, not {str(value)[:40]}"
                 )
         self.validate()
 
