@@ -1,310 +1,114 @@
-"""`RAdaClassifier`: from pictures and class names to a classifier, in the manner of scikit-learn."""
+"""`Classifier`: from images and class names to a classifier, by any method, as in scikit-learn."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from rada.core.config import EFTConfig
-from rada.core.errors import CheckpointError, ConfigError, DataError, FeatureError
-from rada.core.output import OutputFolder, claim
-from rada.core.threads import one_thread
-from rada.data import ImageSplit, Naming, few_shot, readable_shots
-from rada.data.checks import check_labelled
-from rada.data.prompts import (
-    DEFAULT_TEMPLATE,
-    ClassNamesSource,
-    check_class_names,
-    load_templates,
-)
-from rada.encoders import DualEncoder, load_encoder
-from rada.evaluation import compare
-from rada.features import FeatureCache, Features, extract_features
-from rada.head import RAdaHead
-from rada.inputs import FEATURE_FILES, Data, open_labelled
-from rada.predictions import Prediction, StreamAnswer, rank, stream_answers
-from rada.pretrained import (
-    CONFIG_FILE,
-    HeadConfig,
-    load_head,
-    load_parts,
-    resolve_directory,
-    save_head,
-)
-from rada.training.eft import HeadTrainer, TrainedHead, describe
-from rada.training.strength import StrengthChoice
+from rada.classifier_base import ClassifierBase
+from rada.core.errors import DataError
+from rada.core.output import claim
+from rada.core.values import check_count, check_seed
+from rada.data import Naming
+from rada.data.prompts import ClassNamesSource
+from rada.encoders.slot import EncoderSlot
+from rada.evaluating import accuracy, evaluate, share_right
+from rada.evaluation import Evaluation
+from rada.features import ClassSet, Features
+from rada.fitting import FitPlan, fit_model
+from rada.inputs import Data
+from rada.methods import Run
+from rada.predictions import Prediction, StreamAnswer, probabilities_of, rank, warn_of_one_class
+from rada.pretrained import load_model, resolve_directory, save_model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-__all__ = ["FEATURE_FILES", "Data", "Evaluated", "RAdaClassifier"]
+    from rada.encoders import DualEncoder
 
-TRAIN_SPLITS = ("train", "all")
-TEST_SPLITS = ("test", "val", "all", "train")
-_SMALL_HEAD = 1 << 19
-"""Images times classes times width below which a batch takes one thread some 35 ms at most."""
+__all__ = ["Classifier"]
 
 
-class RAdaClassifier:
-    """A dual encoder with a RAda head, on your own classes.
+class Classifier(ClassifierBase):
+    """A dual encoder, adapted to your own classes by a method.
 
-    Before `fit` it is the zero-shot model.
+    Before `fit` it is the zero-shot model. Nothing is loaded before it is needed.
 
     Args:
         encoder: Name of a dual encoder (`rada models` lists them), a loaded one, anything else that
             `load_encoder` takes, or None to work on features alone.
+        method: Name of a method (`rada methods` lists them), or a method's configuration.
         classes: Candidate class names, which the data's are matched with by name, or a mapping from
             names of the data (folders, labels) to class names; see `rada.data.Naming`. None takes
-            the names from the data on `fit`.
+            the names from the data on `fit`. Assign others after `fit` to classify among them.
+        config: The method's configuration where `method` is a name; its defaults when None.
         templates: Prompt templates with `{}` for the class name; several are averaged. None takes the
             data's own, or "a photo of a {}.".
-        config: Training configuration; the defaults of `EFTConfig` when None.
+        text_features: Class features by class name, for work on features alone. Without any, features
+            `fit(X, y)` take the mean of each class.
         scale: Overrides the encoder's exponentiated logit scale.
         device: Where the encoder runs; the CPU when None.
         dtype: Type that the encoder computes in; features are float32 always.
         cache: A `FeatureCache`, None for the default one, or False for none.
-        workers: Processes that decode pictures; chosen by the machine when None.
-        skip_bad: Leave out pictures that cannot be read, with a warning, instead of stopping.
+        workers: Processes that decode images; chosen by the machine when None.
+        skip_bad: Leave out images that cannot be read, with a warning, instead of stopping.
         progress: Show bars; None shows them on a terminal only.
 
-    Attributes:
-        encoder: The loaded encoder, or None.
-        trained: What `fit` learned, a `TrainedHead`; None before.
-        train_split: The labelled pictures of the last `fit`, or None.
-
     Raises:
-        EncoderError: If the encoder cannot be loaded.
-        DataError: If class names or templates cannot be used.
+        RadaError: When it is used: if the encoder cannot be loaded, or a parameter cannot be used.
 
     Example:
-        >>> import torch
-        >>> from rada import EFTConfig, Features
+        >>> from rada.methods.rada import EFTConfig
         >>> features = Features(
         ...     torch.eye(4).repeat(4, 1), [0, 1, 2, 3] * 4, ("ant", "bee", "cat", "dog"),
         ...     text_features=torch.eye(4).roll(1, 0), scale=10.0,
         ... )
         >>> config = EFTConfig(epochs=2, num_heads=2, strength=1.0)
-        >>> classifier = RAdaClassifier(encoder=None, config=config, progress=False)
+        >>> classifier = Classifier(None, config, progress=False)
         >>> classifier.zero_shot_score(features)
         0.0
         >>> classifier.fit(features, shots=2, seed=1).score(features) >= 0.0
         True
+        >>> classifier
+        Classifier(encoder=None, method='rada', classes=4, fitted)
     """
-
-    def __init__(
-        self,
-        encoder: str | Path | DualEncoder | None = "embedded",
-        classes: Sequence[str] | Mapping[str, str] | None = None,
-        *,
-        templates: str | Sequence[str] | None = None,
-        config: EFTConfig | None = None,
-        scale: float | None = None,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
-        cache: FeatureCache | Literal[False] | None = None,
-        workers: int | None = None,
-        skip_bad: bool = False,
-        progress: bool | None = None,
-    ) -> None:
-        self.config = config or EFTConfig()
-        self.encoder: DualEncoder | None = None
-        if encoder is not None:
-            self.encoder = load_encoder(encoder, device=device, dtype=dtype)
-        self.templates = None if templates is None else load_templates(templates)
-        self.cache, self.workers, self.skip_bad = cache, workers, skip_bad
-        self.progress = progress
-        self.trained: TrainedHead | None = None
-        self.train_split: ImageSplit | None = None
-        self.aliases: dict[str, str] = {}
-        self._scale = scale
-        self._classes: tuple[str, ...] | None = None
-        self._vectors: dict[str, Tensor] = {}
-        self._text: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = {}
-        self._record: dict[str, Any] = {}
-        if isinstance(classes, Mapping):  # the data decides which of them there are
-            self.aliases = dict(Naming.of(classes).aliases)
-        elif classes is not None:
-            self.classes = classes
-
-    # -- names -----------------------------------------------------------------------------------
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The candidate classes; assign others to classify among them with the same head.
-
-        Raises:
-            DataError: If they are not known yet, or, on assignment, blank or doubled.
-        """
-        if self._classes is None and not self.aliases:
-            raise DataError("the classes are not known yet: name them, or fit the classifier first")
-        return self._classes or tuple(self.aliases.values())
-
-    @classes.setter
-    def classes(self, names: Iterable[str]) -> None:
-        self._classes = check_class_names(names)
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """What the last `fit` was: data, seed, configuration, strength and training curve."""
-        return dict(self._record)
-
-    @property
-    def scale(self) -> float:
-        """The exponentiated logit scale in use.
-
-        Raises:
-            ConfigError: If neither the encoder nor the features say it.
-        """
-        if self._scale is None and self.encoder is not None:
-            return float(self.encoder.scale)
-        if self._scale is None:
-            raise ConfigError("the logit scale is not known: pass scale=, 100 for CLIP models")
-        return self._scale
-
-    @property
-    def strength(self) -> float:
-        """Mask strength at inference; 0 before `fit`, which is the zero-shot model.
-
-        It serves wherever some of the candidates are new to the head; see `strength_for`. Setting it
-        sets it for all candidates.
-        """
-        return 0.0 if self.trained is None else self.trained.strength
-
-    @strength.setter
-    def strength(self, value: float) -> None:
-        if not 0 <= value <= 1:
-            raise ConfigError(f"strength should be in [0, 1], not {value!r}")
-        trained = self._require_trained()
-        trained.strength, trained.trained_strength = float(value), None
-        self._record |= {"strength": float(value), "trained_strength": None}
-
-    def strength_for(self, classes: Iterable[str]) -> float:
-        """Return the mask strength for candidate classes.
-
-        Where the head was trained on all of them that is another one than for new classes, both chosen
-        on the training shots.
-        """
-        if self.trained is None:
-            return 0.0
-        chosen = self.trained.trained_strength
-        known = self._record.get("trained_classes", ())
-        return self.strength if chosen is None or not set(classes) <= set(known) else chosen
-
-    def text_features(self, classes: Sequence[str] | None = None) -> Tensor:
-        """Return the class features `(K, D)` of the classifier's classes, or of others.
-
-        Raises:
-            FeatureError: If there is no encoder to make them.
-            DataError: If the model learned one vector a class, and a name is none of its classes.
-        """
-        names = self.classes if classes is None else tuple(classes)
-        if self._vectors:
-            strangers = [name for name in names if name not in self._vectors]
-            if strangers:
-                raise DataError(
-                    f"the model learned one vector for each of its {len(self._vectors)} classes, and "
-                    f"{strangers[0]!r} is none of them"
-                )
-            return torch.stack([self._vectors[name] for name in names])
-        if self.encoder is None:
-            raise FeatureError(
-                "there is no encoder to embed class names: give features with text_features, "
-                "or a classifier with an encoder"
-            )
-        key = (names, self._templates())
-        if key not in self._text:
-            self._text[key] = self.encoder.encode_classes(names, self._templates())
-        return self._text[key]
-
-    def _templates(self) -> tuple[str, ...]:
-        return self.templates or (DEFAULT_TEMPLATE,)
-
-    # -- data ------------------------------------------------------------------------------------
-
-    def _open(
-        self, data: Data, splits: Sequence[str], naming: Naming, *, embed: bool = False
-    ) -> tuple[ImageSplit | Features, dict[str, str]]:
-        """Return the first of `splits` under the names that are wanted, and what it calls them."""
-        found, aliases, templates = open_labelled(
-            data, splits, naming, skip_bad=self.skip_bad, embed=embed
-        )
-        if self.templates is None:
-            self.templates = templates
-        check_class_names(found.classes)
-        return found, aliases
-
-    def _encode(self, found: ImageSplit | Features, views: int = 1, seed: int = 0) -> Features:
-        """Return features of pictures; features pass through, if they are this encoder's."""
-        if isinstance(found, Features):
-            self._check_origin(found)
-            return found
-        if self.encoder is None:
-            raise FeatureError(
-                "pictures need an encoder: give one, or features instead of pictures"
-            )
-        return extract_features(
-            self.encoder,
-            found,
-            views=views,
-            seed=seed,
-            cache=self.cache,
-            workers=self.workers,
-            progress=self.progress,
-            skip_bad=self.skip_bad,
-        )
-
-    def _check_origin(self, features: Features) -> None:
-        if self.trained is not None and features.dim != self.trained.head.dim:
-            raise FeatureError(
-                f"the features have the width {features.dim}, the head has {self.trained.head.dim}: "
-                "both must come from the same encoder"
-            )
-        origin = (
-            self.encoder.fingerprint if self.encoder is not None else self._record.get("origin")
-        )
-        if origin and features.encoder_fingerprint and features.encoder_fingerprint != origin:
-            raise FeatureError(
-                f"the features come from the encoder {features.encoder!r} "
-                f"({features.encoder_fingerprint}), but {origin} is needed: encode them again"
-            )
-
-    def _candidates(self, features: Features, classes: tuple[str, ...]) -> Tensor:
-        """Return `(K, D)` for the classes; the features' own where they are of the same names."""
-        if features.text_features is not None and features.classes == classes:
-            return features.text_features
-        return self.text_features(classes)
 
     # -- training --------------------------------------------------------------------------------
 
     def fit(
         self,
         data: Data,
+        y: Any = None,
+        *,
         shots: int | None = None,
         seed: int = 0,
-        *,
         allow_fewer: bool = False,
         output_dir: str | Path | None = None,
         overwrite: bool = False,
-    ) -> RAdaClassifier:
-        """Train the head on labelled pictures, the encoders frozen.
+        run: Run | None = None,
+    ) -> Self:
+        """Learn from labelled images or features. A fit that fails changes nothing.
 
         Args:
             data: A folder with a sub-folder for each class (`train/` above them is used if it is there),
-                a table, the name of a data set, a features file, or any of these loaded.
-            shots: Pictures of each class to use; None for all.
+                a table, the name of a data set, a features file, any of these loaded, or features
+                `(N, D)` beside `y`.
+            y: Labels `(N,)` of any type.
+            shots: Images of each class to use; None for all.
             seed: Chooses the shots and everything random in training.
-            allow_fewer: Go on where a class has fewer pictures than `shots`.
-            output_dir: Folder for the finished head. Until then it holds the training state: the same
-                call after an interruption goes on from there, bit for bit, and after the end loads
-                the head.
-            overwrite: Replace another head in `output_dir`.
+            allow_fewer: Go on where a class has fewer images than `shots`.
+            output_dir: Folder for the finished model. Until then it holds the states of training: the
+                same call after an interruption goes on from there, bit for bit, and after the end
+                loads the model.
+            overwrite: Replace another model in `output_dir`.
+            run: What else the method may use, such as `after_epoch`; seed and folder are set here.
 
         Returns:
             The classifier itself.
@@ -312,281 +116,129 @@ class RAdaClassifier:
         Raises:
             DataError: If the data cannot be used; the message names the file or class.
             FeatureError: If features cannot be used.
-            CheckpointError: If `output_dir` holds another head and `overwrite` is off.
+            ConfigError: If the method cannot be used with this encoder or data.
+            CheckpointError: If `output_dir` holds another model and `overwrite` is off.
             OutputError: If `output_dir` holds what rada did not write, lies in the data or around it, or
                 another process writes to it.
+            TrainingDivergedError: If a loss or a weight is not finite.
             TrainingInterrupted: On Ctrl-C.
         """
+        values = None
+        if y is not None:
+            data, values = self.arrays(data, y)
+        plan = FitPlan(
+            *self.resolved(),
+            self.fresh_inputs,
+            Naming.of(self.classes),
+            dataclasses.replace(
+                run or Run(),
+                seed=check_seed(seed),
+                progress=self.progress,
+                workers=self.workers,
+                skip_bad=self.skip_bad,
+                device=self.device,
+            ),
+            None if shots is None else check_count(shots, "shots", error=DataError),
+            allow_fewer,
+            overwrite,
+        )
         owned = (
             contextlib.nullcontext()
             if output_dir is None
             else claim(output_dir, "model", inputs=[data])
         )
         with owned as out:
-            return self._fit(data, shots, seed, allow_fewer, out, overwrite)
-
-    def _fit(
-        self,
-        data: Data,
-        shots: int | None,
-        seed: int,
-        allow_fewer: bool,
-        out: OutputFolder | None,
-        overwrite: bool,
-    ) -> RAdaClassifier:
-        found, aliases = self._open(data, TRAIN_SPLITS, Naming(self._classes, self.aliases))
-        classes = found.classes
-        chosen, skipped = self._draw(found, shots, seed, allow_fewer)
-        features = self._encode(chosen, views=self.config.views, seed=seed)
-        check_labelled(features.labels, features.ids, "training")
-        self._adopt_scale(features)
-        trainer = HeadTrainer(
-            features.image_features,
-            features.labels,
-            self._text_of(features),
-            self.scale,
-            self.config,
-            seed,
-        )
-        self._classes = classes
-        self.aliases |= aliases
-        self.train_split = chosen if isinstance(chosen, ImageSplit) else None
-        if out is not None and self._finished(out, trainer.key, overwrite):
-            return self
-        self.trained = _trained(trainer, out, overwrite, self.progress)
-        self._record = {
-            "setting": "eft",
-            "images": len(features),
-            "shots": shots,
-            "data": str(data) if isinstance(data, str | Path) else getattr(data, "name", None),
-            "data_fingerprint": features.fingerprint,
-            "skipped": [*skipped, *(list(entry) for entry in features.skipped)],
-            "trained_classes": [classes[label] for label in trainer.labels.unique().tolist()],
-            "origin": features.encoder_fingerprint,
-            "origin_name": features.encoder,
-            **describe(self.trained),
-        }
-        if out is not None:
-            self.save_pretrained(out.path)
-            out.clear_training()
+            fitted, features = fit_model(plan, data, out)
+        self.adopt(fitted)
+        self.train_features_, self._values = features, values
         return self
-
-    def _draw(
-        self, found: ImageSplit | Features, shots: int | None, seed: int, allow_fewer: bool
-    ) -> tuple[ImageSplit | Features, list[list[str]]]:
-        """Return `shots` pictures of each class, or all, and the bad ones that were passed over."""
-        if shots is None:
-            return found, []
-        if isinstance(found, Features):
-            return found.few_shot(shots, seed, allow_fewer=allow_fewer), []
-        if not self.skip_bad:
-            return few_shot(found, shots, seed, allow_fewer=allow_fewer), []
-        good, bad = readable_shots(
-            found, shots, seed, allow_fewer=allow_fewer, progress=self.progress
-        )
-        return good, [[entry.id, entry.reason] for entry in bad]
-
-    def _finished(self, out: OutputFolder, key: str, overwrite: bool) -> bool:
-        """Take over the head in a folder if it is of this very run; refuse to replace another."""
-        if (out.training / "run.json").exists():
-            if not overwrite:
-                raise CheckpointError(
-                    f"{str(out.path)!r} holds a fine-tuning run that is not finished: choose another "
-                    "folder, or replace it with --overwrite (overwrite=True)"
-                )
-            out.clear_training()
-        if not (out.path / CONFIG_FILE).exists():
-            return False
-        try:
-            head, saved = load_head(out.path)
-            if (saved.training.get("fingerprint"), saved.training.get("config")) == (
-                key,
-                self.config.to_dict(),
-            ):
-                self._take(head, saved)
-                out.clear_training()
-                return True
-            told = "the head of another run"
-        except CheckpointError as error:
-            told = f"a head that cannot be used ({error})"
-        if not overwrite:
-            raise CheckpointError(
-                f"{str(out.path)!r} holds {told}: choose another folder, "
-                "or replace it with --overwrite (overwrite=True)"
-            )
-        return False
-
-    def _adopt_scale(self, features: Features) -> None:
-        """Take the scale of a features file where nothing else says it."""
-        if self.encoder is None and self._scale is None:
-            self._scale = features.scale
-
-    def _text_of(self, features: Features) -> Tensor:
-        """Return `(K, D)` for the classes of features: their own, or else the encoder's."""
-        if features.text_features is not None:
-            return features.text_features
-        return self.text_features(features.classes)
-
-    def _require_trained(self) -> TrainedHead:
-        if self.trained is None:
-            raise ConfigError("the classifier has no head yet: call fit first")
-        return self.trained
 
     # -- prediction ------------------------------------------------------------------------------
 
-    def logits(
-        self, image_features: Tensor, text_features: Tensor, *, strength: float | None = None
-    ) -> Tensor:
-        """Return logits `(N, K)` of features `(N, D)`.
+    def _to_predict(self, images: Any) -> tuple[Features | None, ClassSet]:
+        """Return features of what is to be predicted, None for nothing at all, and the candidates."""
+        inputs, names = self.inputs, self.candidates()
+        found = inputs.images(images, names)
+        if found is None:
+            return None, inputs.class_set(names)
+        encoded = found if isinstance(found, Features) else None
+        features = inputs.encode(found)
+        return features, inputs.class_set(names, encoded)
 
-        Strength None is the classifier's own for such class features; `strength_for` tells it from the
-        names of the classes.
-        """
-        if self.trained is None or strength == 0:
-            return self.scale * image_features @ text_features.T
-        if strength is None and self.trained.class_features is None and self.encoder is not None:
-            known = self._record.get("trained_classes", ())  # a loaded head does not bring them
-            self.trained.class_features = self.text_features(known) if known else None
-        return self.trained(image_features, text_features, self.scale, strength).logits
-
-    def predict_proba(self, images: Any) -> NDArray[np.float32]:
-        """Return softmax probabilities `(N, K)` over `classes`.
+    def logits(self, images: Any) -> NDArray[np.float32]:
+        """Return logits `(N, K)` over the candidates.
 
         Args:
-            images: A picture, a path, a folder, a list of pictures or paths, or `Features`.
+            images: Whatever `rada.inputs.ACCEPTED_IMAGES` says: an image, a path, a folder, a list of
+                these, features.
 
         Raises:
-            DataError: If a picture cannot be read; the message names it.
+            DataError: If an image cannot be read; the message names it.
+            UnknownClassError: If the method cannot score one of the candidates.
         """
-        features = self._features_to_predict(images)
-        text = self._candidates(features, self.classes)
-        logits = self.logits(features.plain(), text, strength=self.strength_for(self.classes))
-        result: NDArray[np.float32] = logits.softmax(-1).numpy()
-        return result
+        features, classes = self._to_predict(images)
+        if features is None:
+            return np.zeros((0, len(classes)), np.float32)
+        found: NDArray[np.float32] = self.model_logits(features.plain(), classes).numpy()
+        return found
+
+    def predict_proba(self, images: Any) -> NDArray[np.float32]:
+        """Return softmax probabilities `(N, K)` over the candidates; arguments as for `logits`."""
+        warn_of_one_class(self.candidates())
+        found: NDArray[np.float32] = probabilities_of(torch.from_numpy(self.logits(images))).numpy()
+        return found
 
     @overload
-    def predict(self, images: Any, top_k: None = None) -> list[str]: ...
+    def predict(self, images: Any, top_k: None = None) -> NDArray[Any]: ...
     @overload
     def predict(self, images: Any, top_k: int) -> list[list[Prediction]]: ...
-    def predict(self, images: Any, top_k: int | None = None) -> list[str] | list[list[Prediction]]:
-        """Name the class of each picture.
+    def predict(
+        self, images: Any, top_k: int | None = None
+    ) -> NDArray[Any] | list[list[Prediction]]:
+        """Name the class of each image.
 
         Args:
-            images: As for `predict_proba`.
-            top_k: None for the best name alone; a number for so many `Prediction(name, probability)` a
-                picture, best first.
+            images: As for `logits`.
+            top_k: None for the best name alone; a number for so many `Prediction(name, probability)` an
+                image, best first.
 
         Returns:
-            One entry for each picture.
+            Names `(N,)`, or a list for each image.
         """
-        if top_k is not None and top_k < 1:
-            raise ConfigError(f"top_k should be a positive integer, not {top_k!r}")
+        if top_k is None:
+            return self.classes_[self.logits(images).argmax(1)]
         probabilities = torch.from_numpy(self.predict_proba(images))
-        ranked = rank(probabilities, self.classes, top_k or 1)
-        return ranked if top_k is not None else [row[0].name for row in ranked]
+        return rank(probabilities, self.candidates(), check_count(top_k, "top_k"))
 
     def predict_stream(
-        self, pictures: Iterable[str | Path | Image], top_k: int = 1
+        self, images: Iterable[str | Path | Image], top_k: int = 1
     ) -> Iterator[StreamAnswer]:
-        """Name the class of each picture of a stream, in order, in bounded memory.
+        """Name the class of each image of a stream, in order, in bounded memory.
 
         Args:
-            pictures: Paths and pictures, consumed as answers are taken.
+            images: Paths and images, consumed as predictions are taken.
             top_k: Classes to name for each, best first.
 
         Yields:
             `StreamAnswer(name, predictions, reason)`.
 
         Raises:
-            DataError: If a picture cannot be read and the classifier does not skip bad ones.
+            DataError: If an image cannot be read and the classifier does not skip bad ones.
         """
-        self._require_encoder()
-        text = self.text_features()
-        strength = self.strength_for(self.classes)
-
-        def answer(views: Tensor) -> Tensor:
-            # threads of a small head would wait for the cores that are encoding the next pictures
-            with one_thread(views.device.type == "cpu" and len(views) * text.numel() < _SMALL_HEAD):
-                return self.logits(views[:, 0], text, strength=strength)
-
-        yield from self.stream(pictures, answer, top_k)
-
-    def stream(
-        self,
-        pictures: Iterable[str | Path | Image],
-        answer: Callable[[Tensor], Tensor],
-        top_k: int = 1,
-        **options: Any,
-    ) -> Iterator[StreamAnswer]:
-        """Do what `predict_stream` does with another way from views `(n, V, D)` to logits `(n, K)`.
-
-        Args:
-            pictures: Paths and pictures, consumed as answers are taken.
-            answer: Makes the logits.
-            top_k: Classes to name for each, best first.
-            options: `views`, `seed`, `batch_size` and `view_transform`, as for `iter_features`.
-        """
-        return stream_answers(
-            self._require_encoder(),
-            pictures,
-            answer,
-            self.classes,
-            top_k,
-            workers=self.workers,
-            cache=self.cache,
-            skip_bad=self.skip_bad,
-            **options,
+        classes = self.class_set()
+        yield from stream_predictions(
+            self.inputs, images, lambda views: self.model_logits(views[:, 0], classes), classes, top_k
         )
-
-    def _require_encoder(self) -> DualEncoder:
-        if self.encoder is None:
-            raise FeatureError(
-                "pictures need an encoder, but this head was trained on features alone"
-            )
-        return self.encoder
-
-    def _features_to_predict(self, images: Any) -> Features:
-        if isinstance(images, Features):
-            self._check_origin(images)
-            return images
-        if isinstance(images, ImageSplit):
-            return self._encode(images)
-        from rada.data import open_images
-
-        if isinstance(images, str | Path) or _is_picture(images):
-            images = [images]
-        entries: list[Path | Image] = list(images)
-        if entries and all(isinstance(entry, str | Path) for entry in entries):
-            return self._encode(open_images([str(entry) for entry in entries]))
-        if self.encoder is None:
-            raise FeatureError(
-                "pictures need an encoder: give one, or features instead of pictures"
-            )
-        encoded = self.encoder.encode_images(entries)
-        unlabelled = torch.full((len(encoded),), -1)
-        return Features(encoded, unlabelled, self.classes)
 
     # -- evaluation ------------------------------------------------------------------------------
 
-    def score(self, data: Data) -> float:
-        """Return the accuracy on labelled data among the classifier's classes, in [0, 1]."""
-        return self._accuracy(data, None)
+    def score(self, data: Data, y: Any = None) -> float:
+        """Return the accuracy on labelled data among the classifier's candidates, in [0, 1]."""
+        return accuracy(self, data, None) if y is None else share_right(self.predict(data), y)
 
     def zero_shot_score(self, data: Data) -> float:
-        """Return the accuracy of the model without the head, in [0, 1]."""
-        return self._accuracy(data, 0.0)
-
-    def _accuracy(self, data: Data, strength: float | None) -> float:
-        known = self.classes if self._classes or self.aliases else None
-        found, _ = self._open(data, TEST_SPLITS, Naming(known, self.aliases))
-        check_labelled(found.labels, found.ids, "the accuracy")
-        features = self._encode(found)
-        self._adopt_scale(features)
-        if strength is None:
-            strength = self.strength_for(found.classes)
-        text = self._text_of(features)
-        predicted = self.logits(features.plain(), text, strength=strength).argmax(-1)
-        return float((predicted == features.labels).double().mean())
+        """Return the accuracy of the model without adaptation, in [0, 1]."""
+        return accuracy(self, data, 0.0)
 
     def evaluate(
         self,
@@ -594,78 +246,42 @@ class RAdaClassifier:
         *,
         split: str | None = None,
         class_names: ClassNamesSource | None = None,
-    ) -> tuple[dict[str, Any], Evaluated]:
-        """Judge the zero-shot and the adapted model side by side, among the classes of the data.
+        ood: Mapping[str, Data] | None = None,
+    ) -> Evaluation:
+        """Evaluate the zero-shot and the adapted model side by side, among the classes of the data.
 
-        The classes may be ones that the head never saw.
+        The classes may be ones that the model never saw, if its method can score them.
 
         Args:
             data: As for `fit`; the split `test` is used if it is there, else `val`, else all.
             split: Name of the split to use instead.
             class_names: Names for the classes of the data, as for `open_dataset`. Default: what they were
                 called in training, else their own.
+            ood: Further data by name, out of distribution.
 
         Returns:
-            The result as plain JSON values, and the logits behind it.
+            Metrics of both, the logits behind them, and the test images.
         """
-        naming = Naming.of(class_names)
-        if class_names is None:
-            naming = Naming(aliases=self.aliases, lenient=True)
-        embed = class_names is not None and self.encoder is not None
-        splits = TEST_SPLITS if split is None else (split,)
-        found, _ = self._open(data, splits, naming, embed=embed)
-        check_labelled(found.labels, found.ids, "an evaluation")
-        features = self._encode(found)
-        self._adopt_scale(features)
-        classes, text = found.classes, self._text_of(features)
-        zero_shot = self.logits(features.plain(), text, strength=0.0)
-        strength = self.strength_for(classes)
-        adapted = self.logits(features.plain(), text, strength=strength)
-        result = compare(zero_shot, adapted, features.labels, classes)
-        result |= {
-            "skipped": [list(entry) for entry in features.skipped],
-            "strength": strength,
-            "scale": self.scale,
-            "templates": list(self._templates()),
-            "encoder": None
-            if self.encoder is None
-            else {"name": self.encoder.name, "fingerprint": self.encoder.fingerprint},
-            "data": str(data) if isinstance(data, str | Path) else getattr(data, "name", None),
-            "data_fingerprint": features.fingerprint,
-            "training": {key: value for key, value in self._record.items() if key != "history"},
-        }
-        pictures = found if isinstance(found, ImageSplit) else None
-        return result, Evaluated(features, classes, zero_shot, adapted, pictures)
+        return evaluate(self, data, split, class_names, ood or {})
 
     # -- on disk ---------------------------------------------------------------------------------
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write the head (`head.safetensors`) and all that is known of it (`config.json`).
-
-        Files that rada wrote there before are replaced, all in one step.
+        """Write the model and all that is known of it; the encoder too, where it was tuned.
 
         Raises:
-            ConfigError: If there is no head yet.
+            ConfigError: If nothing is fitted yet.
+            EncoderError: If the tuned encoder's family cannot be written.
             OutputError: If the folder holds what rada did not write, or another process writes to it.
             StorageError: If the place cannot be written.
         """
-        trained = self._require_trained()
-        encoder = None
-        if self.encoder is not None:
-            encoder = {"name": self.encoder.name, "fingerprint": self.encoder.fingerprint}
-        config = HeadConfig(
-            dim=trained.head.dim,
-            num_heads=trained.head.num_heads,
-            temperature=trained.head.temperature,
-            scale=self.scale,
-            strength=trained.strength,
-            encoder=encoder,
-            classes=list(self.classes),
-            templates=list(self._templates()),
-            aliases=self.aliases,
-            training=self._record,
-        )
-        save_head(directory, trained.head, config)
+        fitted, chosen = self.fitted_, self.candidates()
+        if chosen != fitted.classes:
+            features = None
+            if not fitted.model.method.train_encoder:
+                features = self.class_set().text_features
+            fitted = dataclasses.replace(fitted, classes=chosen, class_features=features)
+        save_model(directory, fitted)
 
     @classmethod
     def from_pretrained(
@@ -675,131 +291,26 @@ class RAdaClassifier:
         encoder: str | Path | DualEncoder | None = None,
         device: str | torch.device | None = None,
         **options: Any,
-    ) -> RAdaClassifier:
-        """Load a saved classifier; nothing in the folder is trusted or executed.
+    ) -> Self:
+        """Load a saved classifier of any method; nothing in the folder is trusted or executed.
 
         Args:
             directory: A local folder, or `owner/name` on the Hugging Face hub.
-            encoder: The encoder, if not by the name that the head was saved with.
+            encoder: The encoder, if not by the name that the model was saved with.
             device: Where the encoder runs.
             options: `cache`, `workers`, `skip_bad`, `progress` as for the class.
 
         Raises:
-            CheckpointError: If the folder is damaged, or the encoder is not the one that the head was
-                trained with; the message names the difference.
-            EncoderError: If the encoder cannot be loaded.
+            CheckpointError: If the folder is damaged, or, when it is needed, the encoder is not the one
+                that the model was trained with; the message names the difference.
+            EncoderError: If an encoder cannot be loaded.
         """
-        found = load_parts(resolve_directory(directory))
-        saved, chosen = found.config, encoder or found.encoder
-        if chosen is None and saved.encoder is not None:
-            chosen = saved.encoder["name"]
-        classifier = cls(
-            chosen,
-            saved.classes,
-            templates=saved.templates,
-            scale=saved.scale,
-            device=device,
-            **options,
+        slot = EncoderSlot(encoder, device)
+        fitted = load_model(
+            resolve_directory(directory), encoder=slot.get() if slot else None, device=device
         )
-        if classifier.encoder is not None and saved.encoder is not None:
-            _check_encoder(classifier.encoder, saved)
-        classifier.aliases = dict(saved.aliases)
-        if saved.training.get("setting", "eft") == "eft":
-            classifier.config = _training_config(saved)
-        classifier.adopt(found.head, found.vectors, saved)
-        return classifier
-
-    def adopt(self, head: RAdaHead | None, vectors: Tensor | None, saved: HeadConfig) -> None:
-        """Take over a head, vectors `(K, D)` of the classes, or both, with what is known of them.
-
-        A classifier with vectors of its classes can judge among these classes alone.
-        """
-        if vectors is not None:
-            self._vectors = dict(zip(saved.classes, vectors, strict=True))
-        self._record = saved.training
-        if head is not None:
-            self._take(head, saved)
-
-    def _take(self, head: RAdaHead, saved: HeadConfig) -> None:
-        """Take over a loaded head."""
-        training = saved.training
-        choice = training.get("strength_choice")
-        self._record = training
-        self.trained = TrainedHead(
-            head,
-            saved.strength,
-            self.config,
-            int(training.get("seed", 0)),
-            list(training.get("history", [])),
-            None if choice is None else StrengthChoice(**choice),
-            str(training.get("fingerprint", "")),
-            _trained_strength(training),
-        )
-
-
-class Evaluated(NamedTuple):
-    """What `RAdaClassifier.evaluate` computed its result from.
-
-    Attributes:
-        features: The encoded test images.
-        classes: Candidate class names.
-        zero_shot: Logits `(N, K)` without the head.
-        adapted: Logits `(N, K)` with it.
-        pictures: The pictures, where the data has them.
-    """
-
-    features: Features
-    classes: tuple[str, ...]
-    zero_shot: Tensor
-    adapted: Tensor
-    pictures: ImageSplit | None
-
-
-def _trained(
-    trainer: HeadTrainer, out: OutputFolder | None, overwrite: bool, progress: bool | None
-) -> TrainedHead:
-    """Train, from the state in an output folder if there is one."""
-    if out is None:
-        return trainer.train(None, progress=progress)
-    try:
-        return trainer.train(out.training, progress=progress)
-    except CheckpointError:  # the state is damaged
-        if not overwrite:
-            raise
-        out.clear_training()
-        return trainer.train(out.training, progress=progress)
-
-
-def _check_encoder(encoder: DualEncoder, saved: HeadConfig) -> None:
-    wanted = saved.encoder or {}
-    if encoder.dim != saved.dim:
-        raise CheckpointError(
-            f"the head has the width {saved.dim}, the encoder {encoder.name!r} has {encoder.dim}: "
-            f"load it with the encoder {wanted.get('name')!r}"
-        )
-    if encoder.fingerprint != wanted.get("fingerprint"):
-        raise CheckpointError(
-            f"the head was trained with the encoder {wanted.get('name')!r}, fingerprint "
-            f"{wanted.get('fingerprint')}; {encoder.name!r} has {encoder.fingerprint}: its weights, "
-            "preprocessing or tokenizer differ. Load it with the same encoder, or fit again"
-        )
-
-
-def _training_config(saved: HeadConfig) -> EFTConfig:
-    try:
-        return EFTConfig.from_dict(saved.training.get("config", {}))
-    except ConfigError as error:
-        raise CheckpointError(f"the head's training configuration is damaged: {error}") from error
-
-
-def _trained_strength(training: dict[str, Any]) -> float | None:
-    found = training.get("trained_strength")
-    if found is None or (type(found) in (int, float) and 0 <= found <= 1):
+        saved, model = fitted.encoder, fitted.model
+        chosen = encoder if encoder is not None or saved is None else saved.name
+        found = cls(chosen, model.method.name, config=model.config, device=device, **options)
+        found.adopt(fitted, slot if slot else None)
         return found
-    raise CheckpointError(f"the head's trained_strength is damaged: {found!r} is not in [0, 1]")
-
-
-def _is_picture(value: object) -> bool:
-    from PIL.Image import Image
-
-    return isinstance(value, Image)

@@ -1,23 +1,41 @@
-"""From what a user hands over to labelled images or features under the class names that are wanted."""
+"""From what a user hands over to labelled features: opened, named, drawn, encoded and checked."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 
-from rada.data import ImageDataset, ImageSplit, Naming, fold_name, open_dataset
+from rada.core.errors import ConfigError, DataError, FeatureError
+from rada.core.values import check_scale
+from rada.data import ImageDataset, ImageSplit, Naming, few_shot, fold_name, open_dataset, open_images
+from rada.data import readable_shots
 from rada.data.checks import name_classes, place_labels
 from rada.data.naming import Matched
-from rada.features import Features
+from rada.data.prompts import DEFAULT_TEMPLATE
+from rada.encoders.slot import EncoderSlot
+from rada.features import ClassSet, FeatureCache, Features, ViewTransform, extract_features
 
-__all__ = ["FEATURE_FILES", "Data", "Opened", "open_labelled"]
+__all__ = [
+    "FEATURE_FILES",
+    "TEST_SPLITS",
+    "TRAIN_SPLITS",
+    "Data",
+    "Inputs",
+    "Opened",
+    "data_name",
+    "open_labelled",
+]
 
-Data = str | Path | ImageDataset | ImageSplit | Features
+Data = Any
 FEATURE_FILES = (".safetensors", ".npz")
+TRAIN_SPLITS = ("train", "all")
+TEST_SPLITS = ("test", "val", "all", "train")
 
 
 class Opened(NamedTuple):
@@ -32,6 +50,209 @@ class Opened(NamedTuple):
     found: ImageSplit | Features
     aliases: dict[str, str]
     templates: tuple[str, ...] | None
+
+
+@dataclass
+class Inputs:
+    """Turns data into features of one encoder, with class features and scale.
+
+    Attributes:
+        slot: The encoder.
+        templates: Prompt templates that the user chose; None takes the data's.
+        known: Class features that are known without the encoder, with their templates.
+        scale: The scale that the user chose, or None.
+        origin: Name and fingerprint of the encoder that features must come from; None for any.
+        cache: The feature cache.
+        workers: Processes that decode images.
+        skip_bad: Leave out images that cannot be read.
+        progress: Show bars.
+    """
+
+    slot: EncoderSlot
+    templates: tuple[str, ...] | None = None
+    known: ClassSet | None = None
+    scale: float | None = None
+    origin: tuple[str, str] | None = None
+    cache: FeatureCache | Literal[False] | None = None
+    workers: int | None = None
+    skip_bad: bool = False
+    progress: bool | None = None
+    _text: dict[tuple[tuple[str, ...], tuple[str, ...]], torch.Tensor] = dataclasses.field(
+        default_factory=dict
+    )
+
+    def draw(
+        self, found: ImageSplit | Features, shots: int | None, seed: int, allow_fewer: bool
+    ) -> tuple[ImageSplit | Features, list[tuple[str, str]]]:
+        """Return `shots` images of each class, or all, and the bad ones that were passed over."""
+        if shots is None:
+            return found, []
+        if isinstance(found, Features):
+            return found.few_shot(shots, seed, allow_fewer=allow_fewer), []
+        if not self.skip_bad:
+            return few_shot(found, shots, seed, allow_fewer=allow_fewer), []
+        good, bad = readable_shots(
+            found, shots, seed, allow_fewer=allow_fewer, progress=self.progress
+        )
+        return good, [(entry.id, entry.reason) for entry in bad]
+
+    def features(
+        self,
+        found: ImageSplit | Features,
+        templates: tuple[str, ...] | None = None,
+        *,
+        views: int = 1,
+        seed: int = 0,
+        view_transform: ViewTransform | None = None,
+    ) -> Features:
+        """Return features with class features and scale; features pass through, if they fit.
+
+        Args:
+            found: Images or features.
+            templates: Templates that the data names.
+            views: Views of each image.
+            seed: Chooses the views.
+            view_transform: How views above 0 are made; None for the encoder's own.
+
+        Raises:
+            FeatureError: If features come from another encoder, or there is no encoder for images.
+            DataError: If an image cannot be read.
+        """
+        if isinstance(found, Features):
+            self.check_origin(found)
+            features = found
+            if features.num_views < views:
+                raise FeatureError(
+                    f"the method wants {views} views of each image, but the features have "
+                    f"{features.num_views}: encode them with --views {views}"
+                )
+        else:
+            features = extract_features(
+                self.slot.get(),
+                found,
+                views=views,
+                seed=seed,
+                cache=self.cache,
+                workers=self.workers,
+                progress=self.progress,
+                skip_bad=self.skip_bad,
+                view_transform=view_transform,
+            )
+        classes = self.class_set(features.classes, features, templates)
+        return dataclasses.replace(
+            features,
+            text_features=classes.text_features,
+            templates=classes.templates,
+            scale=self.scale_for(features),
+        )
+
+    def class_set(
+        self,
+        names: tuple[str, ...],
+        features: Features | None = None,
+        templates: tuple[str, ...] | None = None,
+    ) -> ClassSet:
+        """Return candidates with the class features that go with some features.
+
+        The features' own class features serve, then those that are known, if they are of the wanted
+        templates; else the encoder makes them.
+
+        Args:
+            names: The candidates.
+            features: Features whose class features may serve; None for none.
+            templates: Templates that the data names.
+
+        Raises:
+            FeatureError: If there are none and no encoder to make them.
+        """
+        own = None if features is None or not features.templates else features.templates
+        wanted = self.templates or templates or (self.known and self.known.templates) or own
+        for source in (_class_set_of(features), self.known):
+            if source is None or not self._may_use(source, wanted):
+                continue
+            rows = source.take_names(names)
+            if rows is not None:
+                return rows
+        if not self.slot:
+            self._refuse_templates(own)
+            raise FeatureError(
+                "there is no encoder to embed class names: give features with text_features, "
+                "or a classifier with an encoder" + self._hint()
+            )
+        key = (names, tuple(wanted or (DEFAULT_TEMPLATE,)))
+        if key not in self._text:
+            self._text[key] = self.slot.get().encode_classes(*key)
+        return ClassSet(names, self._text[key], key[1])
+
+    def _may_use(self, source: ClassSet, wanted: tuple[str, ...] | None) -> bool:
+        """Whether class features are of the wanted templates, as far as they say."""
+        if not source.templates or wanted is None or source.templates == tuple(wanted):
+            return True
+        return not self.slot and self.templates is None
+
+    def _refuse_templates(self, own: tuple[str, ...] | None) -> None:
+        if self.templates is not None:
+            raise FeatureError(
+                f"the templates {list(self.templates)} are wanted, but the features hold class features of "
+                f"{list(own or ()) or 'templates that they do not name'}, and there is no encoder to make "
+                "others: give the encoder that made the features (--model), or leave the templates out"
+            )
+
+    def _hint(self) -> str:
+        return f"; the features come from the encoder {self.origin[0]!r}" if self.origin else ""
+
+    def scale_for(self, features: Features | None = None) -> float:
+        """Return the scale: the chosen one, else the encoder's, else that of the features.
+
+        Raises:
+            ConfigError: If none of these says it.
+        """
+        if self.scale is not None:
+            return check_scale(self.scale)
+        if features is not None and features.scale is not None and not self.slot:
+            return float(features.scale)
+        if self.slot:
+            return float(self.slot.get().scale)
+        raise ConfigError("the logit scale is not known: pass scale=, 100 for CLIP models")
+
+    def check_origin(self, features: Features) -> None:
+        """Check that features come from the encoder in use.
+
+        Raises:
+            FeatureError: If they do not; the message names both.
+        """
+        if features.encoder_fingerprint is None:
+            return
+        origin = self.origin
+        if origin is None and self.slot:
+            encoder = self.slot.get()
+            origin = (encoder.name, encoder.fingerprint)
+        if origin is not None and features.encoder_fingerprint != origin[1]:
+            raise FeatureError(
+                f"the features come from the encoder {features.encoder!r} "
+                f"({features.encoder_fingerprint}), but {origin[0]!r} ({origin[1]}) is needed: encode "
+                "them again"
+            )
+
+    def images(self, images: Any, classes: tuple[str, ...]) -> ImageSplit | Features:
+        """Return images to predict, in whatever form they are handed over."""
+        if isinstance(images, ImageSplit | Features):
+            return images
+        if isinstance(images, str | Path) or not isinstance(images, Sequence | np.ndarray):
+            images = [images]
+        return open_images([str(entry) for entry in images])
+
+
+def _class_set_of(features: Features | None) -> ClassSet | None:
+    if features is None or features.text_features is None:
+        return None
+    return ClassSet(features.classes, features.text_features, features.templates)
+
+
+def data_name(data: Any) -> str | None:
+    """Return what to call data in a result: its path, or its name if it has one."""
+    found = str(data) if isinstance(data, str | Path) else getattr(data, "name", None)
+    return found if isinstance(found, str) else None
 
 
 def open_labelled(

@@ -1,6 +1,7 @@
-"""Judging predictions: metrics, paired comparison, spread over seeds, provenance of a result."""
+"""Evaluating predictions: metrics, paired comparison, spread over seeds, provenance of a result."""
 
 from rada.evaluation.comparison import PairedDifference, compare, paired_difference
+from rada.evaluation.evaluation import Evaluation
 from rada.evaluation.metrics import (
     ECE_BINS,
     ClassAccuracy,
@@ -15,6 +16,7 @@ from rada.evaluation.spread import Spread, aggregate_runs, mean_std
 __all__ = [
     "ECE_BINS",
     "ClassAccuracy",
+    "Evaluation",
     "Metrics",
     "PairedDifference",
     "Spread",

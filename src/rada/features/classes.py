@@ -40,6 +40,18 @@ class ClassSet:
         names = tuple(self.names[row] for row in chosen)
         return replace(self, names=names, text_features=self.text_features[chosen])
 
+    def take_names(self, names: Sequence[str]) -> ClassSet | None:
+        """Return the classes of some names, in that order; None if one is not here.
+
+        Example:
+            >>> ClassSet(("cat", "dog"), torch.eye(2)).take_names(["owl"]) is None
+            True
+        """
+        place = {name: row for row, name in enumerate(self.names)}
+        if not all(name in place for name in names):
+            return None
+        return self.take([place[name] for name in names])
+
     def rows_among(self, known: Sequence[str]) -> list[int | None]:
         """Return for each class its index in `known`, None where it is not there."""
         place = {name: index for index, name in enumerate(known)}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from rada.core.config import Config
+from rada.core.errors import ConfigError
 from rada.core.registry import NamedRegistry
 from rada.methods.base import Method
 
-__all__ = ["get_method", "list_methods", "register_method"]
+__all__ = ["get_method", "list_methods", "method_of", "register_method"]
 
 _ORDER = (
     "zero_shot",
@@ -58,3 +60,24 @@ def get_method(name: str) -> Method:
         'Tip-Adapter'
     """
     return _METHODS.get(name)
+
+
+def method_of(config: Config) -> Method:
+    """Return the method that a configuration belongs to.
+
+    Raises:
+        ConfigError: If it belongs to none, or to several.
+
+    Example:
+        >>> from rada.methods.rada import EFTConfig
+        >>> method_of(EFTConfig()).name
+        'rada'
+    """
+    found = [method for method in list_methods() if method.config is type(config)]
+    if len(found) != 1:
+        names = ", ".join(method.name for method in found) or "no method"
+        raise ConfigError(
+            f"{type(config).__name__} belongs to {names}: name the method, and give the configuration "
+            "as config="
+        )
+    return found[0]

@@ -1,0 +1,268 @@
+"""What a classifier is made of: its parameters, encoder, model, candidates and reader of data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize, one_hot
+
+from rada.core.config import Config
+from rada.core.errors import ConfigError, DataError
+from rada.core.estimator import Estimator
+from rada.data.prompts import check_class_names, load_templates
+from rada.encoders.slot import EncoderSlot
+from rada.features import ClassSet, Features
+from rada.fitting import labelled_arrays
+from rada.inputs import Inputs
+from rada.methods import AdaptedModel, Facts, Method, get_method
+from rada.methods.registry import method_of
+from rada.pretrained import EncoderId, Fitted, check_encoder
+from rada.training.strength import Strength
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from rada.encoders import DualEncoder
+    from rada.features import FeatureCache
+
+__all__ = ["ClassifierBase"]
+
+
+class ClassifierBase(Estimator):
+    """Parameters and parts of `rada.Classifier`, which documents them."""
+
+    _fitted: Fitted | None = None
+    _values: NDArray[Any] | None = None
+    _slot: EncoderSlot | None = None
+    train_features_: Features | None = None
+
+    def __init__(
+        self,
+        encoder: str | Path | DualEncoder | None = "embedded",
+        method: str | Config = "rada",
+        classes: Sequence[str] | Mapping[str, str] | None = None,
+        *,
+        config: Config | None = None,
+        templates: str | Sequence[str] | None = None,
+        text_features: Mapping[str, Any] | None = None,
+        scale: float | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        cache: FeatureCache | Literal[False] | None = None,
+        workers: int | None = None,
+        skip_bad: bool = False,
+        progress: bool | None = None,
+    ) -> None:
+        self.encoder, self.method, self.classes = encoder, method, classes
+        self.config, self.templates, self.text_features = config, templates, text_features
+        self.scale, self.device, self.dtype = scale, device, dtype
+        self.cache, self.workers, self.skip_bad = cache, workers, skip_bad
+        self.progress = progress
+
+    def __repr__(self) -> str:
+        encoder = getattr(self.encoder, "name", self.encoder)
+        known = self._fitted is not None or self.classes is not None
+        count = len(self.candidates()) if known else None
+        state = "fitted" if self._fitted is not None else "not fitted"
+        return (
+            f"{type(self).__name__}(encoder={encoder!r}, method={self.resolved()[0].name!r}, "
+            f"classes={count}, {state})"
+        )
+
+    # -- what it is made of ----------------------------------------------------------------------
+
+    def resolved(self) -> tuple[Method, Config]:
+        """Return the method and its configuration.
+
+        Raises:
+            ConfigError: If there is no such method, or the configuration is another method's.
+        """
+        if isinstance(self.method, Config):
+            return method_of(self.method), self.method
+        if not isinstance(self.method, str):
+            raise ConfigError(
+                f"method should be a name or a configuration, not {self.method!r}: name the classes with "
+                "classes="
+            )
+        method = get_method(self.method)
+        return method, method.config() if self.config is None else self.config
+
+    @property
+    def slot(self) -> EncoderSlot:
+        """The encoder as it was given, loaded when it is first needed."""
+        if self._slot is None or self._slot.encoder is not self.encoder:
+            self._slot = EncoderSlot(self.encoder, self.device, self.dtype)
+        return self._slot
+
+    @property
+    def encoder_(self) -> DualEncoder | None:
+        """The loaded encoder of the images, the tuned one after a method that tunes it; or None."""
+        model = self.model_
+        if model is not None and model.method.train_encoder:
+            return model.encoder
+        return self.slot.get() if self.slot else None
+
+    @property
+    def model_(self) -> AdaptedModel | None:
+        """What `fit` learned, an `AdaptedModel`; None before."""
+        return None if self._fitted is None else self._fitted.model
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether `fit` was called, or a saved model loaded."""
+        return self._fitted is not None
+
+    def __sklearn_is_fitted__(self) -> bool:
+        """Say so to scikit-learn."""
+        return self.is_fitted
+
+    @property
+    def fitted_(self) -> Fitted:
+        """The model with all that is known of it.
+
+        Raises:
+            ConfigError: Before `fit`.
+        """
+        if self._fitted is None:
+            raise ConfigError("the classifier is not fitted yet: call fit first")
+        return self._fitted
+
+    @property
+    def classes_(self) -> NDArray[Any]:
+        """The candidate classes, `(K,)`; label values of any type after `fit(X, y)`.
+
+        Raises:
+            DataError: If they are not known yet.
+        """
+        return np.asarray(self.candidates()) if self._values is None else self._values
+
+    def candidates(self) -> tuple[str, ...]:
+        """Return the names of the candidate classes.
+
+        Raises:
+            DataError: If they are not known yet, blank or doubled.
+        """
+        if self.classes is not None and not isinstance(self.classes, Mapping):
+            return check_class_names(self.classes)
+        if self._fitted is not None:
+            return self._fitted.classes
+        if self.classes is None:
+            raise DataError("the classes are not known yet: name them, or fit the classifier first")
+        return check_class_names(dict.fromkeys(self.classes.values()))
+
+    @property
+    def strength(self) -> float:
+        """Strength where some candidates are new to the model; setting it sets it for all of them."""
+        return 0.0 if self.model_ is None else self.model_.strength.value
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        model = self.fitted_.model
+        model.strength = Strength(float(value), classes=model.strength.classes)
+
+    def strength_for(self, classes: Iterable[str]) -> float:
+        """Return the strength among candidates: another where the model was trained on all of them."""
+        return 0.0 if self.model_ is None else self.model_.strength.for_classes(classes)
+
+    @property
+    def fresh_inputs(self) -> Inputs:
+        """Reads data for a fit: nothing of an earlier one is in it."""
+        return Inputs(
+            self.slot,
+            None if self.templates is None else load_templates(self.templates),
+            self._given_features(),
+            self.scale,
+            None,
+            self.cache,
+            self.workers,
+            self.skip_bad,
+            self.progress,
+        )
+
+    @property
+    def inputs(self) -> Inputs:
+        """Reads data into features of the encoder in use."""
+        fresh, fitted = self.fresh_inputs, self._fitted
+        if fitted is None:
+            return fresh
+        changes: dict[str, Any] = {}
+        if self.scale is None:
+            changes["scale"] = fitted.model.facts.scale
+        if fitted.encoder is not None:
+            changes["origin"] = (fitted.encoder.name, fitted.encoder.fingerprint)
+        tuned = fitted.model.encoder if fitted.model.method.train_encoder else None
+        if tuned is not None:
+            changes |= {"slot": EncoderSlot(tuned), "origin": (tuned.name, tuned.fingerprint)}
+        elif fitted.class_features is not None:
+            known = ClassSet(fitted.classes, fitted.class_features, fitted.templates)
+            changes["known"] = known
+        return dataclasses.replace(fresh, **changes)
+
+    @property
+    def pretrained_inputs(self) -> Inputs | None:
+        """Reads data into features of the encoder before a method tuned it; None without one."""
+        if not self.slot:
+            return None
+        saved, slot = self.fitted_.encoder, self.slot
+        if saved is not None:
+            dim = self.fitted_.model.facts.dim
+            slot = EncoderSlot(self.slot.get(), check=lambda found: check_encoder(found, saved, dim))
+        return dataclasses.replace(self.inputs, slot=slot, origin=None, known=None, scale=self.scale)
+
+    def adopt(self, fitted: Fitted, slot: EncoderSlot | None = None) -> None:
+        """Take over a fitted model, and the encoder that was loaded for it."""
+        self._fitted, self._values = fitted, None
+        if slot is not None:
+            self._slot = slot
+
+    def encoder_id(self) -> EncoderId | None:
+        """Return which encoder makes the features, as far as it is known."""
+        model, fitted = self.model_, self._fitted
+        if fitted is not None and not (model is not None and model.method.train_encoder):
+            if fitted.encoder is not None:
+                return fitted.encoder
+        if not self.slot and model is None:
+            return None
+        encoder = self.encoder_
+        return None if encoder is None else EncoderId(encoder.name, encoder.fingerprint)
+
+    def _given_features(self) -> ClassSet | None:
+        if self.text_features is None:
+            return None
+        rows = [torch.as_tensor(row).float() for row in self.text_features.values()]
+        return ClassSet(tuple(self.text_features), torch.stack(rows), ())
+
+    def class_set(self, classes: Sequence[str] | None = None) -> ClassSet:
+        """Return candidates with their class features `(K, D)`; None for the classifier's own.
+
+        Raises:
+            FeatureError: If there is no encoder to make the features.
+        """
+        return self.inputs.class_set(self.candidates() if classes is None else tuple(classes))
+
+    # -- features and logits ---------------------------------------------------------------------
+
+    def arrays(self, rows: Any, labels: Any) -> tuple[Features, NDArray[Any]]:
+        """Return features with class features and scale; without an encoder, class means serve."""
+        features, values = labelled_arrays(rows, labels)
+        if not self.slot and self.text_features is None:
+            places = one_hot(features.labels, len(values)).float()
+            means = normalize(places.T @ features.plain(), dim=-1)
+            features = dataclasses.replace(features, text_features=means)
+        return dataclasses.replace(features, scale=features.scale or self.scale or 100.0), values
+
+    def model_logits(
+        self, images: Tensor, classes: ClassSet, strength: float | None = None
+    ) -> Tensor:
+        """Return logits `(N, K)` of features `(N, D)`; before `fit` those of the zero-shot model."""
+        model = self.model_
+        if model is None:
+            facts = Facts(images.shape[1], self.inputs.scale_for(), classes.names)
+            model = get_method("zero_shot").build(facts, get_method("zero_shot").config(), {}, None)
+        return model.logits(images, classes, strength=strength)

@@ -1,0 +1,58 @@
+"""An encoder that is loaded when it is first needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from rada.core.errors import FeatureError
+from rada.encoders.base import DualEncoder
+from rada.encoders.registry import load_encoder
+
+__all__ = ["EncoderSlot"]
+
+
+class EncoderSlot:
+    """Loads the encoder when it is first asked for.
+
+    Args:
+        encoder: What `load_encoder` takes, or None for no encoder at all.
+        device: Where it runs; the CPU when None.
+        dtype: Type that it computes in.
+        check: Called with the loaded encoder; raises if it is not the right one.
+        missing: What to say where an encoder is needed and there is none.
+    """
+
+    def __init__(
+        self,
+        encoder: str | Path | DualEncoder | None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        *,
+        check: Callable[[DualEncoder], None] | None = None,
+        missing: str = "images need an encoder: give one, or features instead of images",
+    ) -> None:
+        self.encoder, self.device, self.dtype = encoder, device, dtype
+        self.check, self.missing = check, missing
+        self._loaded: DualEncoder | None = None
+
+    def __bool__(self) -> bool:
+        return self.encoder is not None
+
+    def get(self) -> DualEncoder:
+        """Return the encoder.
+
+        Raises:
+            EncoderError: If it cannot be loaded.
+            FeatureError: If there is none.
+        """
+        if self.encoder is None:
+            raise FeatureError(self.missing)
+        if self._loaded is None:
+            loaded = load_encoder(self.encoder, device=self.device, dtype=self.dtype)
+            if self.check is not None:
+                self.check(loaded)
+            self._loaded = loaded
+        return self._loaded

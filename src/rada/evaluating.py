@@ -1,0 +1,172 @@
+"""Evaluating a classifier on labelled data: zero-shot and adapted side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from rada.core.errors import CheckpointError, EncoderError
+from rada.data import ImageSplit, Naming
+from rada.data.checks import check_labelled
+from rada.data.prompts import ClassNamesSource
+from rada.evaluation import Evaluation, compare, evaluate_logits
+from rada.features import Features
+from rada.inputs import TEST_SPLITS, Data, Opened, data_name, open_labelled
+
+if TYPE_CHECKING:
+    from rada.classifier_base import ClassifierBase
+
+__all__ = ["accuracy", "evaluate", "evaluate_opened", "open_to_evaluate", "run_facts"]
+
+
+def open_to_evaluate(
+    classifier: ClassifierBase,
+    data: Data,
+    split: str | None = None,
+    class_names: ClassNamesSource | None = None,
+) -> Opened:
+    """Open labelled data under the names that its classes had in training, or other given ones.
+
+    Raises:
+        DataError: If it cannot be opened, or an image has no label.
+    """
+    naming = Naming.of(class_names)
+    if class_names is None:
+        naming = Naming(aliases=aliases(classifier), lenient=True)
+    return _opened(classifier, data, naming, split, embed=class_names is not None)
+
+
+def _opened(
+    classifier: ClassifierBase, data: Data, naming: Naming, split: str | None, *, embed: bool
+) -> Opened:
+    splits = TEST_SPLITS if split is None else (split,)
+    opened = open_labelled(
+        data,
+        splits,
+        naming,
+        skip_bad=classifier.skip_bad,
+        embed=embed and bool(classifier.inputs.slot),
+    )
+    check_labelled(opened.found.labels, opened.found.ids, "an evaluation")
+    return opened
+
+
+def aliases(classifier: ClassifierBase) -> Mapping[str, str]:
+    """Return the class names by what the data calls them, as far as they are known."""
+    if classifier.is_fitted:
+        return classifier.fitted_.aliases
+    return classifier.classes if isinstance(classifier.classes, Mapping) else {}
+
+
+def accuracy(classifier: ClassifierBase, data: Data, strength: float | None) -> float:
+    """Return the accuracy among the classifier's candidates, in [0, 1]."""
+    naming = Naming()
+    if classifier.is_fitted or classifier.classes is not None:
+        naming = Naming(classifier.candidates(), aliases(classifier))
+    opened = _opened(classifier, data, naming, None, embed=True)
+    features = classifier.inputs.features(opened.found, opened.templates)
+    logits = classifier.model_logits(features.plain(), features.class_set(), strength)
+    return evaluate_logits(logits, features.labels, features.classes).accuracy
+
+
+def evaluate(
+    classifier: ClassifierBase,
+    data: Data,
+    split: str | None,
+    class_names: ClassNamesSource | None,
+    ood: Mapping[str, Data],
+) -> Evaluation:
+    """Do what `Classifier.evaluate` says."""
+    opened = open_to_evaluate(classifier, data, split, class_names)
+    found = evaluate_opened(classifier, opened, data_name(data))
+    if not ood:
+        return found
+    shifted: dict[str, Any] = {}
+    for name, other in ood.items():
+        part = open_to_evaluate(classifier, other, None, class_names)
+        result = evaluate_opened(classifier, part, data_name(other)).result
+        shifted[name] = {row: result[row] for row in result["rows"]} | {"images": result["images"]}
+    rows = found.result["rows"]
+    shifted["mean"] = {
+        row: statistics.fmean(shifted[name][row]["accuracy"] for name in ood) for row in rows
+    }
+    return dataclasses.replace(found, result=found.result | {"out_of_distribution": shifted})
+
+
+def evaluate_opened(
+    classifier: ClassifierBase, opened: Opened, name: str | None, **extra: Tensor
+) -> Evaluation:
+    """Evaluate on data that is open already.
+
+    Args:
+        classifier: The classifier.
+        opened: Labelled data.
+        name: What it is called.
+        extra: Logits `(N, K)` of further rows by name.
+    """
+    features = classifier.inputs.features(opened.found, opened.templates)
+    classes, model = features.class_set(), classifier.model_
+    adapted = None if model is None else classifier.model_logits(features.plain(), classes)
+    zero_shot = zero_shot_logits(classifier, opened, features)
+    result = compare(zero_shot, adapted, features.labels, classes.names, extra=extra)
+    encoder = classifier.encoder_id()
+    result |= {
+        "skipped": [list(entry) for entry in features.skipped],
+        "strength": classifier.strength_for(classes.names),
+        "scale": features.scale,
+        "templates": list(classes.templates),
+        "encoder": None if encoder is None else encoder.to_dict(),
+        "data": name,
+        "data_fingerprint": features.fingerprint,
+        "training": run_facts(classifier),
+    }
+    rows = {"zero_shot": zero_shot, "adapted": adapted, **extra}
+    images = opened.found if isinstance(opened.found, ImageSplit) else None
+    present = {row: logits for row, logits in rows.items() if logits is not None}
+    return Evaluation(result, features, classes.names, present, images)
+
+
+def zero_shot_logits(
+    classifier: ClassifierBase, opened: Opened, features: Features
+) -> Tensor | None:
+    """Return the zero-shot logits, by the pretrained encoder; None where it cannot be had."""
+    model = classifier.model_
+    if model is None or not model.method.train_encoder:
+        return classifier.model_logits(features.plain(), features.class_set(), 0.0)
+    inputs = classifier.pretrained_inputs
+    if isinstance(opened.found, Features) or inputs is None:
+        return None
+    try:
+        before = inputs.features(opened.found, opened.templates)
+    except (EncoderError, CheckpointError):
+        return None
+    assert before.text_features is not None and before.scale is not None
+    return before.scale * before.plain() @ before.text_features.T
+
+
+def run_facts(classifier: ClassifierBase) -> dict[str, Any]:
+    """Return how the model was trained, without its curve, as plain JSON."""
+    if not classifier.is_fitted:
+        return {}
+    fitted = classifier.fitted_
+    model, record = fitted.model, fitted.record.to_dict()
+    details = {key: value for key, value in record.pop("details").items() if key != "history"}
+    return {
+        "method": model.method.name,
+        "config": model.config.to_dict(),
+        "trained_classes": list(model.strength.classes),
+        "strength": model.strength.value,
+        "trained_strength": model.strength.trained,
+        **record,
+        **details,
+    }
+
+
+def share_right(predicted: Any, labels: Any) -> float:
+    """Return the part of predictions that are right."""
+    return float((np.asarray(predicted) == np.asarray(labels)).mean())

@@ -1,0 +1,179 @@
+"""One fit, from data to a model that can be saved: what `Classifier.fit` does."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from rada.core.config import Config
+from rada.core.errors import CheckpointError, DataError
+from rada.core.hashing import fingerprint_tensors
+from rada.data import ImageSplit, Naming
+from rada.data.checks import check_labelled
+from rada.features import Features
+from rada.inputs import TRAIN_SPLITS, Data, Inputs, data_name, open_labelled
+from rada.methods import Method, Run
+from rada.pretrained import CONFIG_FILE, EncoderId, Fitted, Record, load_model, write_model
+
+if TYPE_CHECKING:
+    from rada.core.output import OutputFolder
+
+__all__ = ["FitPlan", "fit_model", "labelled_arrays"]
+
+
+@dataclass(frozen=True)
+class FitPlan:
+    """What to fit and how.
+
+    Attributes:
+        method: The method.
+        config: Its configuration.
+        inputs: Reads the data.
+        naming: The class names that are wanted.
+        run: Seed and everything else that the method may use; its encoder and folder are filled in.
+        shots: Images of each class; None for all.
+        allow_fewer: Go on where a class has fewer.
+        overwrite: Replace another model in the output folder.
+    """
+
+    method: Method
+    config: Config
+    inputs: Inputs
+    naming: Naming
+    run: Run
+    shots: int | None = None
+    allow_fewer: bool = False
+    overwrite: bool = False
+
+
+def fit_model(plan: FitPlan, data: Data, out: OutputFolder | None) -> tuple[Fitted, Features]:
+    """Fit a method to labelled data.
+
+    Args:
+        plan: What to fit and how.
+        data: Labelled data, as for `open_labelled`.
+        out: Folder for the finished model; until then it holds the states of training. A model of this
+            very run that is there is loaded instead.
+
+    Returns:
+        The fitted model, and the features that it learned from.
+
+    Raises:
+        RadaError: As `Classifier.fit`.
+    """
+    inputs, method, seed = plan.inputs, plan.method, plan.run.seed
+    opened = open_labelled(
+        data, TRAIN_SPLITS, plan.naming, skip_bad=inputs.skip_bad, embed=bool(inputs.slot)
+    )
+    check_labelled(opened.found.labels, opened.found.ids, "training")
+    found, skipped = inputs.draw(opened.found, plan.shots, seed, plan.allow_fewer)
+    views = method.views(plan.config)
+    features = inputs.features(found, opened.templates, views=views, seed=seed)
+    encoder = inputs.slot.get() if _needs_encoder(method, found, inputs) else None
+    key = fingerprint_tensors(
+        extra=[method.name, plan.config.to_dict(), seed, features.fingerprint]
+    )
+    if out is not None:
+        finished = _finished(plan, out, key)
+        if finished is not None:
+            return finished, features
+    state = None if out is None else out.training
+    run = dataclasses.replace(plan.run, encoder=encoder, state_dir=state)
+    model = _fitted(plan, features, run, out)
+    skipped = [*skipped, *features.skipped]
+    fitted = Fitted(
+        model,
+        features.classes,
+        # A features file may not say what its class features were made of.
+        features.templates,
+        opened.aliases,
+        None if method.train_encoder else features.class_set().text_features,
+        _encoder_of(features),
+        Record(
+            seed=seed,
+            shots=plan.shots,
+            images=len(features),
+            data=data_name(data),
+            data_fingerprint=features.fingerprint,
+            skipped=tuple((str(key), reason) for key, reason in skipped),
+            details=model.record,
+            key=key,
+        ),
+    )
+    if out is not None:
+        with out.saving() as stage:
+            write_model(stage, fitted)
+        out.clear_training()
+    return fitted, features
+
+
+def _needs_encoder(method: Method, found: ImageSplit | Features, inputs: Inputs) -> bool:
+    return bool(inputs.slot) and ("encoder" in method.needs or isinstance(found, ImageSplit))
+
+
+def _encoder_of(features: Features) -> EncoderId | None:
+    name, fingerprint = features.encoder, features.encoder_fingerprint
+    return EncoderId(name, fingerprint) if name and fingerprint else None
+
+
+def _fitted(plan: FitPlan, features: Features, run: Run, out: OutputFolder | None) -> Any:
+    """Fit, from the state in an output folder if there is one."""
+    try:
+        return plan.method.fit(features, plan.config, run)
+    except CheckpointError:  # the state is damaged
+        if out is None or not plan.overwrite:
+            raise
+        out.clear_training()
+        return plan.method.fit(features, plan.config, run)
+
+
+def _finished(plan: FitPlan, out: OutputFolder, key: str) -> Fitted | None:
+    """Return the model in a folder if it is of this very run; refuse to replace another."""
+    if not (out.path / CONFIG_FILE).exists():
+        return None
+    try:
+        encoder = plan.inputs.slot.get() if "encoder" in plan.method.needs else None
+        fitted = load_model(out.path, encoder=encoder)
+        if fitted.record.key == key:
+            out.clear_training()
+            return fitted
+        there = "the model of another run"
+    except CheckpointError as error:
+        there = f"a model that cannot be used ({error})"
+    if not plan.overwrite:
+        raise CheckpointError(
+            f"{str(out.path)!r} holds {there}: choose another folder, or replace it with --overwrite "
+            "(overwrite=True)"
+        )
+    return None
+
+
+def labelled_arrays(features: Any, labels: Any) -> tuple[Features, np.ndarray]:
+    """Return features with labels as scikit-learn has them, and the label values in order.
+
+    Args:
+        features: `(N, D)` numbers; rows are normalised.
+        labels: `(N,)` of any type.
+
+    Raises:
+        DataError: If the lengths differ or there are no rows.
+        FeatureError: If the features cannot be used.
+
+    Example:
+        >>> found, values = labelled_arrays(np.eye(2), ["b", "a"])
+        >>> found.labels.tolist(), values.tolist()
+        ([1, 0], ['a', 'b'])
+    """
+    rows, given = np.asarray(features), np.asarray(labels)
+    if given.ndim != 1 or len(given) != len(rows):
+        raise DataError(f"there are labels of shape {given.shape} for {len(rows)} rows of features")
+    values, places = np.unique(given, return_inverse=True)
+    names = tuple(map(str, values.tolist()))
+    return Features(torch.from_numpy(rows.astype(np.float32)), places, names), values
+
+
