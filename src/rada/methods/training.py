@@ -35,8 +35,9 @@ class Recipe(Config):
         optimizer: "sgd" (momentum 0.9), "adam" (weight decay as an L2 term in the gradient) or "adamw"
             (decoupled).
         weight_decay: Its weight.
-        schedule: "epochs": the first epoch at 1e-5, then a cosine, changed once an epoch (as in CoOp);
-            "steps": a linear warm-up over the part `warmup` of all steps, then a cosine.
+        schedule: "epochs": the first epoch at 1e-5, then a cosine from the full rate, changed once an
+            epoch (as in CoOp); "steps": a linear warm-up over the part `warmup` of all steps, then a
+            cosine.
         warmup: Part of the steps, for "steps".
         epsilon: Adam's.
     """
@@ -74,13 +75,15 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     Example:
         >>> recipe = Recipe(epochs=3, learning_rate=1.0)
         >>> [round(learning_rate(recipe, step, 1), 5) for step in range(3)]
-        [1e-05, 0.75, 0.25]
+        [1e-05, 1.0, 0.75]
     """
     if recipe.schedule == "epochs":
         epoch = step // steps_per_epoch
         if epoch == 0:
             return _WARM_RATE
-        return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / recipe.epochs))
+        # CoOp's warm-up epoch comes before the cosine, which then begins at its own first value.
+        part = (epoch - 1) / recipe.epochs
+        return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * part))
     total = recipe.epochs * steps_per_epoch
     return warmup_cosine(recipe.learning_rate, step, total, recipe.warmup)
 
