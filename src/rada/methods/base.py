@@ -198,6 +198,14 @@ class Predictor(nn.Module):
         """Return what training minimises; cross-entropy unless a method says otherwise."""
         return cross_entropy(self(images, classes), labels)
 
+    def step_loss(self, rows: Tensor, images: Tensor, labels: Tensor, classes: ClassSet) -> Tensor:
+        """Return the loss of a step of training on the examples at `rows` of the task.
+
+        For methods that keep the examples themselves; for all others it is `loss`.
+        """
+        del rows
+        return self.loss(images, labels, classes)
+
     @torch.no_grad()
     def predict(self, queries: Examples, classes: ClassSet, *, batch_size: int = 128) -> Tensor:
         """Return logits `(N, K)`, without gradients.

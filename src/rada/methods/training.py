@@ -98,7 +98,7 @@ def train(
     progress: bool | None = False,
     description: str = "",
 ) -> Predictor:
-    """Minimise `predictor.loss` over the examples of a task.
+    """Minimise `predictor.step_loss` over the examples of a task.
 
     Which examples, views and classes a step sees is a function of the seed and the epoch alone, so
     a run that goes on from `state_path` ends with the same weights, bit for bit.
@@ -128,10 +128,12 @@ def train(
         advance(state.epoch * steps)
         for epoch in range(state.epoch, recipe.epochs):
             total, seen = 0.0, 0
-            for step, images, labels, classes in _batches(task, recipe, classes_per_step, epoch):
+            batches = _batches(task, recipe, classes_per_step, epoch)
+            for step, rows, images, labels, classes in batches:
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(recipe, epoch * steps + step, steps)
-                loss = predictor.loss(images, labels, task.classes if classes is None else classes)
+                candidates = task.classes if classes is None else classes
+                loss = predictor.step_loss(rows, images, labels, candidates)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -169,8 +171,8 @@ def _restore(
 
 def _batches(
     task: Task, recipe: Recipe, classes_per_step: int, epoch: int
-) -> Iterator[tuple[int, Tensor, Tensor, ClassSet | None]]:
-    """Yield step, images, labels and the drawn classes (None: all) of one epoch."""
+) -> Iterator[tuple[int, Tensor, Tensor, Tensor, ClassSet | None]]:
+    """Yield step, rows, images, labels and the drawn classes (None: all) of one epoch."""
     features = task.examples.image_features
     generator = torch.Generator().manual_seed(task.seed * 1_000_003 + epoch)
     order = torch.randperm(len(features), generator=generator)
@@ -180,9 +182,9 @@ def _batches(
         count = len(task.classes)
         drawn = draw_classes(labels, count, classes_per_step or count, generator)
         if drawn is None:
-            yield step, images, labels, None
+            yield step, batch, images, labels, None
             continue
         position = torch.full((count,), -1)
         position[drawn] = torch.arange(len(drawn))
         kept = (position[labels] >= 0).nonzero().flatten()
-        yield step, images[kept], position[labels][kept], task.classes.take(drawn)
+        yield step, batch[kept], images[kept], position[labels][kept], task.classes.take(drawn)
