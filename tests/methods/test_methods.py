@@ -216,6 +216,29 @@ def test_strength_is_chosen_on_the_shots(name, classes, task):
     torch.testing.assert_close(logits(predictor, part), zero_shot)
 
 
+@pytest.mark.parametrize("shots", [2, 4])
+def test_folds_of_rada_adapter_make_the_steps_of_the_whole(shots, task, monkeypatch):
+    counts = []
+    train, step = training.train, torch.optim.AdamW.step
+
+    def watched_train(*args, **options):
+        counts.append(0)
+        return train(*args, **options)
+
+    def watched_step(self, *args, **options):
+        counts[-1] += 1
+        return step(self, *args, **options)
+
+    monkeypatch.setattr("rada.methods.rada_adapter.train", watched_train)
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched_step)
+    method = get_method("rada_adapter")
+    config = method.settings(epochs=2, min_steps=11, batch_size=5, hidden=4)
+    part = task.on_classes(range(6), torch.arange(24) < 6 * shots)
+    record = method.fit(part, config).record
+    assert counts == [counts[0]] * 4 and counts[0] >= 11
+    assert record["effective"]["steps"] == counts[0]
+
+
 @pytest.mark.parametrize("name", ["rada", "rada_adapter"])
 def test_new_classes_have_a_strength_of_their_own(name, task, tmp_path):
     """Trained classes alone, in any order or number, get one strength; with a new class, the other."""

@@ -17,6 +17,7 @@ from rada.methods.registry import register_method
 from rada.methods.strength import keep_choice, strength_for
 from rada.methods.training import seeded
 from rada.settings import train_head
+from rada.settings.eft import describe
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder
@@ -103,7 +104,7 @@ class RAda(Method):
         )
         found = HeadPredictor(self.name, trained.head, task.scale, alpha=config.alpha)
         keep_choice(found, task, trained.strength, trained.strength_choice)
-        found.record["history"] = trained.history
+        found.record |= {key: describe(trained)[key] for key in ("history", "effective")}
         return found
 
 

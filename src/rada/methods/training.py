@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -69,8 +70,10 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """Return the rate of a step, counted from 0.
+def learning_rate(
+    recipe: Recipe, step: int, steps_per_epoch: int, steps: int | None = None
+) -> float:
+    """Return the rate of a step, counted from 0, of `steps` or else of whole epochs.
 
     Example:
         >>> recipe = Recipe(epochs=3, learning_rate=1.0)
@@ -84,7 +87,7 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
         # CoOp's warm-up epoch comes before the cosine, which then begins at its own first value.
         part = (epoch - 1) / recipe.epochs
         return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * part))
-    total = recipe.epochs * steps_per_epoch
+    total = steps or recipe.epochs * steps_per_epoch
     return warmup_cosine(recipe.learning_rate, step, total, recipe.warmup)
 
 
@@ -94,6 +97,7 @@ def train(
     recipe: Recipe,
     *,
     classes_per_step: int = 0,
+    steps: int | None = None,
     state_path: Path | None = None,
     progress: bool | None = False,
     description: str = "",
@@ -109,29 +113,33 @@ def train(
         recipe: How to optimise.
         classes_per_step: Classes that a step draws (they hold the labels of the batch as far as they
             go; examples of others sit the step out); 0 for all.
+        steps: Number of steps; None for the whole epochs of the recipe.
         state_path: File for the state after an epoch, as often as writing it costs little.
         progress: Show a bar; None on a terminal only.
         description: Beside the bar.
 
     Returns:
-        The predictor; its record holds the curve.
+        The predictor; its record holds the curve, and the epochs and steps that were made.
     """
     parameters = [p for p in predictor.parameters() if p.requires_grad]
     optimizer = _optimizer(parameters, recipe)
-    key = task.fingerprint([predictor.method, predictor.facts, asdict(recipe), classes_per_step])
-    state = _restore(state_path, key, predictor, optimizer)
-    steps = math.ceil(len(task.labels) / recipe.batch_size)
+    per_epoch = math.ceil(len(task.labels) / recipe.batch_size)
+    steps = steps or recipe.epochs * per_epoch
+    epochs = math.ceil(steps / per_epoch)
+    told = [predictor.method, predictor.facts, asdict(recipe), classes_per_step, steps]
+    state = _restore(state_path, task.fingerprint(told), predictor, optimizer)
     predictor.train()
     with progress_bar(
-        description or predictor.method, recipe.epochs * steps, enabled=progress, unit="step"
+        description or predictor.method, steps, enabled=progress, unit="step"
     ) as advance:
-        advance(state.epoch * steps)
-        for epoch in range(state.epoch, recipe.epochs):
+        advance(state.epoch * per_epoch)
+        for epoch in range(state.epoch, epochs):
             total, seen = 0.0, 0
             batches = _batches(task, recipe, classes_per_step, epoch)
-            for step, rows, images, labels, classes in batches:
+            left = steps - epoch * per_epoch
+            for step, rows, images, labels, classes in itertools.islice(batches, left):
                 for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(recipe, epoch * steps + step, steps)
+                    group["lr"] = learning_rate(recipe, epoch * per_epoch + step, per_epoch, steps)
                 candidates = task.classes if classes is None else classes
                 loss = predictor.step_loss(rows, images, labels, candidates)
                 optimizer.zero_grad(set_to_none=True)
@@ -141,11 +149,14 @@ def train(
                 advance(1)
             state.history.append({"loss": total / max(1, seen)})
             state.epoch = epoch + 1
-            if state_path is not None and (state.epoch == recipe.epochs or state.due()):
+            if state_path is not None and (state.epoch == epochs or state.due()):
                 state.weights = dict(predictor.state_dict())
                 state.moments = optimizer_moments(predictor, optimizer)
                 state.save(state_path)
-    predictor.record["history"] = state.history
+    predictor.record |= {
+        "history": state.history,
+        "effective": {"epochs": epochs, "steps": steps},
+    }
     return predictor.eval()
 
 
