@@ -22,6 +22,7 @@ from rada.data.registry import register_dataset
 from rada.data.scan import list_folders, list_pictures
 from rada.data.sources import FileSource
 from rada.errors import DataError
+from rada.storage import read_lines
 
 __all__ = ["GroupedDataset", "data_root", "imagenet_classes", "load_imagenet"]
 
@@ -140,9 +141,8 @@ def _names(root: Path) -> tuple[str, ...]:
     path = root / "imagenet" / "classnames.txt"
     if not path.is_file():
         return imagenet_classes()
-    named = dict(
-        line.strip().split(" ", 1) for line in path.read_text().splitlines() if line.strip()
-    )
+    lines = read_lines(path, error=DataError, what="the file of class names")
+    named = {synset: name for synset, _, name in (line.partition(" ") for line in lines) if name}
     missing = [synset for synset in _synsets() if synset not in named]
     if missing:
         raise DataError(f"{str(path)!r} has no line for {missing[0]}")
