@@ -266,13 +266,19 @@ class RAdaClassifier:
                 f"the features have the width {features.dim}, the head has {self.trained.head.dim}: "
                 "both must come from the same encoder"
             )
-        origin = (
-            self.encoder.fingerprint if self.encoder is not None else self._record.get("origin")
-        )
-        if origin and features.encoder_fingerprint and features.encoder_fingerprint != origin:
+        given = features.encoder_fingerprint
+        if self.encoder is not None:
+            origin, same = (
+                self.encoder.fingerprint,
+                not given or self.encoder.has_fingerprint(given),
+            )
+        else:
+            origin = self._record.get("origin")
+            same = not origin or not given or given == origin
+        if not same:
             raise FeatureError(
                 f"the features come from the encoder {features.encoder!r} "
-                f"({features.encoder_fingerprint}), but {origin} is needed: encode them again"
+                f"({given}), but {origin} is needed: encode them again"
             )
 
     def _candidates(self, features: Features, classes: tuple[str, ...]) -> Tensor:
@@ -777,11 +783,11 @@ def _check_encoder(encoder: DualEncoder, saved: HeadConfig) -> None:
             f"the head has the width {saved.dim}, the encoder {encoder.name!r} has {encoder.dim}: "
             f"load it with the encoder {wanted.get('name')!r}"
         )
-    if encoder.fingerprint != wanted.get("fingerprint"):
+    if not encoder.has_fingerprint(str(wanted.get("fingerprint"))):
         raise CheckpointError(
             f"the head was trained with the encoder {wanted.get('name')!r}, fingerprint "
             f"{wanted.get('fingerprint')}; {encoder.name!r} has {encoder.fingerprint}: its weights, "
-            "preprocessing or tokenizer differ. Load it with the same encoder, or fit again"
+            "architecture, preprocessing or tokenizer differ. Load it with the same encoder, or fit again"
         )
 
 

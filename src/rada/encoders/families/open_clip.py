@@ -123,6 +123,8 @@ class OpenClipEncoder(EncoderFamily):
                 "open_clip.list_models() all"
             )
         path, overrides = checkpoint(name, pretrained)
+        if overrides.get("force_quick_gelu"):
+            config["quick_gelu"] = True  # the tag's word, which `save` must pass on
         model = _create(name, pretrained=str(path), spec=spec, **overrides)
         tokenizer = _tokenizer(name, spec)
         return cls(model, tokenizer, config=config, name=spec.text, scale=options.scale)
