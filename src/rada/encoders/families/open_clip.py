@@ -21,7 +21,7 @@ from rada.encoders.registry import EncoderFamily, LoadOptions, ModelInfo, regist
 from rada.encoders.spec import ModelSpec
 from rada.encoders.tokens import Tokens
 from rada.encoders.transforms import TrainTransform, height_width
-from rada.errors import EncoderError
+from rada.errors import EncoderError, one_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -316,14 +316,8 @@ def _create(name: str, *, spec: ModelSpec, **options: Any) -> Any:
                 name, require_pretrained=True, weights_only=True, **options
             )
         except Exception as error:
-            raise EncoderError(_load_failure(spec, error)) from error
+            raise EncoderError(f"open_clip cannot load {spec.text!r}: {one_line(error)}") from error
     return model.eval()
-
-
-def _load_failure(spec: ModelSpec, error: Exception) -> str:
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    reason = " ".join(lines)[:600] or type(error).__name__
-    return f"open_clip cannot load {spec.text!r}: {reason}"
 
 
 def _tokenizer(name: str, spec: ModelSpec) -> Any:
@@ -334,7 +328,8 @@ def _tokenizer(name: str, spec: ModelSpec) -> Any:
             return open_clip.get_tokenizer(name)
         except Exception as error:
             raise EncoderError(
-                f"the tokenizer of {spec.text!r} is not on this machine and cannot be fetched: {error}"
+                f"the tokenizer of {spec.text!r} is not on this machine and cannot be fetched: "
+                f"{one_line(error)}"
             ) from error
 
 
