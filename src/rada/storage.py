@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from rada.errors import StorageError
+from rada.errors import OutputError, StorageError
 
 __all__ = [
     "atomic_path",
@@ -56,12 +56,17 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
     """Yield a temporary name beside `path`; it becomes `path` when the block ends well.
 
     Parents are made. Whatever stood at `path` stays untouched until the rename.
 
+    Args:
+        path: The file.
+        overwrite: Replace what is there by then.
+
     Raises:
+        OutputError: If there is such a file, and `overwrite` is off.
         StorageError: If the place cannot be written (full, read-only, no permission).
 
     Example:
@@ -86,9 +91,23 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
                 os.fsync(stream.fileno())
             # mkstemp makes private files; the result gets the mode that open() would have given.
             temporary.chmod(0o666 & ~umask())
+            if not overwrite:
+                _link_new(temporary, path)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _link_new(temporary: Path, path: Path) -> None:
+    """Give a file its name, unless another process was there first."""
+    taken = OutputError(f"{str(path)!r} exists by now: choose another name")
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError as error:
+        raise taken from error
+    except OSError as error:  # a file system without links
+        if os.path.lexists(path):
+            raise taken from error
 
 
 def umask() -> int:

@@ -21,6 +21,7 @@ from rada.errors import DataError, StorageError
 from rada.evaluation import environment, evaluate_logits, harmonic_mean
 from rada.features import FeatureCache
 from rada.methods import Predictor, UnknownClassError, get_method
+from rada.output import STATE_FOLDER, check_apart
 from rada.progress import progress_bar
 
 __all__ = ["RunSummary", "run_cell", "run_plan"]
@@ -108,18 +109,20 @@ def run_plan(
         say: Called with a line about each failure.
 
     Raises:
-        ConfigError: If the folder is used for something else, or holds other results.
+        ConfigError: If the folder holds other results.
+        OutputError: If the folder is used for something else, lies in the data or around it.
         StorageError: If results cannot be written.
     """
     began = time.time()
     cells = plan.cells()
+    check_apart(out, [spec for cell in cells for spec in (cell.dataset, *cell.targets)])
     folder = Folder(out)
     shared = {"model": plan.model, "templates": list(plan.templates)}
     folder.open(shared | ({"recipe": plan.recipe} if plan.recipe else {}))
     waiting = [cell for cell in cells if not folder.finished(cell)]
     summary = RunSummary(skipped=len(cells) - len(waiting))
     with (
-        Locks(folder.root) as locks,
+        Locks(folder.root / STATE_FOLDER / "cells") as locks,
         progress_bar("Benchmark", len(waiting), enabled=progress, unit="cells") as advance,
     ):
         sources = Sources(plan, locks, cache, device, False if progress is None else progress)

@@ -67,11 +67,15 @@ def evaluate(
     from rada.errors import DataError
     from rada.evaluation import Timer, environment
     from rada.evaluation.provenance import command_line
+    from rada.output import claim
 
     options = TestTimeOptions(test_time, test_time_config, views, online, strength)
     head_or_model, places = split_arguments(head, [] if data is None else [data], model)
     if len(places) != 1:
         raise DataError("one folder, table or data set is evaluated: rada evaluate HEAD DATA")
+    if report is not None:
+        with claim(report, "report", inputs=places):  # refused before the work, not after it
+            pass
     with Timer() as timer:
         classifier = open_classifier(
             head_or_model,
@@ -101,8 +105,8 @@ def write(
     directory: Path, result: dict[str, Any], classifier: RAdaClassifier, evaluated: Evaluated
 ) -> Path:
     """Write the report page and, beside it, the result as JSON."""
+    from rada.output import claim
     from rada.report import changed_examples, write_report
-    from rada.storage import write_json
 
     examples: list[dict[str, Any]] = []
     if evaluated.pictures is not None and not evaluated.features.skipped:
@@ -117,8 +121,10 @@ def write(
         "seed": training.get("seed"),
         "config": training.get("config", {}),
     }
-    page = write_report(directory, result | facts, examples=examples, curve=history)
-    write_json(directory / "result.json", result)
+    with claim(directory, "report") as folder:
+        folder.take("index.html", "result.json")
+        page = write_report(directory, result | facts, examples=examples, curve=history)
+        folder.write_json("result.json", result)
     return page
 
 
