@@ -68,13 +68,19 @@ def open_classifier(
         RadaError: If it cannot be loaded; `DataError` if a model's classes cannot be told.
     """
     from rada.classifier import RAdaClassifier
+    from rada.data import load_templates
 
     if not is_model and not _names_model(head_or_model):
         classifier = RAdaClassifier.from_pretrained(head_or_model, device=device, **options)
         if classes is not None:
             classifier.classes = _renamed(classifier, classes)
+        if templates and classifier.encoder is None:
+            raise ConfigError(
+                "--template needs the encoder to make class features, and this head has none: leave "
+                "it out"
+            )
         if templates:
-            classifier.templates = tuple(templates)
+            classifier.templates = load_templates(templates)
         return classifier
     if classes is None and data is not None:
         classes, found = _classes_of(data)

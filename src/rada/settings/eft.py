@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from rada.config import EFTConfig
+from rada.config import Config, EFTConfig
 from rada.errors import FeatureError
 from rada.features import check_features
 from rada.head import HeadOutput, RAdaHead
@@ -40,7 +40,7 @@ class TrainedHead:
     Attributes:
         head: The trained head, in evaluation mode.
         strength: Mask strength at inference, where some candidates are new to the head.
-        config: The configuration of the run.
+        config: The configuration of the run: an `EFTConfig`, or that of the fine-tuning.
         seed: The seed of the run.
         history: One entry an epoch: `loss`, `cross_entropy`, `max_deviation`, `accuracy` (on the
             training images as they were seen) and `learning_rate`.
@@ -56,7 +56,7 @@ class TrainedHead:
 
     head: RAdaHead
     strength: float
-    config: EFTConfig
+    config: Config
     seed: int
     history: list[dict[str, float]] = field(default_factory=list)
     strength_choice: StrengthChoice | None = None
