@@ -30,7 +30,7 @@ def test_splits_above_the_classes(tmp_path: Path) -> None:
     assert list(dataset.splits) == ["train", "val", "test"]
     assert dataset.classes == ("a", "b", "c")
     assert dataset.split("test").labels.tolist() == [2]  # b is missing there, which is fine
-    assert dataset.split("val").ids == ("validation/a/0.png",)
+    assert dataset.split("val").ids == ("a/0.png",)
 
 
 def test_the_order_does_not_depend_on_the_file_system(tmp_path: Path) -> None:

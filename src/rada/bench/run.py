@@ -17,6 +17,7 @@ from rada.bench.memory import PeakMemory
 from rada.bench.plan import Plan
 from rada.bench.protocols import Part, set_up
 from rada.bench.sources import EncoderSlot, Source, open_source
+from rada.data import Naming
 from rada.errors import DataError, StorageError
 from rada.evaluation import environment, evaluate_logits, harmonic_mean
 from rada.features import FeatureCache
@@ -59,6 +60,7 @@ class Sources:
     ) -> None:
         self.plan, self.locks, self.cache, self.progress = plan, locks, cache, progress
         self.encoder = EncoderSlot(plan.model, device)
+        self.naming = Naming.of(plan.class_names or None)
         self._open: dict[str, Source] = {}
 
     def get(self, cell: Cell) -> dict[str, Source]:
@@ -75,6 +77,7 @@ class Sources:
             spec,
             self.encoder,
             templates=self.plan.templates,
+            naming=self.naming,
             cache=self.cache,
             progress=self.progress,
         )
@@ -117,7 +120,12 @@ def run_plan(
     cells = plan.cells()
     check_apart(out, [spec for cell in cells for spec in (cell.dataset, *cell.targets)])
     folder = Folder(out)
-    shared = {"model": plan.model, "templates": list(plan.templates)}
+    naming = Naming.of(plan.class_names or None)
+    shared = {
+        "model": plan.model,
+        "templates": list(plan.templates),
+        "class_names": (naming.classes and list(naming.classes)) or dict(naming.aliases),
+    }
     folder.open(shared | ({"recipe": plan.recipe} if plan.recipe else {}))
     waiting = [cell for cell in cells if not folder.finished(cell)]
     summary = RunSummary(skipped=len(cells) - len(waiting))

@@ -30,14 +30,14 @@ def load_folder(spec: str) -> ImageDataset:
     classes = tuple(display_name(key) for key in keys)
     splits = {}
     for split, folder in folders.items():
-        prefix = f"{folder}/" if folder else ""
         rows = [
-            (f"{prefix}{key}/{name}", label)
+            (f"{key}/{name}", label)
             for label, key in enumerate(keys)
             for name in found[split].get(key, ())
         ]
+        # Keys are those of the split opened by itself, so that a seed draws the same shots.
         splits[split] = ImageSplit.from_files(
-            root,
+            root / folder,
             [name for name, _ in rows],
             labels=np.array([label for _, label in rows], dtype=np.int64),
             classes=classes,

@@ -158,9 +158,7 @@ def _imagenet(name: str, root: Path) -> ImageDataset:
     splits = {}
     for split, part in (("train", "train"), ("test", "val")):
         if (folder / part).is_dir():
-            splits[split] = _split(
-                folder, {k: f"{part}/{s}" for k, s in enumerate(_synsets())}, names
-            )
+            splits[split] = _split(folder / part, dict(enumerate(_synsets())), names)
     if not splits:
         raise DataError(f"{str(folder)!r} has neither train nor val: {_PLACES[name][1]}")
     return ImageDataset(name, names, splits, keys=_synsets())
