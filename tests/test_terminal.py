@@ -9,10 +9,10 @@ import pytest
 
 import rada
 from rada.cli.tables import class_table, comparison_table, plain_table
+from rada.core.printable import clean
 from rada.core.progress import track
+from rada.core.terminal import bold, echo, screen
 from rada.evaluation import compare
-from rada.printable import clean
-from rada.terminal import bold, echo, screen
 
 HOSTILE = (
     "[/b]",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
@@ -11,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rada.core.config import EFTConfig
-from rada.core.errors import CheckpointError, ConfigError, DataError, FeatureError
+from rada.core.config import Config, EFTConfig
+from rada.core.errors import CheckpointError, ConfigError, DataError, EncoderError, FeatureError
+from rada.core.output import OutputFolder, claim
 from rada.core.threads import one_thread
-from rada.data import ImageSplit, Naming, few_shot, readable_shots
+from rada.core.values import check_count, check_scale, check_seed
+from rada.data import ImageSplit, Naming, few_shot, fold_name, readable_shots
 from rada.data.checks import check_labelled
 from rada.data.prompts import (
     DEFAULT_TEMPLATE,
@@ -23,19 +26,35 @@ from rada.data.prompts import (
     load_templates,
 )
 from rada.encoders import DualEncoder, load_encoder
-from rada.evaluation import compare
+from rada.evaluation import compare, evaluate_logits
 from rada.features import FeatureCache, Features, extract_features
 from rada.head import RAdaHead
-from rada.inputs import FEATURE_FILES, Data, open_labelled
-from rada.output import OutputFolder, claim
-from rada.predictions import Prediction, StreamAnswer, rank, stream_answers
+from rada.inputs import (
+    FEATURE_FILES,
+    TEST_SPLITS,
+    TRAIN_SPLITS,
+    Data,
+    Opened,
+    data_name,
+    open_labelled,
+)
+from rada.predictions import (
+    Prediction,
+    StreamAnswer,
+    probabilities_of,
+    rank,
+    stream_answers,
+    warn_of_one_class,
+)
 from rada.pretrained import (
     CONFIG_FILE,
+    ENCODER_FOLDER,
     HeadConfig,
+    SavedParts,
     load_head,
     load_parts,
     resolve_directory,
-    save_head,
+    write_parts,
 )
 from rada.training.eft import HeadTrainer, TrainedHead, describe
 from rada.training.strength import StrengthChoice
@@ -44,10 +63,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-__all__ = ["FEATURE_FILES", "Data", "Evaluated", "RAdaClassifier"]
+__all__ = ["FEATURE_FILES", "TEST_SPLITS", "Data", "Evaluated", "RAdaClassifier"]
 
-TRAIN_SPLITS = ("train", "all")
-TEST_SPLITS = ("test", "val", "all", "train")
 _SMALL_HEAD = 1 << 19
 """Images times classes times width below which a batch takes one thread some 35 ms at most."""
 
@@ -65,7 +82,7 @@ class RAdaClassifier:
             the names from the data on `fit`.
         templates: Prompt templates with `{}` for the class name; several are averaged. None takes the
             data's own, or "a photo of a {}.".
-        config: Training configuration; the defaults of `EFTConfig` when None.
+        config: Configuration of `fit`; the defaults of `EFTConfig` when None.
         scale: Overrides the encoder's exponentiated logit scale.
         device: Where the encoder runs; the CPU when None.
         dtype: Type that the encoder computes in; features are float32 always.
@@ -75,6 +92,8 @@ class RAdaClassifier:
         progress: Show bars; None shows them on a terminal only.
 
     Attributes:
+        config: The configuration that the model was trained with, or will be by `fit`. After loading a
+            fine-tuned model it is an `FFTConfig`, and `fit` takes the defaults of `EFTConfig`.
         encoder: The loaded encoder, or None.
         trained: What `fit` learned, a `TrainedHead`; None before.
         train_split: The labelled pictures of the last `fit`, or None.
@@ -113,7 +132,8 @@ class RAdaClassifier:
         skip_bad: bool = False,
         progress: bool | None = None,
     ) -> None:
-        self.config = config or EFTConfig()
+        self.config: Config = config or EFTConfig()
+        self._scale = None if scale is None else check_scale(scale)
         self.encoder: DualEncoder | None = None
         if encoder is not None:
             self.encoder = load_encoder(encoder, device=device, dtype=dtype)
@@ -123,9 +143,13 @@ class RAdaClassifier:
         self.trained: TrainedHead | None = None
         self.train_split: ImageSplit | None = None
         self.aliases: dict[str, str] = {}
-        self._scale = scale
         self._classes: tuple[str, ...] | None = None
-        self._vectors: dict[str, Tensor] = {}
+        self._vectors: dict[
+            str, Tensor
+        ] = {}  # learned by fine-tuning: the model has no other classes
+        self._rows: dict[str, Tensor] = {}  # class features of a features file
+        self._rows_templates: tuple[str, ...] = ()
+        self._tuned = False  # whether the encoder belongs to the model and is saved with it
         self._text: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = {}
         self._record: dict[str, Any] = {}
         if isinstance(classes, Mapping):  # the data decides which of them there are
@@ -213,44 +237,48 @@ class RAdaClassifier:
                     f"{strangers[0]!r} is none of them"
                 )
             return torch.stack([self._vectors[name] for name in names])
+        return self._text_features(names, self._templates())
+
+    def _text_features(self, names: tuple[str, ...], templates: tuple[str, ...]) -> Tensor:
+        """Return `(K, D)`: the rows of the features file behind the head, else by the encoder."""
+        known = self._rows if templates == self._rows_templates else {}
+        if known and all(name in known for name in names):
+            return torch.stack([known[name] for name in names])
         if self.encoder is None:
             raise FeatureError(
                 "there is no encoder to embed class names: give features with text_features, "
-                "or a classifier with an encoder"
+                "or a classifier with an encoder" + self._origin_hint()
             )
-        key = (names, self._templates())
+        key = (names, templates)
         if key not in self._text:
-            self._text[key] = self.encoder.encode_classes(names, self._templates())
+            self._text[key] = self.encoder.encode_classes(names, templates)
         return self._text[key]
 
-    def _templates(self) -> tuple[str, ...]:
-        return self.templates or (DEFAULT_TEMPLATE,)
+    def _origin_hint(self) -> str:
+        name = self._record.get("origin_name")
+        return f"; the head's features come from the encoder {name!r}" if name else ""
+
+    def _templates(self, own: tuple[str, ...] | None = None) -> tuple[str, ...]:
+        """Return the templates in use, with the data's `own` where none were chosen."""
+        return self.templates or own or (DEFAULT_TEMPLATE,)
 
     # -- data ------------------------------------------------------------------------------------
 
     def _open(
         self, data: Data, splits: Sequence[str], naming: Naming, *, embed: bool = False
-    ) -> tuple[ImageSplit | Features, dict[str, str]]:
-        """Return the first of `splits` under the names that are wanted, and what it calls them."""
-        found, aliases, templates = open_labelled(
-            data, splits, naming, skip_bad=self.skip_bad, embed=embed
-        )
-        if self.templates is None:
-            self.templates = templates
-        check_class_names(found.classes)
-        return found, aliases
+    ) -> Opened:
+        """Return the first of `splits` under the names that are wanted."""
+        opened = open_labelled(data, splits, naming, skip_bad=self.skip_bad, embed=embed)
+        check_class_names(opened.found.classes)
+        return opened
 
     def _encode(self, found: ImageSplit | Features, views: int = 1, seed: int = 0) -> Features:
         """Return features of pictures; features pass through, if they are this encoder's."""
         if isinstance(found, Features):
-            self._check_origin(found)
+            self.check_origin(found)
             return found
-        if self.encoder is None:
-            raise FeatureError(
-                "pictures need an encoder: give one, or features instead of pictures"
-            )
         return extract_features(
-            self.encoder,
+            self._require_encoder(),
             found,
             views=views,
             seed=seed,
@@ -260,26 +288,67 @@ class RAdaClassifier:
             skip_bad=self.skip_bad,
         )
 
-    def _check_origin(self, features: Features) -> None:
+    def check_origin(self, features: Features) -> None:
+        """Check that features come from the encoder of this model.
+
+        Raises:
+            FeatureError: If they do not; the message names both.
+        """
         if self.trained is not None and features.dim != self.trained.head.dim:
             raise FeatureError(
                 f"the features have the width {features.dim}, the head has {self.trained.head.dim}: "
                 "both must come from the same encoder"
             )
-        origin = (
-            self.encoder.fingerprint if self.encoder is not None else self._record.get("origin")
-        )
-        if origin and features.encoder_fingerprint and features.encoder_fingerprint != origin:
+        given = features.encoder_fingerprint
+        if self.encoder is not None:
+            origin, same = (
+                self.encoder.fingerprint,
+                not given or self.encoder.has_fingerprint(given),
+            )
+        else:
+            origin = self._record.get("origin")
+            same = not origin or not given or given == origin
+        if not same:
             raise FeatureError(
                 f"the features come from the encoder {features.encoder!r} "
-                f"({features.encoder_fingerprint}), but {origin} is needed: encode them again"
+                f"({given}), but {origin} is needed: encode them again"
             )
 
-    def _candidates(self, features: Features, classes: tuple[str, ...]) -> Tensor:
-        """Return `(K, D)` for the classes; the features' own where they are of the same names."""
-        if features.text_features is not None and features.classes == classes:
-            return features.text_features
-        return self.text_features(classes)
+    def candidates(self, features: Features) -> Tensor:
+        """Return the class features `(K, D)` of `classes` that go with features to predict."""
+        called = {fold_name(key): name for key, name in self.aliases.items()}
+        shown = [called.get(fold_name(name), name) for name in features.classes]
+        return self._candidates(features, self.classes, features.templates or None, shown)
+
+    def _candidates(
+        self,
+        features: Features,
+        names: tuple[str, ...],
+        own: tuple[str, ...] | None = None,
+        shown: Sequence[str] | None = None,
+    ) -> Tensor:
+        """Return the class features `(K, D)` of candidates that features are compared with.
+
+        Args:
+            features: Their own class features serve, unless the model has others for these names:
+                vectors that it learned, or an encoder and other templates.
+            names: The candidates.
+            own: Templates that the data names.
+            shown: What the classes of the features are called here; None for their own names.
+        """
+        if self._vectors:
+            return self.text_features(names)
+        templates = self._templates(own)
+        if features.text_features is not None and self._may_use(features, templates):
+            shown = features.classes if shown is None else shown
+            rows = dict(zip(shown, features.text_features, strict=True))
+            if len(rows) == len(shown) and all(name in rows for name in names):
+                return torch.stack([rows[name] for name in names])
+        return self._text_features(names, templates)
+
+    def _may_use(self, features: Features, templates: tuple[str, ...]) -> bool:
+        """Whether the class features of a features file are those that are wanted."""
+        return self.encoder is None or not features.templates or features.templates == templates
 
     # -- training --------------------------------------------------------------------------------
 
@@ -317,13 +386,16 @@ class RAdaClassifier:
                 another process writes to it.
             TrainingInterrupted: On Ctrl-C.
         """
+        seed = check_seed(seed)
+        shots = None if shots is None else check_count(shots, "shots", error=DataError)
         owned = (
             contextlib.nullcontext()
             if output_dir is None
             else claim(output_dir, "model", inputs=[data])
         )
-        with owned as out:
-            return self._fit(data, shots, seed, allow_fewer, out, overwrite)
+        with owned as out, _unchanged_on_failure(self):
+            self._fit(data, shots, seed, allow_fewer, out, overwrite)
+        return self
 
     def _fit(
         self,
@@ -333,43 +405,69 @@ class RAdaClassifier:
         allow_fewer: bool,
         out: OutputFolder | None,
         overwrite: bool,
-    ) -> RAdaClassifier:
-        found, aliases = self._open(data, TRAIN_SPLITS, Naming(self._classes, self.aliases))
+    ) -> None:
+        found, aliases, own = self._open(
+            data,
+            TRAIN_SPLITS,
+            Naming(self._classes, self.aliases),
+            embed=self.encoder is not None,
+        )
         classes = found.classes
+        self.config = config = self.config if isinstance(self.config, EFTConfig) else EFTConfig()
+        # What an earlier fit left is not this one's; a tuned encoder and given names stay.
+        self.trained, self._record, self._vectors, self._rows = None, {}, {}, {}
         chosen, skipped = self._draw(found, shots, seed, allow_fewer)
-        features = self._encode(chosen, views=self.config.views, seed=seed)
+        features = self._encode(chosen, views=config.views, seed=seed)
         check_labelled(features.labels, features.ids, "training")
-        self._adopt_scale(features)
+        self._scale = self.scale_for(features) if self.encoder is None else self._scale
+        text = self._training_text(features, own)
+        self.templates = self.templates or own
         trainer = HeadTrainer(
             features.image_features,
             features.labels,
-            self._text_of(features),
+            text,
             self.scale,
-            self.config,
+            config,
             seed,
         )
         self._classes = classes
-        self.aliases |= aliases
+        self.aliases = self.aliases | aliases
         self.train_split = chosen if isinstance(chosen, ImageSplit) else None
         if out is not None and self._finished(out, trainer.key, overwrite):
-            return self
+            return
         self.trained = _trained(trainer, out, overwrite, self.progress)
         self._record = {
             "setting": "eft",
             "images": len(features),
             "shots": shots,
-            "data": str(data) if isinstance(data, str | Path) else getattr(data, "name", None),
+            "data": data_name(data),
             "data_fingerprint": features.fingerprint,
             "skipped": [*skipped, *(list(entry) for entry in features.skipped)],
             "trained_classes": [classes[label] for label in trainer.labels.unique().tolist()],
             "origin": features.encoder_fingerprint,
             "origin_name": features.encoder,
+            "on_features": isinstance(found, Features),
             **describe(self.trained),
         }
         if out is not None:
             self.save_pretrained(out.path)
             out.clear_training()
-        return self
+
+    def _training_text(self, features: Features, own: tuple[str, ...] | None) -> Tensor:
+        """Return `(K, D)` to train with; what comes from a features file is kept with the head."""
+        templates = self._templates(own)
+        if self.encoder is None and self.templates not in (None, features.templates):
+            held = list(features.templates) or "templates that it does not name"
+            raise FeatureError(
+                f"the templates {list(templates)} are wanted, but the features hold class features of "
+                f"{held}, and there is no encoder to make others: give the encoder "
+                f"{features.encoder or 'that made the features'!r} (--model), or leave the templates out"
+            )
+        text = self._candidates(features, features.classes, own)
+        if features.text_features is not None and self._may_use(features, templates):
+            self._rows = dict(zip(features.classes, text, strict=True))
+            self._rows_templates = templates
+        return text
 
     def _draw(
         self, found: ImageSplit | Features, shots: int | None, seed: int, allow_fewer: bool
@@ -416,16 +514,11 @@ class RAdaClassifier:
             )
         return False
 
-    def _adopt_scale(self, features: Features) -> None:
-        """Take the scale of a features file where nothing else says it."""
-        if self.encoder is None and self._scale is None:
-            self._scale = features.scale
-
-    def _text_of(self, features: Features) -> Tensor:
-        """Return `(K, D)` for the classes of features: their own, or else the encoder's."""
-        if features.text_features is not None:
-            return features.text_features
-        return self.text_features(features.classes)
+    def scale_for(self, features: Features) -> float:
+        """Return the scale in use; that of a features file where nothing else says it."""
+        if self._scale is None and self.encoder is None and features.scale is not None:
+            return features.scale
+        return self.scale
 
     def _require_trained(self) -> TrainedHead:
         if self.trained is None:
@@ -435,19 +528,25 @@ class RAdaClassifier:
     # -- prediction ------------------------------------------------------------------------------
 
     def logits(
-        self, image_features: Tensor, text_features: Tensor, *, strength: float | None = None
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        *,
+        strength: float | None = None,
+        scale: float | None = None,
     ) -> Tensor:
         """Return logits `(N, K)` of features `(N, D)`.
 
         Strength None is the classifier's own for such class features; `strength_for` tells it from the
-        names of the classes.
+        names of the classes. Scale None is the classifier's own.
         """
+        scale = self.scale if scale is None else scale
         if self.trained is None or strength == 0:
-            return self.scale * image_features @ text_features.T
+            return scale * image_features @ text_features.T
         if strength is None and self.trained.class_features is None and self.encoder is not None:
             known = self._record.get("trained_classes", ())  # a loaded head does not bring them
             self.trained.class_features = self.text_features(known) if known else None
-        return self.trained(image_features, text_features, self.scale, strength).logits
+        return self.trained(image_features, text_features, scale, strength).logits
 
     def predict_proba(self, images: Any) -> NDArray[np.float32]:
         """Return softmax probabilities `(N, K)` over `classes`.
@@ -458,10 +557,18 @@ class RAdaClassifier:
         Raises:
             DataError: If a picture cannot be read; the message names it.
         """
+        warn_of_one_class(self.classes)
         features = self._features_to_predict(images)
-        text = self._candidates(features, self.classes)
-        logits = self.logits(features.plain(), text, strength=self.strength_for(self.classes))
-        result: NDArray[np.float32] = logits.softmax(-1).numpy()
+        if features is None:
+            return np.zeros((0, len(self.classes)), np.float32)
+        text = self.candidates(features)
+        logits = self.logits(
+            features.plain(),
+            text,
+            strength=self.strength_for(self.classes),
+            scale=self.scale_for(features),
+        )
+        result: NDArray[np.float32] = probabilities_of(logits).numpy()
         return result
 
     @overload
@@ -479,8 +586,8 @@ class RAdaClassifier:
         Returns:
             One entry for each picture.
         """
-        if top_k is not None and top_k < 1:
-            raise ConfigError(f"top_k should be a positive integer, not {top_k!r}")
+        if top_k is not None:
+            top_k = check_count(top_k, "top_k")
         probabilities = torch.from_numpy(self.predict_proba(images))
         ranked = rank(probabilities, self.classes, top_k or 1)
         return ranked if top_k is not None else [row[0].name for row in ranked]
@@ -541,13 +648,15 @@ class RAdaClassifier:
     def _require_encoder(self) -> DualEncoder:
         if self.encoder is None:
             raise FeatureError(
-                "pictures need an encoder, but this head was trained on features alone"
+                "images need an encoder: give one, or features instead of images"
+                + self._origin_hint()
             )
         return self.encoder
 
-    def _features_to_predict(self, images: Any) -> Features:
+    def _features_to_predict(self, images: Any) -> Features | None:
+        """Return features of what is to be predicted; None for no images at all."""
         if isinstance(images, Features):
-            self._check_origin(images)
+            self.check_origin(images)
             return images
         if isinstance(images, ImageSplit):
             return self._encode(images)
@@ -558,11 +667,10 @@ class RAdaClassifier:
         entries: list[Path | Image] = list(images)
         if entries and all(isinstance(entry, str | Path) for entry in entries):
             return self._encode(open_images([str(entry) for entry in entries]))
-        if self.encoder is None:
-            raise FeatureError(
-                "pictures need an encoder: give one, or features instead of pictures"
-            )
-        encoded = self.encoder.encode_images(entries)
+        encoder = self._require_encoder()
+        if not entries:
+            return None
+        encoded = encoder.encode_images(entries)
         unlabelled = torch.full((len(encoded),), -1)
         return Features(encoded, unlabelled, self.classes)
 
@@ -578,15 +686,18 @@ class RAdaClassifier:
 
     def _accuracy(self, data: Data, strength: float | None) -> float:
         known = self.classes if self._classes or self.aliases else None
-        found, _ = self._open(data, TEST_SPLITS, Naming(known, self.aliases))
+        found, _, own = self._open(
+            data, TEST_SPLITS, Naming(known, self.aliases), embed=self.encoder is not None
+        )
         check_labelled(found.labels, found.ids, "the accuracy")
         features = self._encode(found)
-        self._adopt_scale(features)
+        classes = found.classes
+        text = self._candidates(features, classes, own)
         if strength is None:
-            strength = self.strength_for(found.classes)
-        text = self._text_of(features)
-        predicted = self.logits(features.plain(), text, strength=strength).argmax(-1)
-        return float((predicted == features.labels).double().mean())
+            strength = self.strength_for(classes)
+        scale = self.scale_for(features)
+        logits = self.logits(features.plain(), text, strength=strength, scale=scale)
+        return evaluate_logits(logits, features.labels, classes).accuracy
 
     def evaluate(
         self,
@@ -608,64 +719,106 @@ class RAdaClassifier:
         Returns:
             The result as plain JSON values, and the logits behind it.
         """
+        opened = self.open_to_evaluate(data, split, class_names)
+        return self.evaluate_opened(opened, data_name(data))
+
+    def open_to_evaluate(
+        self, data: Data, split: str | None = None, class_names: ClassNamesSource | None = None
+    ) -> Opened:
+        """Open data as `evaluate` does, and check that every image has a label."""
         naming = Naming.of(class_names)
         if class_names is None:
             naming = Naming(aliases=self.aliases, lenient=True)
         embed = class_names is not None and self.encoder is not None
-        splits = TEST_SPLITS if split is None else (split,)
-        found, _ = self._open(data, splits, naming, embed=embed)
-        check_labelled(found.labels, found.ids, "an evaluation")
+        opened = self._open(data, TEST_SPLITS if split is None else (split,), naming, embed=embed)
+        check_labelled(opened.found.labels, opened.found.ids, "an evaluation")
+        return opened
+
+    def evaluate_opened(self, opened: Opened, name: str | None) -> tuple[dict[str, Any], Evaluated]:
+        """Do what `evaluate` does with data that is open already and is called `name`."""
+        found, _, own = opened
         features = self._encode(found)
-        self._adopt_scale(features)
-        classes, text = found.classes, self._text_of(features)
-        zero_shot = self.logits(features.plain(), text, strength=0.0)
-        strength = self.strength_for(classes)
-        adapted = self.logits(features.plain(), text, strength=strength)
+        classes = found.classes
+        text = self._candidates(features, classes, own)
+        scale, strength = self.scale_for(features), self.strength_for(classes)
+        zero_shot = self.logits(features.plain(), text, strength=0.0, scale=scale)
+        adapted = self.logits(features.plain(), text, strength=strength, scale=scale)
         result = compare(zero_shot, adapted, features.labels, classes)
         result |= {
             "skipped": [list(entry) for entry in features.skipped],
             "strength": strength,
-            "scale": self.scale,
-            "templates": list(self._templates()),
+            "scale": scale,
+            "templates": list(self._templates(own)),
             "encoder": None
             if self.encoder is None
             else {"name": self.encoder.name, "fingerprint": self.encoder.fingerprint},
-            "data": str(data) if isinstance(data, str | Path) else getattr(data, "name", None),
+            "data": name,
             "data_fingerprint": features.fingerprint,
             "training": {key: value for key, value in self._record.items() if key != "history"},
         }
         pictures = found if isinstance(found, ImageSplit) else None
-        return result, Evaluated(features, classes, zero_shot, adapted, pictures)
+        return result, Evaluated(features, classes, text, zero_shot, adapted, pictures)
 
     # -- on disk ---------------------------------------------------------------------------------
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write the head (`head.safetensors`) and all that is known of it (`config.json`).
+        """Write the model and all that is known of it (`config.json`).
+
+        That is the head (`head.safetensors`), the class features that belong to it
+        (`classes.safetensors`: learned ones, or those of a features file), and the encoder where it was
+        fine-tuned.
 
         Files that rada wrote there before are replaced, all in one step.
 
         Raises:
-            ConfigError: If there is no head yet.
+            ConfigError: If there is nothing learned yet.
+            EncoderError: If the tuned encoder's family cannot be written.
             OutputError: If the folder holds what rada did not write, or another process writes to it.
             StorageError: If the place cannot be written.
         """
-        trained = self._require_trained()
-        encoder = None
-        if self.encoder is not None:
-            encoder = {"name": self.encoder.name, "fingerprint": self.encoder.fingerprint}
+        with claim(directory, "model") as out, out.saving() as stage:
+            self.write(stage)
+
+    def write(self, folder: Path) -> None:
+        """Write the files of `save_pretrained` into an existing folder, one after the other."""
+        head, vectors, _, config = self._parts()
+        write_parts(folder, head, vectors, config)
+        if self._tuned:
+            self._require_encoder().save(folder / ENCODER_FOLDER)
+
+    def _parts(self) -> SavedParts:
+        if not (self._vectors or self._tuned):
+            self._require_trained()
+        known = self._vectors or self._rows
+        vectors = None
+        if known and all(name in known for name in self.classes):
+            vectors = torch.stack([known[name] for name in self.classes])
+        head = None if self.trained is None else self.trained.head
+        encoder = self.encoder if self._tuned else None
+        parts = {ENCODER_FOLDER: encoder, "head": head, "classes": vectors}
         config = HeadConfig(
-            dim=trained.head.dim,
-            num_heads=trained.head.num_heads,
-            temperature=trained.head.temperature,
+            dim=head.dim if head is not None else self._require_encoder().dim,
+            num_heads=1 if head is None else head.num_heads,
+            temperature=1.0 if head is None else head.temperature,
             scale=self.scale,
-            strength=trained.strength,
-            encoder=encoder,
+            strength=self.strength,
+            encoder=self._encoder_facts(),
             classes=list(self.classes),
-            templates=list(self._templates()),
+            # A features file may not say what its class features were made of.
+            templates=list(self.templates or (() if self._rows else self._templates())),
             aliases=self.aliases,
             training=self._record,
+            parts=[name for name, part in parts.items() if part is not None],
         )
-        save_head(directory, trained.head, config)
+        return SavedParts(head, vectors, None, config)
+
+    def _encoder_facts(self) -> dict[str, Any] | None:
+        """Return name and fingerprint of the encoder, or of that behind the features."""
+        if self.encoder is not None:
+            name = ENCODER_FOLDER if self._tuned else self.encoder.name
+            return {"name": name, "fingerprint": self.encoder.fingerprint}
+        name, fingerprint = (self._record.get(key) for key in ("origin_name", "origin"))
+        return {"name": name, "fingerprint": fingerprint} if name and fingerprint else None
 
     @classmethod
     def from_pretrained(
@@ -690,35 +843,35 @@ class RAdaClassifier:
             EncoderError: If the encoder cannot be loaded.
         """
         found = load_parts(resolve_directory(directory))
-        saved, chosen = found.config, encoder or found.encoder
-        if chosen is None and saved.encoder is not None:
-            chosen = saved.encoder["name"]
+        saved = found.config
         classifier = cls(
-            chosen,
+            _encoder_of(found, encoder, device),
             saved.classes,
-            templates=saved.templates,
+            templates=saved.templates or None,
             scale=saved.scale,
             device=device,
             **options,
         )
-        if classifier.encoder is not None and saved.encoder is not None:
-            _check_encoder(classifier.encoder, saved)
-        classifier.aliases = dict(saved.aliases)
-        if saved.training.get("setting", "eft") == "eft":
-            classifier.config = _training_config(saved)
-        classifier.adopt(found.head, found.vectors, saved)
+        classifier.adopt(found)
         return classifier
 
-    def adopt(self, head: RAdaHead | None, vectors: Tensor | None, saved: HeadConfig) -> None:
-        """Take over a head, vectors `(K, D)` of the classes, or both, with what is known of them.
+    def adopt(self, found: SavedParts) -> None:
+        """Take over what was saved, or fine-tuned: a head, class features, and what is known of them.
 
-        A classifier with vectors of its classes can judge among these classes alone.
+        A classifier whose class features were learned can predict among these classes alone.
         """
-        if vectors is not None:
-            self._vectors = dict(zip(saved.classes, vectors, strict=True))
-        self._record = saved.training
-        if head is not None:
-            self._take(head, saved)
+        saved, training = found.config, found.config.training
+        self.config = _training_config(training)
+        self.aliases, self._record = dict(saved.aliases), training
+        self._tuned = found.encoder is not None
+        if found.vectors is not None:
+            rows = dict(zip(saved.classes, found.vectors, strict=True))
+            if training.get("setting", "eft") == "eft":
+                self._rows, self._rows_templates = rows, self._templates()
+            else:
+                self._vectors = rows
+        if found.head is not None:
+            self._take(found.head, saved)
 
     def _take(self, head: RAdaHead, saved: HeadConfig) -> None:
         """Take over a loaded head."""
@@ -743,6 +896,7 @@ class Evaluated(NamedTuple):
     Attributes:
         features: The encoded test images.
         classes: Candidate class names.
+        text_features: Their class features, `(K, D)`.
         zero_shot: Logits `(N, K)` without the head.
         adapted: Logits `(N, K)` with it.
         pictures: The pictures, where the data has them.
@@ -750,6 +904,7 @@ class Evaluated(NamedTuple):
 
     features: Features
     classes: tuple[str, ...]
+    text_features: Tensor
     zero_shot: Tensor
     adapted: Tensor
     pictures: ImageSplit | None
@@ -777,17 +932,65 @@ def _check_encoder(encoder: DualEncoder, saved: HeadConfig) -> None:
             f"the head has the width {saved.dim}, the encoder {encoder.name!r} has {encoder.dim}: "
             f"load it with the encoder {wanted.get('name')!r}"
         )
-    if encoder.fingerprint != wanted.get("fingerprint"):
+    if not encoder.has_fingerprint(str(wanted.get("fingerprint"))):
         raise CheckpointError(
             f"the head was trained with the encoder {wanted.get('name')!r}, fingerprint "
             f"{wanted.get('fingerprint')}; {encoder.name!r} has {encoder.fingerprint}: its weights, "
-            "preprocessing or tokenizer differ. Load it with the same encoder, or fit again"
+            "architecture, preprocessing or tokenizer differ. Load it with the same encoder, or fit again"
         )
 
 
-def _training_config(saved: HeadConfig) -> EFTConfig:
+def _encoder_of(
+    found: SavedParts, given: str | Path | DualEncoder | None, device: str | torch.device | None
+) -> DualEncoder | None:
+    """Load the encoder of a saved model and check that it is the one it was trained with.
+
+    A head that was fitted on features works without its encoder, so one that cannot be had is a
+    warning there.
+    """
+    saved = found.config
+    name = given or found.encoder or (saved.encoder and saved.encoder["name"])
+    if name is None:
+        return None
+    spare = given is None and found.encoder is None and saved.training.get("on_features") is True
     try:
-        return EFTConfig.from_dict(saved.training.get("config", {}))
+        encoder = load_encoder(name, device=device)
+        if saved.encoder is not None:
+            _check_encoder(encoder, saved)
+    except (EncoderError, CheckpointError) as error:
+        if not spare:
+            raise
+        warnings.warn(
+            f"the encoder behind the head's features cannot be used, so it predicts features alone: "
+            f"{error}",
+            UserWarning,
+            stacklevel=3,
+        )
+        return None
+    return encoder
+
+
+@contextlib.contextmanager
+def _unchanged_on_failure(thing: object) -> Iterator[None]:
+    """Give an object its attributes back if the block fails; none may be changed in place."""
+    before = dict(vars(thing))
+    try:
+        yield
+    except BaseException:
+        vars(thing).clear()
+        vars(thing).update(before)
+        raise
+
+
+def _training_config(training: dict[str, Any]) -> Config:
+    """Return the configuration of the kind of training that a model went through."""
+    kind: type[Config] = EFTConfig
+    if training.get("setting", "eft") == "fft":
+        from rada.methods.finetune.config import FFTConfig
+
+        kind = FFTConfig
+    try:
+        return kind.from_dict(training.get("config", {}))
     except ConfigError as error:
         raise CheckpointError(f"the head's training configuration is damaged: {error}") from error
 

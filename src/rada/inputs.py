@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,10 +14,20 @@ from rada.data.checks import name_classes, place_labels
 from rada.data.naming import Matched
 from rada.features import Features
 
-__all__ = ["FEATURE_FILES", "Data", "Opened", "open_labelled"]
+__all__ = [
+    "FEATURE_FILES",
+    "TEST_SPLITS",
+    "TRAIN_SPLITS",
+    "Data",
+    "Opened",
+    "data_name",
+    "open_labelled",
+]
 
 Data = str | Path | ImageDataset | ImageSplit | Features
 FEATURE_FILES = (".safetensors", ".npz")
+TRAIN_SPLITS = ("train", "all")
+TEST_SPLITS = ("test", "val", "all", "train")
 
 
 class Opened(NamedTuple):
@@ -60,12 +70,18 @@ def open_labelled(
     if isinstance(data, ImageDataset):
         aliases = dict(zip(data.keys or data.classes, data.classes, strict=True))
         return Opened(data.split(*splits), aliases, data.templates)
+    templates = (data.templates or None) if isinstance(data, Features) else None
     if not naming.wanted:
-        return Opened(data, dict(zip(data.classes, data.classes, strict=True)), None)
+        return Opened(data, dict(zip(data.classes, data.classes, strict=True)), templates)
     matched = naming.match(data.classes)
     if isinstance(data, Features):
-        return Opened(_place_features(data, matched, embed), matched.aliases, None)
-    return Opened(place_labels(data, matched), matched.aliases, None)
+        return Opened(_place_features(data, matched, embed), matched.aliases, templates)
+    return Opened(place_labels(data, matched), matched.aliases, templates)
+
+
+def data_name(data: Any) -> str | None:
+    """Return what to call data in a result: its path, or its name if it has one."""
+    return str(data) if isinstance(data, str | Path) else getattr(data, "name", None)
 
 
 def _place_features(features: Features, matched: Matched, embed: bool) -> Features:

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from rada._version import __version__
 from rada.core.errors import CheckpointError, ConfigError
+from rada.core.hashing import fingerprint_tensors
+from rada.core.output import claim, finish_save
 from rada.core.storage import read_json
 from rada.head import RAdaHead
-from rada.output import claim, finish_save
-from rada.training.state import fingerprint_tensors
 
 __all__ = [
     "CONFIG_FILE",
@@ -53,15 +53,16 @@ class HeadConfig:
         temperature: Temperature of the joint softmax.
         scale: The exponentiated logit scale that the head was trained with.
         strength: Mask strength at inference.
-        encoder: `{"name", "fingerprint"}` of the encoder, or None for foreign features.
+        encoder: `{"name", "fingerprint"}` of the encoder, or None where features do not say it.
         classes: Names of the candidate classes.
-        templates: Prompt templates.
+        templates: Prompt templates; none where the features that the head was fitted on do not name them.
         aliases: Display names by the folder or label names of the data.
         training: Configuration, seed, history and data of the run.
         weights_hash: Hash of the weights, which ties the two files together; "" is not checked.
         rada_version: Version of the library that wrote it.
-        parts: What is in the folder: "head", "classes" (one learned vector a class), "encoder" (a tuned
-            encoder in the format of its own library).
+        parts: What is in the folder: "head", "classes" (a vector of each class: learned by fine-tuning,
+            or the class features of the features file that the head was fitted on), "encoder" (a
+            tuned encoder in the format of its own library).
     """
 
     dim: int

@@ -38,6 +38,7 @@ class Plan(Config):
         model: The encoder for pictures.
         options: Settings by method or variant; a variant has an entry "method".
         templates: Prompt templates instead of the data sets' own.
+        class_names: Class names of every data set, as JSON or a file with it; see `rada.data.Naming`.
         allow_fewer: Go on where a class has fewer pictures than `shots`.
         recipe: Name of the recipe that the plan came from.
 
@@ -56,6 +57,7 @@ class Plan(Config):
     model: str = "embedded"
     options: Settings = dataclasses.field(default_factory=lambda: Settings())
     templates: tuple[str, ...] = ()
+    class_names: str = ""
     allow_fewer: bool = False
     recipe: str = ""
 

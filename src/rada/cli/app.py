@@ -11,7 +11,7 @@ import typer
 from rada._version import __version__
 from rada.cli import bench, cache, demo, encode, evaluate, finetune, fit, models, predict
 from rada.core.errors import RadaError
-from rada.terminal import echo
+from rada.core.terminal import echo
 
 __all__ = ["app", "main"]
 

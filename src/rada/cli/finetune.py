@@ -21,7 +21,7 @@ from rada.cli.options import (
     cache_option,
     print_json,
 )
-from rada.terminal import bold, echo, screen
+from rada.core.terminal import bold, echo, screen
 
 if TYPE_CHECKING:
     from rada.methods.finetune import FFTConfig

@@ -22,18 +22,19 @@ from rada.cli.options import (
     parse_strength,
     print_json,
 )
-from rada.terminal import bold, echo, screen
+from rada.core.terminal import bold, echo, screen
 
 if TYPE_CHECKING:
     from rada.classifier import RAdaClassifier
     from rada.core.config import EFTConfig
-    from rada.output import OutputFolder
+    from rada.core.output import OutputFolder
 
 IMAGES_FILE = "training_images.json"
 RESULT_FILE = "result.json"
 
 
 def fit(
+    context: typer.Context,
     data: Annotated[
         str,
         typer.Argument(
@@ -79,8 +80,8 @@ def fit(
     After Ctrl-C or a crash the same command goes on where it stopped.
     """
     from rada.classifier import FEATURE_FILES, RAdaClassifier
+    from rada.core.output import claim
     from rada.data import load_class_names
-    from rada.output import claim
     from rada.training import TrainingInterrupted
 
     given = {
@@ -93,10 +94,13 @@ def fit(
         "strength": None if strength is None else parse_strength(strength),
     }
     settings = _config(config, {key: value for key, value in given.items() if value is not None})
+    # A features file needs no model; one that is named makes the class features, by --template.
+    source = context.get_parameter_source("model")
+    named = source is not None and source.name != "DEFAULT"
     try:
         with claim(out, "model", inputs=[data]) as folder:
             classifier = RAdaClassifier(
-                None if data.lower().endswith(FEATURE_FILES) else model,
+                model if named or not data.lower().endswith(FEATURE_FILES) else None,
                 None if class_names is None else load_class_names(class_names),
                 templates=template,
                 config=settings,

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from rada.cli.options import JsonFlag, print_json
-from rada.terminal import echo, screen
+from rada.core.terminal import echo, screen
 
 
 def models(

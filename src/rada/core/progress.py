@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TypeVar
 
-from rada.printable import clean
+from rada.core.printable import clean
 
 __all__ = ["progress_bar", "track"]
 
@@ -48,7 +48,7 @@ def progress_bar(
     )
     from rich.text import Text
 
-    from rada.terminal import screen
+    from rada.core.terminal import screen
 
     class RateColumn(ProgressColumn):
         def render(self, task: Task) -> Text:

@@ -20,9 +20,9 @@ from torch.nn.functional import cross_entropy
 
 from rada.core.config import Config
 from rada.core.errors import ConfigError, FeatureError
+from rada.core.hashing import fingerprint_tensors
 from rada.data import DEFAULT_TEMPLATE
 from rada.features import check_features
-from rada.training.state import fingerprint_tensors
 
 if TYPE_CHECKING:
     from rada.data import ImageSplit
@@ -197,6 +197,14 @@ class Predictor(nn.Module):
     def loss(self, images: Tensor, labels: Tensor, classes: ClassSet) -> Tensor:
         """Return what training minimises; cross-entropy unless a method says otherwise."""
         return cross_entropy(self(images, classes), labels)
+
+    def step_loss(self, rows: Tensor, images: Tensor, labels: Tensor, classes: ClassSet) -> Tensor:
+        """Return the loss of a step of training on the examples at `rows` of the task.
+
+        For methods that keep the examples themselves; for all others it is `loss`.
+        """
+        del rows
+        return self.loss(images, labels, classes)
 
     @torch.no_grad()
     def predict(self, queries: Examples, classes: ClassSet, *, batch_size: int = 128) -> Tensor:

@@ -16,6 +16,7 @@ from rada.methods.base import ClassSet, Method, Predictor, Task
 from rada.methods.registry import register_method
 from rada.methods.strength import keep_choice, strength_for
 from rada.training import train_head
+from rada.training.eft import describe
 from rada.training.feature_loop import seeded
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class RAda(Method):
         )
         found = HeadPredictor(self.name, trained.head, task.scale, alpha=config.alpha)
         keep_choice(found, task, trained.strength, trained.strength_choice)
-        found.record["history"] = trained.history
+        found.record |= {key: describe(trained)[key] for key in ("history", "effective")}
         return found
 
 

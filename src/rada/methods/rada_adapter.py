@@ -7,7 +7,7 @@ zero-shot exactly and every weight learns.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -45,11 +45,14 @@ class RAdaAdapterSettings(EFTConfig):
         super().validate()
         self.require(self.hidden >= 1, "hidden", "a positive integer")
 
-    def recipe(self, examples: int) -> Recipe:
-        """Return the recipe of the head for so many examples."""
-        steps = -(-examples // self.batch_size)
+    def steps(self, examples: int) -> int:
+        """Return the steps of a run on so many examples, as for the head alone."""
+        per_epoch = -(-examples // self.batch_size)
+        return max(self.epochs, -(-self.min_steps // per_epoch)) * per_epoch
+
+    def recipe(self) -> Recipe:
+        """Return the recipe of the head."""
         return Recipe(
-            epochs=max(self.epochs, -(-self.min_steps // steps)),
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             optimizer="adamw",
@@ -147,17 +150,16 @@ class RAdaAdapter(Method):
     ) -> Predictor:
         """Train adapters and head, then choose the strength as for the head alone."""
         assert isinstance(predictor, AdaptedHeadPredictor)
-
-        # Folds compare strengths with each other, for which a third of the least steps is enough.
-        shorter = replace(config, min_steps=config.min_steps // 3)
+        # The folds stand for this predictor, so they learn for as many steps.
+        steps = config.steps(len(task.labels))
 
         def trained(part: Task) -> Predictor:
             path = state_path and state_path.with_name(
                 f"{state_path.name}-{part.fingerprint()}.safetensors"
             )
-            return self._trained(self.start(part, config), part, shorter, path)
+            return self._trained(self.start(part, config), part, config, steps, path)
 
-        self._trained(predictor, task, config, state_path, progress)
+        self._trained(predictor, task, config, steps, state_path, progress)
         if config.strength == "auto":
             choice = choose_by_classes(trained, task, config.strength_folds)
             keep_choice(predictor, task, choice.strength, choice)
@@ -170,14 +172,16 @@ class RAdaAdapter(Method):
         predictor: Predictor,
         task: Task,
         config: RAdaAdapterSettings,
+        steps: int,
         state_path: Path | None = None,
         progress: bool | None = False,
     ) -> Predictor:
         return train(
             predictor,
             task,
-            config.recipe(len(task.labels)),
+            config.recipe(),
             classes_per_step=config.subset(len(task.classes)),
+            steps=steps,
             state_path=state_path,
             progress=progress,
         )

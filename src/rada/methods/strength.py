@@ -21,7 +21,14 @@ from rada.training.strength import (
     largest_best,
 )
 
-__all__ = ["Chosen", "choose_by_classes", "keep_choice", "plain_json", "strength_for"]
+__all__ = [
+    "Chosen",
+    "choose_by_classes",
+    "keep_choice",
+    "places",
+    "plain_json",
+    "strength_for",
+]
 
 
 class Chosen(Protocol):
@@ -81,7 +88,7 @@ def choose_by_classes(
     """
     count = len(task.classes)
     generator = torch.Generator().manual_seed(task.seed + 7_919)
-    place = _places(task, generator)
+    place = places(task, generator)
     shots = torch.bincount(task.labels, minlength=count)
     if count < 4:
         if int(shots.min()) < 2:
@@ -112,7 +119,7 @@ def _over_shots(train: Callable[[Task], Predictor], task: Task, place: Tensor) -
     )
 
 
-def _places(task: Task, generator: torch.Generator) -> Tensor:
+def places(task: Task, generator: torch.Generator) -> Tensor:
     """Number the examples of each class from 0, in a random order."""
     place = torch.zeros(len(task.labels), dtype=torch.long)
     order = torch.randperm(len(task.labels), generator=generator)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import cross_entropy, normalize, one_hot
 
 from rada.core.config import Config
 from rada.methods.base import ClassSet, Method, Predictor, Task
@@ -17,7 +18,17 @@ from rada.methods.registry import register_method
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder
 
-__all__ = ["CachePredictor", "TipAdapter", "TipSettings", "choose_mixture"]
+__all__ = [
+    "CachePredictor",
+    "Held",
+    "TipAdapter",
+    "TipSettings",
+    "choose_mixture",
+    "fewest_shots",
+]
+
+PAPER_MIXTURE = (1.0, 5.5)
+"""The paper's alpha and beta."""
 
 # Wider than the paper's grid: encoders other than CLIP crowd their features more.
 ALPHAS = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 40.0)
@@ -32,7 +43,7 @@ class TipSettings(Config):
         alpha: Weight of the cache; None chooses it on the shots.
         beta: Sharpness of the similarity; None chooses it on the shots.
         views: Random views of each shot whose mean is its key; the paper takes 10, 1 is the plain
-            picture that all methods see.
+            image that all methods see.
     """
 
     alpha: float | None = None
@@ -67,14 +78,33 @@ class CachePredictor(Predictor):
         else:
             self.register_buffer("keys", keys.clone())
         self.register_buffer("owners", owners.clone())
-        self.register_buffer("mixture", torch.tensor([1.0, 5.5]))
+        self.register_buffer("mixture", torch.tensor(PAPER_MIXTURE))
 
     mixture: Tensor
 
+    def mix(self, alpha: float, beta: float) -> None:
+        """Set alpha and beta."""
+        self.mixture.copy_(torch.tensor([alpha, beta]))
+
     def score(self, images: Tensor, classes: ClassSet) -> Tensor:
         """Return the mixed logits."""
+        return self._logits(images, classes, None)
+
+    def step_loss(self, rows: Tensor, images: Tensor, labels: Tensor, classes: ClassSet) -> Tensor:
+        """Return the cross-entropy of shots, each without its own key.
+
+        Its own key answers right whatever the others say: with it the loss is zero before anything
+        is learned.
+        """
+        others = rows[:, None] != torch.arange(len(self.keys))
+        return cross_entropy(self._logits(images, classes, others), labels)
+
+    def _logits(self, images: Tensor, classes: ClassSet, asked: Tensor | None) -> Tensor:
+        """Return logits; `asked` `(B, N)` says which keys count, all where it is None."""
         alpha, beta = self.mixture
         affinity = (beta * (images @ self.keys.T - 1)).exp()
+        if asked is not None:
+            affinity = affinity * asked
         rows = torch.full((len(self.names),), len(classes))
         for column, row in enumerate(classes.rows_among(self.names)):
             if row is not None:
@@ -84,54 +114,63 @@ class CachePredictor(Predictor):
         return logits
 
 
-def choose_mixture(task: Task, keys: Tensor, config: TipSettings) -> tuple[float, float]:
-    """Choose alpha and beta on the shots: each shot is asked of the cache without itself.
+class Held(NamedTuple):
+    """Shots asked of a cache that does not hold them.
 
-    Of equally many right answers, the lower cross-entropy decides. With one shot of some class there
-    is nothing left of that class in the cache; alpha = 1 and beta = 5.5, the paper's, are taken.
-
-    Returns:
-        alpha and beta.
+    Attributes:
+        base: Their zero-shot logits `(Q, K)`.
+        cosine: Their products with the keys, `(Q, N)`; minus infinity where a key does not count.
+        values: The classes of the keys, one-hot `(N, K)`.
+        labels: `(Q,)`.
     """
-    counts = torch.bincount(task.labels, minlength=len(task.classes))
+
+    base: Tensor
+    cosine: Tensor
+    values: Tensor
+    labels: Tensor
+
+
+def choose_mixture(parts: Sequence[Held], config: TipSettings) -> tuple[float, float]:
+    """Return the alpha and beta with the most right answers over all parts.
+
+    Of equally many, the lower cross-entropy decides, then the gentler mixture.
+    """
     alphas = ALPHAS if config.alpha is None else (config.alpha,)
     betas = BETAS if config.beta is None else (config.beta,)
-    if int(counts[counts > 0].min()) < 2:
-        return config.alpha or 1.0, config.beta or 5.5
-    images = task.examples.plain()
-    base = task.scale * images @ task.classes.text_features.T
-    cosine = images @ keys.T
-    values = one_hot(task.labels, len(task.classes)).to(images.dtype)
-    best = (-1, float("-inf"), -1.0, -5.5)
+    best = (-1, float("-inf"), 0.0, 0.0)
     for beta in betas:
-        votes = (beta * (cosine - 1)).exp().fill_diagonal_(0) @ values
+        votes = [(beta * (part.cosine - 1)).exp() @ part.values for part in parts]
         for alpha in alphas:
-            logits = base + alpha * votes
-            right = int((logits.argmax(1) == task.labels).sum())
-            likelihood = float(logits.log_softmax(-1)[range(len(images)), task.labels].mean())
-            best = max(best, (right, likelihood, -alpha, -beta))  # of equals the gentler
+            right, likelihood = 0, 0.0
+            for part, vote in zip(parts, votes, strict=True):
+                logits = part.base + alpha * vote
+                right += int((logits.argmax(1) == part.labels).sum())
+                likelihood -= float(cross_entropy(logits, part.labels, reduction="sum"))
+            best = max(best, (right, likelihood, -alpha, -beta))
     return -best[2], -best[3]
+
+
+def fewest_shots(task: Task) -> int:
+    """Return how many examples the class with the fewest has, of those that have any."""
+    counts = torch.bincount(task.labels, minlength=len(task.classes))
+    return int(counts[counts > 0].min())
 
 
 @dataclass(frozen=True)
 class TipAdapter(Method):
-    """Training-free: starts, and ends, as the cache of the shots."""
+    """Training-free: the cache of the shots, with alpha and beta chosen on them."""
 
     settings: ClassVar[type[Config]] = TipSettings
 
-    def start(self, task: Task, config: TipSettings) -> Predictor:
-        """Return the cache with the alpha and beta chosen on the shots."""
+    def start(self, task: Task, config: TipSettings) -> CachePredictor:
+        """Return the cache with the paper's alpha and beta."""
         features = task.examples.image_features
         if features.shape[1] > 1:
             features = features[:, 1:]  # the random views; view 0 is what is asked about
         keys = normalize(features.mean(1), dim=-1)
         names = list(task.classes.names)
         learn = self.name == "tip_adapter_f"
-        predictor = CachePredictor(self.name, names, keys, task.labels, task.scale, learn)
-        alpha, beta = choose_mixture(task, keys, config)
-        predictor.mixture.copy_(torch.tensor([alpha, beta]))
-        predictor.record |= {"alpha": alpha, "beta": beta}
-        return predictor
+        return CachePredictor(self.name, names, keys, task.labels, task.scale, learn)
 
     def build(self, facts: dict[str, Any], encoder: DualEncoder | None) -> Predictor:
         """Return a predictor of the right shapes."""
@@ -154,7 +193,21 @@ class TipAdapter(Method):
         state_path: Path | None,
         progress: bool | None,
     ) -> Predictor:
-        """Leave the cache as it is."""
+        """Choose alpha and beta: each shot is asked of the cache without itself.
+
+        With one shot of some class nothing would be left of that class; the paper's values stay then.
+        """
+        assert isinstance(predictor, CachePredictor)
+        paper_alpha, paper_beta = PAPER_MIXTURE
+        alpha, beta = config.alpha or paper_alpha, config.beta or paper_beta
+        if fewest_shots(task) >= 2:
+            images = task.examples.plain()
+            base = task.scale * images @ task.classes.text_features.T
+            cosine = (images @ predictor.keys.T).fill_diagonal_(-torch.inf)
+            values = one_hot(task.labels, len(task.classes)).to(images.dtype)
+            alpha, beta = choose_mixture([Held(base, cosine, values, task.labels)], config)
+        predictor.mix(alpha, beta)
+        predictor.record |= {"alpha": alpha, "beta": beta}
         return predictor
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rada.printable import clean
+from rada.core.printable import clean
 
 __all__ = [
     "DASH",

@@ -147,7 +147,7 @@ def make_start(
     dim = text.shape[1]
     strength = config.strength
     if isinstance(head, TrainedHead):
-        strength = head.strength if strength is None else strength
+        strength = head.strength_for(text) if strength is None else strength
         head = head.head
     if head is None:
         head = untrained_head(dim, config.num_heads, config.temperature, config.head_seed, dtype)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from rada.core.config import EFTConfig
+from rada.core.config import Config, EFTConfig
 from rada.core.errors import FeatureError
 from rada.core.progress import progress_bar
 from rada.features import check_features
@@ -40,7 +40,7 @@ class TrainedHead:
     Attributes:
         head: The trained head, in evaluation mode.
         strength: Mask strength at inference, where some candidates are new to the head.
-        config: The configuration of the run.
+        config: The configuration of the run: an `EFTConfig`, or that of the fine-tuning.
         seed: The seed of the run.
         history: One entry an epoch: `loss`, `cross_entropy`, `max_deviation`, `accuracy` (on the
             training images as they were seen) and `learning_rate`.
@@ -50,17 +50,20 @@ class TrainedHead:
             `strength` there too.
         class_features: `(C, D)`, the features of the classes that had training images, by which the
             candidates are told apart; None where they are not known, as after loading.
+        steps: Steps that were made: `min_steps` may ask for more than `epochs` does. 0 where that is
+            not known, as after loading.
     """
 
     head: RAdaHead
     strength: float
-    config: EFTConfig
+    config: Config
     seed: int
     history: list[dict[str, float]] = field(default_factory=list)
     strength_choice: StrengthChoice | None = None
     fingerprint: str = ""
     trained_strength: float | None = None
     class_features: Tensor | None = None
+    steps: int = 0
 
     def strength_for(self, text_features: Tensor) -> float:
         """Return the mask strength for candidates `(K, D)`."""
@@ -171,6 +174,11 @@ class HeadTrainer:
         scale: The exponentiated logit scale.
         config: Hyper-parameters.
         seed: Seed of everything random.
+        steps: Number of steps, if not the configuration's.
+
+    Attributes:
+        steps: Steps of the run, the larger of what `epochs` and `min_steps` ask for.
+        epochs: Passes over the images that these steps make; the last one may be a part.
     """
 
     def __init__(
@@ -181,6 +189,7 @@ class HeadTrainer:
         scale: float,
         config: EFTConfig,
         seed: int,
+        steps: int | None = None,
     ) -> None:
         if not (math.isfinite(scale) and scale > 0):
             raise FeatureError(f"scale should be a finite number above 0, not {scale!r}")
@@ -194,12 +203,15 @@ class HeadTrainer:
         self.scale, self.config, self.seed = scale, config, seed
         # The strength is chosen after training, so it does not make another run of it.
         settings = replace(config, strength=1.0, strength_folds=2).to_dict()
-        self.key = fingerprint_tensors(images, labels, text, extra=[scale, settings, seed])
+        told = [scale, settings, seed] + ([] if steps is None else [steps])
+        self.key = fingerprint_tensors(images, labels, text, extra=told)
         self.steps_per_epoch = math.ceil(len(images) / config.batch_size)
-        self.epochs = max(config.epochs, math.ceil(config.min_steps / self.steps_per_epoch))
+        epochs = max(config.epochs, math.ceil(config.min_steps / self.steps_per_epoch))
+        self.steps = steps or epochs * self.steps_per_epoch
+        self.epochs = math.ceil(self.steps / self.steps_per_epoch)
 
     def on_classes(self, classes: Tensor, keep: Tensor | None = None) -> HeadTrainer:
-        """Return the run on some of the classes, relabelled in their order.
+        """Return the run on some of the classes, relabelled in their order, of as many steps.
 
         Args:
             classes: Class indices, `(C,)`.
@@ -216,17 +228,15 @@ class HeadTrainer:
             self.scale,
             self.config,
             self.seed,
+            self.steps,
         )
-
-    def with_config(self, config: EFTConfig) -> HeadTrainer:
-        """Return the run on the same images with another configuration."""
-        return HeadTrainer(self.images, self.labels, self.text, self.scale, config, self.seed)
 
     def train(self, folder: Path | None = None, *, progress: bool | None = None) -> TrainedHead:
         """Train the head and choose its strength; `folder` keeps the state of both."""
         head, history = self.run(folder and folder / "head.safetensors", progress=progress)
         trained = TrainedHead(head, 1.0, self.config, self.seed, history, fingerprint=self.key)
         trained.class_features = self.text[self.labels.unique()]
+        trained.steps = self.steps
         if isinstance(self.config.strength, int | float):
             trained.strength = float(self.config.strength)
         else:
@@ -252,9 +262,8 @@ class HeadTrainer:
             head.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
         )
         state = self._restore(state_path, head, optimizer)
-        total = self.epochs * self.steps_per_epoch
         try:
-            with progress_bar(description, total, enabled=progress, unit="step") as advance:
+            with progress_bar(description, self.steps, enabled=progress, unit="step") as advance:
                 advance(state.epoch * self.steps_per_epoch)
                 for epoch in range(state.epoch, self.epochs):
                     entry = self._epoch(head, optimizer, epoch, advance)
@@ -296,8 +305,7 @@ class HeadTrainer:
         return TrainingState(self.key)
 
     def _learning_rate(self, step: int) -> float:
-        total = self.epochs * self.steps_per_epoch
-        return warmup_cosine(self.config.learning_rate, step, total, self.config.warmup)
+        return warmup_cosine(self.config.learning_rate, step, self.steps, self.config.warmup)
 
     def _epoch(
         self,
@@ -332,7 +340,8 @@ class HeadTrainer:
         # One generator an epoch, on the CPU: a resumed run and another device draw the same numbers.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.images), generator=generator)
-        for step, batch in enumerate(order.split(self.config.batch_size)):
+        left = self.steps - epoch * self.steps_per_epoch
+        for step, batch in enumerate(order.split(self.config.batch_size)[:left]):
             views = torch.randint(self.images.shape[1], (len(batch),), generator=generator)
             images, labels, text = self.images[batch, views], self.labels[batch], self.text
             classes = draw_classes(labels.cpu(), len(text), self._subset_size(), generator)
@@ -397,6 +406,7 @@ def describe(trained: TrainedHead) -> dict[str, Any]:
         "strength": trained.strength,
         "trained_strength": trained.trained_strength,
         "strength_choice": None if choice is None else choice.to_dict(),
+        "effective": {"epochs": len(trained.history), "steps": trained.steps},
         "history": trained.history,
         "fingerprint": trained.fingerprint,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -35,8 +36,9 @@ class Recipe(Config):
         optimizer: "sgd" (momentum 0.9), "adam" (weight decay as an L2 term in the gradient) or "adamw"
             (decoupled).
         weight_decay: Its weight.
-        schedule: "epochs": the first epoch at 1e-5, then a cosine, changed once an epoch (as in CoOp);
-            "steps": a linear warm-up over the part `warmup` of all steps, then a cosine.
+        schedule: "epochs": the first epoch at 1e-5, then a cosine from the full rate, changed once an
+            epoch (as in CoOp); "steps": a linear warm-up over the part `warmup` of all steps, then a
+            cosine.
         warmup: Part of the steps, for "steps".
         epsilon: Adam's.
     """
@@ -68,20 +70,24 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """Return the rate of a step, counted from 0.
+def learning_rate(
+    recipe: Recipe, step: int, steps_per_epoch: int, steps: int | None = None
+) -> float:
+    """Return the rate of a step, counted from 0, of `steps` or else of whole epochs.
 
     Example:
         >>> recipe = Recipe(epochs=3, learning_rate=1.0)
         >>> [round(learning_rate(recipe, step, 1), 5) for step in range(3)]
-        [1e-05, 0.75, 0.25]
+        [1e-05, 1.0, 0.75]
     """
     if recipe.schedule == "epochs":
         epoch = step // steps_per_epoch
         if epoch == 0:
             return _WARM_RATE
-        return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / recipe.epochs))
-    total = recipe.epochs * steps_per_epoch
+        # CoOp's warm-up epoch comes before the cosine, which then begins at its own first value.
+        part = (epoch - 1) / recipe.epochs
+        return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * part))
+    total = steps or recipe.epochs * steps_per_epoch
     return warmup_cosine(recipe.learning_rate, step, total, recipe.warmup)
 
 
@@ -91,11 +97,12 @@ def train(
     recipe: Recipe,
     *,
     classes_per_step: int = 0,
+    steps: int | None = None,
     state_path: Path | None = None,
     progress: bool | None = False,
     description: str = "",
 ) -> Predictor:
-    """Minimise `predictor.loss` over the examples of a task.
+    """Minimise `predictor.step_loss` over the examples of a task.
 
     Which examples, views and classes a step sees is a function of the seed and the epoch alone, so
     a run that goes on from `state_path` ends with the same weights, bit for bit.
@@ -106,29 +113,35 @@ def train(
         recipe: How to optimise.
         classes_per_step: Classes that a step draws (they hold the labels of the batch as far as they
             go; examples of others sit the step out); 0 for all.
+        steps: Number of steps; None for the whole epochs of the recipe.
         state_path: File for the state after an epoch, as often as writing it costs little.
         progress: Show a bar; None on a terminal only.
         description: Beside the bar.
 
     Returns:
-        The predictor; its record holds the curve.
+        The predictor; its record holds the curve, and the epochs and steps that were made.
     """
     parameters = [p for p in predictor.parameters() if p.requires_grad]
     optimizer = _optimizer(parameters, recipe)
-    key = task.fingerprint([predictor.method, predictor.facts, asdict(recipe), classes_per_step])
-    state = _restore(state_path, key, predictor, optimizer)
-    steps = math.ceil(len(task.labels) / recipe.batch_size)
+    per_epoch = math.ceil(len(task.labels) / recipe.batch_size)
+    steps = steps or recipe.epochs * per_epoch
+    epochs = math.ceil(steps / per_epoch)
+    told = [predictor.method, predictor.facts, asdict(recipe), classes_per_step, steps]
+    state = _restore(state_path, task.fingerprint(told), predictor, optimizer)
     predictor.train()
     with progress_bar(
-        description or predictor.method, recipe.epochs * steps, enabled=progress, unit="step"
+        description or predictor.method, steps, enabled=progress, unit="step"
     ) as advance:
-        advance(state.epoch * steps)
-        for epoch in range(state.epoch, recipe.epochs):
+        advance(state.epoch * per_epoch)
+        for epoch in range(state.epoch, epochs):
             total, seen = 0.0, 0
-            for step, images, labels, classes in _batches(task, recipe, classes_per_step, epoch):
+            batches = _batches(task, recipe, classes_per_step, epoch)
+            left = steps - epoch * per_epoch
+            for step, rows, images, labels, classes in itertools.islice(batches, left):
                 for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(recipe, epoch * steps + step, steps)
-                loss = predictor.loss(images, labels, task.classes if classes is None else classes)
+                    group["lr"] = learning_rate(recipe, epoch * per_epoch + step, per_epoch, steps)
+                candidates = task.classes if classes is None else classes
+                loss = predictor.step_loss(rows, images, labels, candidates)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -136,11 +149,14 @@ def train(
                 advance(1)
             state.history.append({"loss": total / max(1, seen)})
             state.epoch = epoch + 1
-            if state_path is not None and (state.epoch == recipe.epochs or state.due()):
+            if state_path is not None and (state.epoch == epochs or state.due()):
                 state.weights = dict(predictor.state_dict())
                 state.moments = optimizer_moments(predictor, optimizer)
                 state.save(state_path)
-    predictor.record["history"] = state.history
+    predictor.record |= {
+        "history": state.history,
+        "effective": {"epochs": epochs, "steps": steps},
+    }
     return predictor.eval()
 
 
@@ -166,8 +182,8 @@ def _restore(
 
 def _batches(
     task: Task, recipe: Recipe, classes_per_step: int, epoch: int
-) -> Iterator[tuple[int, Tensor, Tensor, ClassSet | None]]:
-    """Yield step, images, labels and the drawn classes (None: all) of one epoch."""
+) -> Iterator[tuple[int, Tensor, Tensor, Tensor, ClassSet | None]]:
+    """Yield step, rows, images, labels and the drawn classes (None: all) of one epoch."""
     features = task.examples.image_features
     generator = torch.Generator().manual_seed(task.seed * 1_000_003 + epoch)
     order = torch.randperm(len(features), generator=generator)
@@ -177,9 +193,9 @@ def _batches(
         count = len(task.classes)
         drawn = draw_classes(labels, count, classes_per_step or count, generator)
         if drawn is None:
-            yield step, images, labels, None
+            yield step, batch, images, labels, None
             continue
         position = torch.full((count,), -1)
         position[drawn] = torch.arange(len(drawn))
         kept = (position[labels] >= 0).nonzero().flatten()
-        yield step, images[kept], position[labels][kept], task.classes.take(drawn)
+        yield step, batch[kept], images[kept], position[labels][kept], task.classes.take(drawn)

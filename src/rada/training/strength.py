@@ -8,12 +8,14 @@ zero-shot on the pseudo-new classes. Where all candidates are classes that the h
 such caution would only cost: for these the strength with the best accuracy on held-out images of
 learned classes is taken. With one image a class there are none; one strength then serves both, and
 it may fall below zero-shot on the pseudo-new classes by one standard error, so that chance does not undo
-the head. (Mask strength is ours; the paper has none.)
+the head. The heads of the folds learn for as many steps as the final one, whose curve theirs stands
+for: a head with fewer steps has a weaker mask, and so another best strength. (Mask strength is ours;
+the paper has none.)
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,9 +118,6 @@ def choose_strength(
     """
     classes = len(trainer.text)
     shots = torch.bincount(trainer.labels.cpu(), minlength=classes)
-    # The folds compare strengths with each other, for which a third of the least steps is enough.
-    config = replace(trainer.config, min_steps=trainer.config.min_steps // 3)
-    trainer = trainer.with_config(config)
     if classes >= 4:
         return _over_classes(trainer, folder, progress)
     if int(shots.min()) >= 2:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from rada.core.errors import CheckpointError, ConfigError, OutputError, StorageError
+from rada.core.hashing import fingerprint_tensors
+from rada.core.output import OutputFolder, claim, training_folder
 from rada.core.storage import read_json
 from rada.data import ImageSplit
 from rada.data.prompts import load_templates
@@ -24,14 +26,12 @@ from rada.methods.finetune.config import FFTConfig
 from rada.methods.finetune.model import TunedModel
 from rada.methods.finetune.saving import LOG_FILE, RESULT_FILE, save_tuned
 from rada.methods.finetune.sets import Data, open_sets
-from rada.output import OutputFolder, claim, training_folder
 from rada.pretrained import CONFIG_FILE, load_parts
 from rada.training.batches import Order, StepData, training_transform
 from rada.training.best_epoch import BestEpoch
 from rada.training.checkpoints import Checkpoints, RunState, differences
 from rada.training.encoder_loop import FineTuningStopped, TowerTraining
 from rada.training.signals import listening
-from rada.training.state import fingerprint_tensors
 from rada.training.tracking import check_trackers, start_trackers
 from rada.training.wise_ft import interpolate
 
@@ -250,7 +250,7 @@ class FineTuner:
         self.result = result
         if out is not None:
             if folder is not None:
-                save_tuned(out, model, result)
+                save_tuned(out, self.classifier(), self.method.title, result)
                 folder.clear_training()
             accelerator.wait_for_everyone()
         accelerator.end_training()
@@ -493,7 +493,14 @@ class FineTuner:
         """
         from rada.methods.finetune.saving import as_classifier
 
-        return as_classifier(self._require_model(), self.result)
+        return as_classifier(
+            self._require_model(),
+            self.result,
+            cache=self.cache,
+            workers=self.workers,
+            skip_bad=self.skip_bad,
+            progress=self.progress,
+        )
 
     def save(self, directory: str | Path) -> None:
         """Write encoder, head and result.
@@ -502,7 +509,7 @@ class FineTuner:
             ConfigError: If nothing was fitted yet.
             StorageError: If the place cannot be written.
         """
-        save_tuned(Path(directory), self._require_model(), self.result)
+        save_tuned(Path(directory), self.classifier(), self.method.title, self.result)
 
     def _require_model(self) -> TunedModel:
         if self.model is None:

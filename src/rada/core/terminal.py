@@ -11,7 +11,7 @@ import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from rada.printable import clean
+from rada.core.printable import clean
 
 if TYPE_CHECKING:
     from rich.console import Console
