@@ -35,7 +35,7 @@ def condensed(result: dict[str, Any]) -> dict[str, Any]:
     found = {key: cell[key] for key in ("protocol", "label", "method", "shots", "seed")}
     found["data"] = result["data"]
     found |= {key: result[key] for key in _KEPT if key in result}
-    for key in ("strength", "strength_choice"):
+    for key in ("strength", "strength_choice", "effective"):
         if key in result["record"]:
             found[key] = result["record"][key]
     return found

@@ -108,7 +108,9 @@ def test_head_for_another_encoder_is_refused(  # type: ignore[no-untyped-def]
     config = json.loads((tmp_path / "config.json").read_text())
     config["encoder"]["fingerprint"] = "0" * 32
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"0000.*weights, preprocessing or tokenizer"):
+    with pytest.raises(
+        CheckpointError, match=r"0000.*weights, architecture, preprocessing or tokenizer"
+    ):
         RAdaClassifier.from_pretrained(tmp_path, encoder=embedded)
 
 

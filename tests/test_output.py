@@ -14,6 +14,7 @@ import pytest
 from rada import output
 from rada.core.errors import OutputError, StorageError
 from rada.core.output import STATE_FOLDER, check_apart, check_file, claim, finish_save
+from rada.core.storage import atomic_path
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -267,3 +268,21 @@ def test_a_path_that_is_no_folder(tmp_path: Path) -> None:
             claim(place, "model").__enter__()
     assert output.__all__
     assert tree(tmp_path) == {"a": b"mine"}
+
+
+def test_a_file_of_an_output_folder_is_no_place_for_another(tmp_path: Path) -> None:
+    save(tmp_path / "out", config_json="1")
+    with pytest.raises(OutputError, match="part of a model"):
+        check_file(tmp_path / "out" / "config.json", overwrite=True)
+
+
+def test_of_two_that_write_a_new_file_the_second_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    with (
+        pytest.raises(OutputError, match="exists by now"),
+        atomic_path(path, overwrite=False) as second,
+    ):
+        second.write_text("second")
+        with atomic_path(path, overwrite=False) as first:
+            first.write_text("first")
+    assert tree(tmp_path) == {"a.csv": b"first"}

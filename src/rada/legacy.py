@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["written_before"]
+__all__ = ["is_page", "written_before"]
 
 _LARGEST = 64 << 20
 _ENCODER_FILES = (".json", ".jsonl", ".safetensors", ".txt", ".model")
@@ -101,7 +101,7 @@ def _json_value(path: Path, key: str) -> Any:
     return found.get(key) if isinstance(found, dict) else None
 
 
-def _is_page(path: Path, eyebrow: str) -> bool:
+def is_page(path: Path, eyebrow: str = "") -> bool:
     """Whether a page carries the line that rada puts over its title."""
     with contextlib.suppress(OSError, ValueError):
         return f'<p class="eyebrow">{eyebrow}' in path.read_text(encoding="utf-8")
@@ -109,7 +109,7 @@ def _is_page(path: Path, eyebrow: str) -> bool:
 
 
 def _report(folder: Path) -> Iterator[str]:
-    if _is_page(folder / "index.html", "rada report"):
+    if is_page(folder / "index.html", "rada report"):
         yield "index.html"
         if _has(folder / "result.json", "zero_shot", "adapted"):
             yield "result.json"
@@ -119,7 +119,7 @@ def _bench(folder: Path) -> Iterator[str]:
     if not str(_json_value(folder / "bench.json", "format")).startswith("rada-bench-"):
         return
     yield from ("bench.json", "cells/", "failed/")
-    if _is_page(folder / "index.html", "rada bench"):
+    if is_page(folder / "index.html", "rada bench"):
         yield "index.html"
         for name in ("results.csv", "results.md", "results.tex"):
             if (folder / name).is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
+from rada.core.errors import FeatureError
 from rada.features import iter_features
 
 if TYPE_CHECKING:
@@ -16,7 +18,14 @@ if TYPE_CHECKING:
 
     from rada.encoders import DualEncoder
 
-__all__ = ["Prediction", "StreamAnswer", "rank", "stream_answers"]
+__all__ = [
+    "Prediction",
+    "StreamAnswer",
+    "probabilities_of",
+    "rank",
+    "stream_answers",
+    "warn_of_one_class",
+]
 
 
 class Prediction(NamedTuple):
@@ -43,6 +52,32 @@ class StreamAnswer(NamedTuple):
     name: str
     predictions: list[Prediction] | None
     reason: str
+
+
+def warn_of_one_class(classes: Sequence[str]) -> None:
+    """Warn where there is nothing to choose between."""
+    if len(classes) == 1:
+        warnings.warn(
+            f"{classes[0]!r} is the only candidate class, so its probability is 1 whatever the image "
+            "shows: name another class to compare it with",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def probabilities_of(logits: Tensor) -> Tensor:
+    """Return the softmax of logits `(N, K)`.
+
+    Raises:
+        FeatureError: If a logit is NaN or infinite: a softmax would name a class all the same.
+    """
+    broken = ~logits.isfinite().all(-1)
+    if broken.any():
+        raise FeatureError(
+            f"the logits of {int(broken.sum())} of {len(logits)} images are NaN or infinite: the "
+            "weights or the scale of the model are broken, or a learning rate was far too high"
+        )
+    return logits.softmax(-1)
 
 
 def rank(probabilities: Tensor, classes: Sequence[str], top_k: int) -> list[list[Prediction]]:
@@ -81,6 +116,7 @@ def stream_answers(
     Raises:
         DataError: If a picture cannot be read and bad ones are not to be skipped.
     """
+    warn_of_one_class(classes)
     names: deque[str] = deque()
 
     def named() -> Iterator[Path | Image]:
@@ -93,7 +129,7 @@ def stream_answers(
         bad = {picture.index: picture.reason for picture in batch.bad}
         ranked: Iterator[list[Prediction]] = iter(())
         if len(batch.features):
-            ranked = iter(rank(answer(batch.features).softmax(-1), classes, top_k))
+            ranked = iter(rank(probabilities_of(answer(batch.features)), classes, top_k))
         for index in range(batch.start, batch.stop):
             if index in bad:
                 yield StreamAnswer(names.popleft(), None, bad[index])

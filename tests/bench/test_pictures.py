@@ -138,7 +138,7 @@ def test_a_killed_cell_goes_on(pets, tmp_path, monkeypatch):
     monkeypatch.setattr(HeadTrainer, "_epoch", dying)
     with pytest.raises(KilledError):
         run_plan(plan, tmp_path / "out")
-    assert list((tmp_path / "out/training").rglob("*.safetensors"))
+    assert list((tmp_path / "out/.rada-state/training").rglob("*.safetensors"))
     monkeypatch.setattr(HeadTrainer, "_epoch", ordinary)
     resumed = []
 
@@ -151,7 +151,7 @@ def test_a_killed_cell_goes_on(pets, tmp_path, monkeypatch):
     assert resumed[0] == 3  # not from the start
     one, two = (next(Folder(tmp_path / name).results()) for name in ("whole", "out"))
     assert one["parts"] == two["parts"] and one["record"] == two["record"]
-    assert not list((tmp_path / "out/training").rglob("*.*"))
+    assert not list((tmp_path / "out/.rada-state/training").rglob("*.*"))
 
 
 @pytest.mark.parametrize(("name", "states"), [("rada_adapter", 4), ("clip_adapter", 1)])

@@ -22,7 +22,7 @@ from rada.bench.plan import PROTOCOLS
 from rada.bench.protocols import set_up
 from rada.bench.sources import EncoderSlot, open_source
 from rada.bench.tables import load_runs
-from rada.core.errors import CheckpointError, ConfigError, DataError, FeatureError
+from rada.core.errors import CheckpointError, ConfigError, DataError, FeatureError, OutputError
 from rada.methods import get_method
 
 SLOT = EncoderSlot("embedded")
@@ -203,7 +203,7 @@ def test_splits_whose_classes_differ(tmp_path):
 def test_a_folder_of_something_else_is_left_alone(plan, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.tex").write_text("years of work")
-    with pytest.raises(ConfigError, match="in use for something else"):
+    with pytest.raises(OutputError, match=r"thesis\.tex.*rada did not write"):
         run_plan(plan, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 

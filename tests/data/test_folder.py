@@ -30,7 +30,7 @@ def test_splits_above_the_classes(tmp_path: Path) -> None:
     assert list(dataset.splits) == ["train", "val", "test"]
     assert dataset.classes == ("a", "b", "c")
     assert dataset.split("test").labels.tolist() == [2]  # b is missing there, which is fine
-    assert dataset.split("val").ids == ("validation/a/0.png",)
+    assert dataset.split("val").ids == ("a/0.png",)
 
 
 def test_the_order_does_not_depend_on_the_file_system(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_folders_without_pictures_beside_the_splits(tmp_path: Path) -> None:
         ({}, "nothing but no sub-folders"),
         ({"": 3}, "3 pictures but no sub-folders"),
         ({"a": 1, "b": 0}, "class folder '.*b' holds no picture"),
-        ({"train/a": 1, "train/b": 1, "test/a": 0}, "class folder '.*test/a' holds no picture"),
+        ({"train/a": 1, "train/b": 0, "test/a": 0}, "class folder '.*train/b' holds no picture"),
         ({"train": 2, "test": 2}, "no sub-folders"),
         ({"train/a": 1, "training/a": 1}, "mean the same split"),
         ({"a": 3}, r"has 1 class \('a'\)"),
@@ -142,3 +142,22 @@ def test_real_pictures(shared_data: Path) -> None:
     assert dataset.classes[:2] == ("dog", "elephant") and len(dataset.classes) == 7
     assert [len(split) for split in dataset.splits.values()] == [140, 210]
     assert dataset.split("test").load(0).mode == "RGB"
+
+
+def test_what_systems_leave_behind_is_no_class(tmp_path: Path) -> None:
+    root = draw_folder(
+        tmp_path, {"cat": 1, "dog": 1, "__pycache__": 0, "@eaDir": 1, "cat/@eaDir": 1}
+    )
+    dataset = open_dataset(root)
+    assert dataset.classes == ("cat", "dog") and len(dataset.split("all")) == 2
+
+
+def test_an_empty_class_folder_beside_training(tmp_path: Path) -> None:
+    counts = {"train/cat": 1, "train/dog": 1, "test/cat": 1, "test/dog": 0}
+    root = draw_folder(tmp_path, counts)
+    assert open_dataset(root).split("test").counts().tolist() == [1, 0]
+    assert open_dataset(root / "test").split("all").counts().tolist() == [1, 0]
+    (root / "train/dog/0.png").unlink()
+    for place in (root, root / "train"):
+        with pytest.raises(DataError, match=r"'.*train/dog' holds no picture"):
+            open_dataset(place)

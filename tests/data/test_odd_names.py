@@ -115,7 +115,7 @@ def test_accents_that_a_file_system_takes_apart(tmp_path: Path) -> None:
 
 def test_a_mapping_tells_folders_of_nearly_the_same_name_apart(tmp_path: Path) -> None:
     draw_folder(tmp_path, {"hot_dog": 1, "hot dog": 1, "Tea": 1})
-    with pytest.raises(DataError, match="'hot dog' twice"):
+    with pytest.raises(DataError, match="'hot_dog' and 'hot dog', which differ"):
         open_dataset(tmp_path)
     names = {"hot_dog": "sausage", "hot dog": "warm dog", "tea": "tea"}
     dataset = open_dataset(tmp_path, class_names=names)

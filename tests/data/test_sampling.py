@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -111,3 +112,13 @@ def test_nothing_to_draw_from() -> None:
         split = ImageSplit.from_files(".", [str(n) for n in range(count)], classes=["a"])
         with pytest.raises(DataError, match="no labelled pictures"):
             few_shot(split, 1, 0, allow_fewer=True)
+
+
+def test_a_split_by_itself_gives_the_same_shots(tmp_path: Path) -> None:
+    root = draw_folder(
+        tmp_path, {f"{part}/{name}": 9 for part in ("train", "test") for name in "ab"}
+    )
+    for part in ("train", "test"):
+        above = few_shot(open_dataset(root).split(part), 3, 1)
+        below = few_shot(open_dataset(root / part).split("all"), 3, 1)
+        assert above.fingerprint() == below.fingerprint() and above.ids == below.ids

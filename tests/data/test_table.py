@@ -9,7 +9,7 @@ import pytest
 
 from data.pictures import draw_folder
 from rada.core.errors import DataError
-from rada.data import open_dataset, write_manifest
+from rada.data import load_class_names, open_dataset, write_manifest
 
 
 @pytest.fixture
@@ -100,11 +100,26 @@ def test_numbers_as_labels(place: Path) -> None:
         ),
         ("t.csv", "path,label\nimg/0.png,a\nimg/8.png,b\nimg/9.png,a\n", "2 of the pictures"),
         ("t.jsonl", '{"path": "img/0.png"}', "line 1: the label is None"),
-        ("t.jsonl", '{"path": "img/0.png", "label": 1.5}', "the label is 1.5"),
+        ("t.jsonl", '{"path": "img/0.png", "label": 1.5}', "the label '1.5' is a decimal"),
         ("t.jsonl", '{"path": "img/0.png", "label": true}', "the label is True"),
         ("t.jsonl", '{"path": ["img/0.png"], "label": 1}', "the path is"),
+        ("t.csv", "path,label\nimg/0.png,1.0\nimg/1.png,0.0\n", "line 2: .* '1.0' is a decimal"),
+        ("t.csv", "path,label\nimg/0.png,1e0\nimg/1.png,2\n", "'1e0' is a decimal number"),
+        (
+            "t.csv",
+            "path,label\nimg/0.png,cat\nimg/1.png,nan\n",
+            "line 3: .* 'nan' is what programs",
+        ),
+        ("t.csv", "path,label\nimg/0.png,NA\nimg/1.png,dog\n", "'NA' is what programs write"),
+        ("t.tsv", "path\tlabel\nimg/0.png\tnull\nimg/1.png\tdog\n", "'null' is what programs"),
+        ("t.jsonl", '{"path": "img/0.png", "label": NaN}', "'nan' is what programs write"),
+        ("t.jsonl", '{"path": "img/0.png", "label": 1.0}', "'1.0' is a decimal number"),
+        ("t.jsonl", '{"path": "img/0.png", "label": "a", "label": "b"}', "'label' stands twice"),
+        ("t.json", '[{"path": "img/0.png", "label": "a", "label": "b"}]', "'label' stands twice"),
+        ("t.csv", "path,label,Label\nimg/0.png,a,b\nimg/1.png,b,a\n", "column 'label' twice"),
+        ("t.csv", "path,label\nimg/0.png,cat\nimg/1.png,cat\u200b\n", r"'cat\\u200b' and 'cat'"),
         ("t.jsonl", '["img/0.png", 1]', "line 1 is not a JSON object"),
-        ("t.jsonl", '\n{"path": }', "line 2 is not JSON"),
+        ("t.jsonl", '\n{"path": }', "line 2 cannot be read as JSON"),
         ("t.json", '{"path": "img/0.png"}', "list of objects"),
         ("t.json", "[", "cannot be read as JSON"),
     ],
@@ -117,7 +132,7 @@ def test_bad_tables(place: Path, name: str, text: str, message: str) -> None:
 
 def test_a_table_that_cannot_be_read(place: Path) -> None:
     (place / "binary.csv").write_bytes(b"path,label\n\xff\xfe\x00")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="is not in UTF-8"):
         open_dataset(place / "binary.csv")
     with pytest.raises(DataError, match="does not exist"):
         open_dataset(place / "absent.csv")
@@ -144,3 +159,55 @@ def test_a_manifest_is_a_table(tmp_path: Path, suffix: str) -> None:
         assert again.splits[name].fingerprint() == split.fingerprint()
     with pytest.raises(DataError, match=r"ends in \.csv"):
         write_manifest(tmp_path / "used.txt", dataset.splits)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('img/0.png,"cat', "line 3"),  # no partner anywhere
+        ('img/0.png,"cat\nimg/9.png,dog"', "line 3: the label goes over several lines"),
+        ('"img/0.png,cat\nimg/9.png",dog', "line 3: the path goes over several lines"),
+        ('img/0.png,"cat\nimg/9.png,"dog', "line 3 .* a quotation mark has no partner"),
+    ],
+)
+def test_a_lone_quote_swallows_no_rows(place: Path, row: str, message: str) -> None:
+    rows = "".join(f"img/{i}.png,{'cat' if i % 2 else 'dog'}\n" for i in (1, 2))
+    table = write(place / "t.csv", f"path,label\nimg/1.png,cat\n{row}\n{rows}")
+    with pytest.raises(DataError, match=message):
+        open_dataset(table)
+
+
+def test_quotes_that_are_closed_and_captions_of_several_lines(place: Path) -> None:
+    text = 'path,label,caption\nimg/0.png,"a ""big"" cat, grey","two\nlines"\nimg/1.png,5" disc,x\n'
+    dataset = open_dataset(write(place / "t.csv", text))
+    assert dataset.classes == ('5" disc', 'a "big" cat, grey') and len(dataset.split("all")) == 2
+
+
+def test_one_picture_by_two_paths_counts_once(place: Path) -> None:
+    for other in (place / "img/0.png", "img/../img/0.png", place / "link/0.png"):
+        (place / "link").exists() or (place / "link").symlink_to(place / "img")
+        table = write(place / "t.csv", f"path,label\nimg/0.png,cat\nimg/1.png,dog\n{other},cat\n")
+        with pytest.raises(DataError, match=r"line 4: the picture .* stands in line 2 already"):
+            open_dataset(table)
+
+
+def test_tables_in_other_encodings(place: Path) -> None:
+    text = "path\tlabel\nimg/0.png\tcaf\u00e9\nimg/1.png\ttea\n"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):  # the last with a mark of the byte order
+        (place / "t.tsv").write_bytes(text.encode(encoding))
+        assert open_dataset(place / "t.tsv").classes == ("caf\u00e9", "tea")
+    for encoding in ("latin-1", "utf-16-le"):
+        (place / "t.tsv").write_bytes(text.encode(encoding))
+        with pytest.raises(DataError, match=r"is not in UTF-8.*: save it as UTF-8"):
+            open_dataset(place / "t.tsv")
+    (place / "names.json").write_bytes('{"a": "caf\u00e9"}'.encode("latin-1"))
+    with pytest.raises(DataError, match=r"is not in UTF-8.*: save it as UTF-8"):
+        load_class_names(place / "names.json")
+
+
+def test_metadata_of_hugging_face(place: Path) -> None:
+    table = write(place / "metadata.csv", "file_name,label\nimg/0.png,cat\nimg/1.png,dog\n")
+    assert open_dataset(table).split("all").ids == ("img/0.png", "img/1.png")
+    lines = '{"file_name": "img/0.png", "label": 1}\n{"file_name": "img/1.png", "label": 0}\n'
+    dataset = open_dataset(write(place / "m.jsonl", lines), class_names=["cat", "dog"])
+    assert dataset.split("all").labels.tolist() == [1, 0]

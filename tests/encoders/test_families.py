@@ -197,6 +197,7 @@ def test_built_objects(encoder, pictures, prompts):
     else:
         extra = {"processor": encoder.preprocess.processor, "tokenizer": encoder.tokenizer}
     wrapped = load_encoder(encoder.model, name="mine", **extra)
+    assert wrapped.fingerprint == encoder.fingerprint
     assert wrapped.family == encoder.family and wrapped.name == "mine"
     torch.testing.assert_close(wrapped.encode_images(pictures), encoder.encode_images(pictures))
     torch.testing.assert_close(wrapped.encode_texts(prompts), encoder.encode_texts(prompts))

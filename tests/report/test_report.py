@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from rada.core.errors import FeatureError, StorageError
+from rada.core.output import STATE_FOLDER
 from rada.report import (
     Cell,
     Page,
@@ -93,7 +94,8 @@ def test_the_page_says_what_was_measured(tmp_path):
 def test_the_page_needs_nothing_else(tmp_path):
     _, html = written(tmp_path, ["a", "b", "c"])
     reader = read(html)
-    assert [path.name for path in (tmp_path / "report").iterdir()] == ["index.html"]
+    names = {path.name for path in (tmp_path / "report").iterdir()}
+    assert names == {"index.html", STATE_FOLDER}
     for tag, attributes in reader.tags:
         for name in ("src", "srcset", "href"):
             assert attributes.get(name, "data:").startswith("data:"), tag
@@ -180,7 +182,7 @@ def test_a_failed_write_keeps_the_old_page(tmp_path):
     with pytest.raises(RuntimeError):
         write_report(tmp_path, broken, title="New")
     assert "<title>Old</title>" in path.read_text(encoding="utf-8")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["index.html"]
+    assert {entry.name for entry in tmp_path.iterdir()} == {"index.html", STATE_FOLDER}
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="file"):
         write_report(tmp_path / "file", result)

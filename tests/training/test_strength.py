@@ -7,7 +7,8 @@ import torch
 
 from rada.core.config import EFTConfig
 from rada.training import train_head
-from rada.training.eft import HeadTrainer
+from rada.training.eft import HeadTrainer, describe
+from rada.training.schedule import warmup_cosine
 from rada.training.strength import (
     STRENGTHS,
     Counts,
@@ -101,6 +102,48 @@ def test_given_strength_is_kept() -> None:
     trained = train_head(*toy(), SCALE, EFTConfig(epochs=1, min_steps=0, strength=0.25), 1)
     assert trained.strength == 0.25
     assert trained.strength_choice is None
+
+
+@pytest.mark.parametrize(
+    ("classes", "shots", "config"),
+    [
+        (8, 4, EFTConfig(epochs=1, min_steps=37, batch_size=8)),  # the least steps decide
+        (8, 4, EFTConfig(epochs=9, min_steps=10, batch_size=5)),  # the epochs decide
+        (3, 6, EFTConfig(epochs=2, min_steps=31, batch_size=4)),  # over shots
+    ],
+)
+def test_heads_of_the_folds_make_the_steps_of_the_final_head(
+    classes: int, shots: int, config: EFTConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted where an optimiser steps: what a run says of itself could be wrong for all alike."""
+    counts: list[int] = []
+    run, step = HeadTrainer.run, torch.optim.AdamW.step
+
+    def watched_run(self: HeadTrainer, *args, **kwargs):  # type: ignore[no-untyped-def]
+        counts.append(0)
+        return run(self, *args, **kwargs)
+
+    def watched_step(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        counts[-1] += 1
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(HeadTrainer, "run", watched_run)
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched_step)
+    trained = train_head(*toy(classes, shots), SCALE, config, 1)
+    folds = 3 if classes >= 4 else 2
+    assert counts == [counts[0]] * (1 + folds)
+    assert counts[0] >= config.min_steps
+    assert describe(trained)["effective"] == {"epochs": len(trained.history), "steps": counts[0]}
+
+
+def test_a_run_of_so_many_steps_has_the_rates_of_so_many() -> None:
+    images, labels, text = toy(6, 4)
+    trainer = HeadTrainer(images, labels, text, SCALE, CONFIG, 1, steps=7)
+    assert (trainer.epochs, trainer.steps_per_epoch) == (3, 3)
+    _, history = trainer.run(progress=False)
+    assert history[-1]["learning_rate"] == pytest.approx(
+        warmup_cosine(CONFIG.learning_rate, 6, 7, CONFIG.warmup)
+    )
 
 
 def test_folds_see_neither_their_classes_nor_the_held_out_images(

@@ -13,11 +13,14 @@ from typing import Any
 
 from rada._version import __version__
 from rada.core.errors import CheckpointError, ConfigError
+from rada.core.output import claim, training_folder
 from rada.core.storage import read_json, write_json
 
 __all__ = ["FORMAT", "Cell", "Folder", "data_name"]
 
 FORMAT = "rada-bench-1"
+WAIT = 60.0
+"""Seconds to wait for another process that opens the folder or writes its tables."""
 
 
 def data_name(spec: str) -> str:
@@ -95,7 +98,7 @@ def _safe(name: str) -> str:
 
 
 class Folder:
-    """The folder of a benchmark: `bench.json`, `cells/`, `failed/` and `training/`.
+    """The folder of a benchmark: `bench.json`, `cells/`, `failed/` and the state of training.
 
     Args:
         root: The folder.
@@ -110,7 +113,7 @@ class Folder:
 
     def training_path(self, cell: Cell) -> Path:
         """Return the folder of a cell's training state, which is there until the cell is finished."""
-        return self.root / "training" / cell.path.removesuffix(".json")
+        return training_folder(self.root) / cell.path.removesuffix(".json")
 
     def failure_path(self, cell: Cell) -> Path:
         """Return where the failure of a cell stands."""
@@ -123,20 +126,18 @@ class Folder:
             facts: What all its cells share, such as the model.
 
         Raises:
-            ConfigError: If it holds something else, or results of another version or model; nothing is
-                changed then.
+            ConfigError: If it holds results of another version or model; nothing is changed then.
+            OutputError: If it holds what rada did not write as a benchmark.
             StorageError: If it cannot be written.
         """
         facts = {"format": FORMAT, "rada_version": __version__} | facts
-        if (self.root / "bench.json").exists():
-            self._agree(facts)
-            return
-        if self.root.is_file() or (self.root.is_dir() and any(self.root.iterdir())):
-            raise ConfigError(
-                f"{str(self.root)!r} is in use for something else than a benchmark: "
-                "choose another --out"
-            )
-        write_json(self.root / "bench.json", facts)
+        # Several processes share the folder, so it is owned for a moment only.
+        with claim(self.root, "bench", wait=WAIT) as folder:
+            if (self.root / "bench.json").exists():
+                self._agree(facts)
+                return
+            folder.take("bench.json", "cells/", "failed/")
+            folder.write_json("bench.json", facts)
 
     def _agree(self, facts: dict[str, Any]) -> None:
         found = self.facts()

@@ -41,7 +41,7 @@ class Locks:
     """The claims of this process in one folder.
 
     Args:
-        folder: The folder, which exists.
+        folder: The folder; it is made where there is none.
 
     Raises:
         StorageError: If the lock file cannot be written.
@@ -57,6 +57,7 @@ class Locks:
     def __init__(self, folder: Path) -> None:
         path = folder / "lock"
         with storage_errors(path):
+            folder.mkdir(parents=True, exist_ok=True)
             self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
     def __enter__(self) -> Locks:

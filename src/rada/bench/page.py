@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rada.bench.cells import WAIT
 from rada.bench.recipes import PUBLISHED, PUBLISHED_NOTES
 from rada.bench.tables import ResultTable, Runs, load_runs, long_rows, result_tables
 from rada.core.errors import CheckpointError
-from rada.core.storage import write_bytes
-from rada.report.blocks import Block, Details, Page, Pairs, Row, Section, Table, Text, write_page
+from rada.core.output import claim
+from rada.report.blocks import Block, Details, Page, Pairs, Row, Section, Table, Text, render_page
 from rada.report.text import DASH, count
 
 __all__ = ["build_page", "latex", "markdown", "write_files"]
@@ -45,6 +46,7 @@ def write_files(directory: str | Path, reference: str = "zero_shot") -> dict[str
     Raises:
         CheckpointError: If the folder holds no results, or results that cannot be used.
         ConfigError: If the reference was not run.
+        OutputError: If files are in the way that rada did not write.
         StorageError: If the folder cannot be written.
     """
     folder, runs = Path(directory), load_runs(directory)
@@ -57,10 +59,13 @@ def write_files(directory: str | Path, reference: str = "zero_shot") -> dict[str
         "markdown": ("results.md", "\n".join(map(markdown, tables))),
         "latex": ("results.tex", "\n".join(map(latex, tables))),
     }
-    for name, text in texts.values():
-        write_bytes(folder / name, text.encode())
-    page = write_page(folder / "index.html", build_page(runs, reference))
-    return {key: folder / name for key, (name, _) in texts.items()} | {"html": page}
+    page = render_page(build_page(runs, reference))
+    with claim(folder, "bench", wait=WAIT) as out:
+        out.take("index.html", *(name for name, _ in texts.values()))
+        for name, text in texts.values():
+            out.write_bytes(name, text.encode())
+        html = out.write_bytes("index.html", page.encode())
+    return {key: folder / name for key, (name, _) in texts.items()} | {"html": html}
 
 
 def _csv(runs: Runs, reference: str) -> str:

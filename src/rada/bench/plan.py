@@ -41,6 +41,7 @@ class Plan(Config):
         options: Fields of the configuration by method or variant; a variant has an entry "method". Fields
             of a test-time method's are written `test_time.FIELD`.
         templates: Prompt templates instead of the data sets' own.
+        class_names: Class names of every data set, as JSON or a file with it; see `rada.data.Naming`.
         allow_fewer: Go on where a class has fewer pictures than `shots`.
         recipe: Name of the recipe that the plan came from.
 
@@ -59,6 +60,7 @@ class Plan(Config):
     model: str = "embedded"
     options: Options = dataclasses.field(default_factory=lambda: Options())
     templates: tuple[str, ...] = ()
+    class_names: str = ""
     allow_fewer: bool = False
     recipe: str = ""
 

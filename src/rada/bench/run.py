@@ -20,7 +20,9 @@ from rada.bench.plan import Plan
 from rada.bench.protocols import Part, set_up
 from rada.bench.sources import EncoderSlot, Source, open_source
 from rada.core.errors import StorageError
+from rada.core.output import STATE_FOLDER, check_apart
 from rada.core.progress import progress_bar
+from rada.data import Naming
 from rada.evaluation import environment, evaluate_logits, harmonic_mean
 from rada.features import ClassSet, FeatureCache, Features, extract_features
 from rada.methods import AdaptedModel, Run, UnknownClassError, get_method
@@ -61,6 +63,7 @@ class Sources:
     ) -> None:
         self.plan, self.locks, self.cache, self.progress = plan, locks, cache, progress
         self.encoder = EncoderSlot(plan.model, device)
+        self.naming = Naming.of(plan.class_names or None)
         self._open: dict[str, Source] = {}
 
     def get(self, cell: Cell) -> dict[str, Source]:
@@ -77,6 +80,7 @@ class Sources:
             spec,
             self.encoder,
             templates=self.plan.templates,
+            naming=self.naming,
             cache=self.cache,
             progress=self.progress,
         )
@@ -111,18 +115,25 @@ def run_plan(
         say: Called with a line about each failure.
 
     Raises:
-        ConfigError: If the folder is used for something else, or holds other results.
+        ConfigError: If the folder holds other results.
+        OutputError: If the folder is used for something else, lies in the data or around it.
         StorageError: If results cannot be written.
     """
     began = time.time()
     cells = plan.cells()
+    check_apart(out, [spec for cell in cells for spec in (cell.dataset, *cell.targets)])
     folder = Folder(out)
-    shared = {"model": plan.model, "templates": list(plan.templates)}
+    naming = Naming.of(plan.class_names or None)
+    shared = {
+        "model": plan.model,
+        "templates": list(plan.templates),
+        "class_names": (naming.classes and list(naming.classes)) or dict(naming.aliases),
+    }
     folder.open(shared | ({"recipe": plan.recipe} if plan.recipe else {}))
     waiting = [cell for cell in cells if not folder.finished(cell)]
     summary = RunSummary(skipped=len(cells) - len(waiting))
     with (
-        Locks(folder.root) as locks,
+        Locks(folder.root / STATE_FOLDER / "cells") as locks,
         progress_bar("Benchmark", len(waiting), enabled=progress, unit="cells") as advance,
     ):
         sources = Sources(plan, locks, cache, device, False if progress is None else progress)

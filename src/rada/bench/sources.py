@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from rada.core.errors import DataError, FeatureError
-from rada.data import ImageDataset, ImageSplit, few_shot, open_dataset
+from rada.data import ImageDataset, ImageSplit, Naming, few_shot, open_dataset
 from rada.data.checks import check_labelled
 from rada.data.sources import id_bytes
 from rada.features import ClassSet, FeatureCache, Features, ViewTransform, extract_features
+from rada.inputs import open_labelled
 from rada.test_time import ViewConfig
 from rada.test_time.views import view_transform
 
@@ -249,6 +250,7 @@ def open_source(
     encoder: EncoderSlot,
     *,
     templates: Sequence[str] = (),
+    naming: Naming | None = None,
     cache: FeatureCache | Literal[False] | None = None,
     progress: bool | None = None,
 ) -> Source:
@@ -259,6 +261,7 @@ def open_source(
             and test; or a folder with `train.safetensors` and `test.safetensors`.
         encoder: Loads the encoder if it is needed.
         templates: Prompt templates instead of the data set's own.
+        naming: The class names that are wanted.
         cache: The feature cache.
         progress: Show bars.
 
@@ -269,10 +272,16 @@ def open_source(
     files = _feature_files(spec)
     if files is not None:
         name = files.train.stem if files.test is None else files.train.parent.name
-        test = None if files.test is None else Features.load(files.test)
-        return FeatureSource(name, Features.load(files.train), test)
-    dataset = open_dataset(spec, templates=tuple(templates) or None)
+        test = None if files.test is None else _features(files.test, naming)
+        return FeatureSource(name, _features(files.train, naming), test)
+    dataset = open_dataset(spec, class_names=naming, templates=tuple(templates) or None)
     return ImageSource(dataset, encoder.get(), cache, progress)
+
+
+def _features(path: Path, naming: Naming | None) -> Features:
+    found = open_labelled(path, (), naming or Naming(), skip_bad=False).found
+    assert isinstance(found, Features)
+    return found
 
 
 class EncoderSlot:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rada.cli.options import Device, JsonFlag, NoCache, cache_option, print_json
+from rada.cli.options import ClassNames, Device, JsonFlag, NoCache, cache_option, print_json
 from rada.core.terminal import bold, echo, screen
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def bench(
         list[str] | None, typer.Option("--set", help="METHOD.FIELD=VALUE; repeat for several.")
     ] = None,
     template: Annotated[list[str] | None, typer.Option(help="Prompt with {}; repeatable.")] = None,
+    class_names: ClassNames = None,
     allow_fewer: Annotated[
         bool, typer.Option("--allow-fewer", help="Go on where a class has too few pictures.")
     ] = False,
@@ -72,6 +73,7 @@ def bench(
         "seeds": _numbers("seeds", seeds),
         "model": model,
         "templates": tuple(template) if template else None,
+        "class_names": class_names,
         "allow_fewer": allow_fewer or None,
         "options": _settings(settings),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ from rada.core.terminal import bold, echo, screen
 
 if TYPE_CHECKING:
     from rada.classifier import RAdaClassifier
+    from rada.core.output import OutputFolder
     from rada.data import ImageDataset
     from rada.features import Features
 
@@ -32,12 +34,27 @@ def demo(
 
     After Ctrl-C or a crash the same command goes on where it stopped.
     """
+    from rada.core.output import claim
+
+    with claim(out, "demo") as folder:
+        result, dataset, page = _run_all(folder, seeds, json)
+    if json:
+        print_json(result)
+    else:
+        _print(result, dataset, out, page)
+
+
+def _run_all(
+    folder: OutputFolder, seeds: int, json: bool
+) -> tuple[dict[str, Any], ImageDataset, Path]:
+    """Do what the demo does; return the result, the data set and the report's page."""
     from rada.classifier import RAdaClassifier
     from rada.data import open_dataset
     from rada.evaluation import Timer, environment
     from rada.evaluation.provenance import command_line
     from rada.features import extract_features
 
+    out = folder.path
     with Timer() as timer:
         dataset = open_dataset(DATASET)
         classifier = RAdaClassifier("embedded", templates=dataset.templates)
@@ -50,7 +67,7 @@ def demo(
             dataclasses.replace(part, text_features=text, scale=float(encoder.scale))
             for part in (train, test)
         )
-        runs = _runs(train, test, seeds, out, json)
+        runs = _runs(train, test, seeds, folder, json)
         result = _finish(classifier, dataset, out, test, train)
     result |= {
         "runs": runs,
@@ -59,11 +76,7 @@ def demo(
         "timing": timer.to_dict(),
         "command": command_line(),
     }
-    page = _report(result, classifier, dataset, test, out)
-    if json:
-        print_json(result)
-    else:
-        _print(result, dataset, out, page)
+    return result, dataset, _report(result, classifier, dataset, test, folder)
 
 
 def _say(text: str, quiet: bool) -> None:
@@ -71,7 +84,7 @@ def _say(text: str, quiet: bool) -> None:
 
 
 def _runs(
-    train: Features, test: Features, seeds: int, out: Path, quiet: bool
+    train: Features, test: Features, seeds: int, folder: OutputFolder, quiet: bool
 ) -> list[dict[str, Any]]:
     """Train and judge every method, number of shots and seed; finished runs are read back."""
     from rada.core.progress import track
@@ -83,15 +96,15 @@ def _runs(
         for method in METHODS
     ]
     _say(f"Training {len(cells)} heads and probes on 1 to {max(SHOTS)} pictures a class ...", quiet)
-    return [_run(train, test, *cell, out / "runs") for cell in track(cells, "Training", unit="run")]
+    return [_run(train, test, *cell, folder) for cell in track(cells, "Training", unit="run")]
 
 
 def _run(
-    train: Features, test: Features, method: str, shots: int, seed: int, folder: Path
+    train: Features, test: Features, method: str, shots: int, seed: int, folder: OutputFolder
 ) -> dict[str, Any]:
     from rada.core.config import EFTConfig
     from rada.core.errors import CheckpointError
-    from rada.core.storage import read_json, write_json
+    from rada.core.storage import read_json
     from rada.evaluation import evaluate_logits
     from rada.methods import linear_probe
     from rada.training import train_head
@@ -104,10 +117,11 @@ def _run(
         "data": [train.fingerprint, test.fingerprint],
         "config": config.to_dict() if method == "rada" else None,
     }
-    path = folder / f"{method}-{shots}-shots-seed-{seed}.json"
-    if path.exists():
-        saved: dict[str, Any] = read_json(path, error=CheckpointError, what="the result")
-        if all(saved.get(key) == value for key, value in facts.items()):
+    name = f"runs/{method}-{shots}-shots-seed-{seed}.json"
+    folder.take(name)
+    with contextlib.suppress(CheckpointError):  # there is none, or a damaged one
+        saved = read_json(folder.path / name, error=CheckpointError, what="the result")
+        if isinstance(saved, dict) and all(saved.get(key) == facts[key] for key in facts):
             return saved
     chosen = train.few_shot(shots, seed)
     text, scale = train.text_features, train.scale
@@ -126,7 +140,7 @@ def _run(
         "balanced_accuracy": metrics.balanced_accuracy,
         "strength": strength,
     }
-    write_json(path, run)
+    folder.write_json(name, run)
     return run
 
 
@@ -157,9 +171,8 @@ def _report(
     classifier: RAdaClassifier,
     dataset: ImageDataset,
     test: Features,
-    out: Path,
+    folder: OutputFolder,
 ) -> Path:
-    from rada.core.storage import write_json
     from rada.report import changed_examples, write_report
 
     assert test.text_features is not None and classifier.trained is not None
@@ -172,9 +185,9 @@ def _report(
         "encoder": result["encoder"]["name"],
         "config": result["training"]["config"],
     }
-    write_json(out / "result.json", result)
+    folder.write_json("result.json", result)
     return write_report(
-        out / "report",
+        folder.path / "report",
         result | facts,
         examples=changed_examples(dataset.split("test"), *logits),
         curve=classifier.trained.history,

@@ -61,7 +61,7 @@ def encode(
     team = Team()
     try:
         with team.main_first():
-            _check_out(out, overwrite)
+            _check_out(out, overwrite, data)
             dataset = open_dataset(
                 data,
                 class_names=None if class_names is None else load_class_names(class_names),
@@ -90,22 +90,20 @@ def encode(
                     scale=float(encoder.scale),
                     templates=dataset.templates,
                 )
-                features.save(out)
+                features.save(out, overwrite=overwrite)
     except OtherProcessError:
         raise typer.Exit(2) from None  # the process that failed says why
     if features is not None:
         _print(features, out, encoder, json)
 
 
-def _check_out(out: Path, overwrite: bool) -> None:
+def _check_out(out: Path, overwrite: bool, data: str) -> None:
     from rada.core.errors import StorageError
+    from rada.core.output import check_file
 
     if out.suffix != ".safetensors":
         raise StorageError(f"a features file ends in .safetensors, not {out.name!r}")
-    if out.exists() and not overwrite:
-        raise StorageError(
-            f"{str(out)!r} exists: choose another name, or replace it with --overwrite"
-        )
+    check_file(out, overwrite=overwrite, inputs=[data])
 
 
 def _print(features: Features, out: Path, encoder: DualEncoder, json: bool) -> None:

@@ -65,6 +65,7 @@ def evaluate(
         split_arguments,
     )
     from rada.core.errors import DataError
+    from rada.core.output import claim
     from rada.evaluation import Timer, environment
     from rada.evaluation.provenance import command_line
 
@@ -72,6 +73,9 @@ def evaluate(
     head_or_model, places = split_arguments(head, [] if data is None else [data], model)
     if len(places) != 1:
         raise DataError("one folder, table or data set is evaluated: rada evaluate HEAD DATA")
+    if report is not None:
+        with claim(report, "report", inputs=places):  # refused before the work, not after it
+            pass
     with Timer() as timer:
         classifier = open_classifier(
             head_or_model,
@@ -101,7 +105,7 @@ def write(
     directory: Path, result: dict[str, Any], classifier: RAdaClassifier, evaluated: Evaluated
 ) -> Path:
     """Write the report page and, beside it, the result as JSON."""
-    from rada.core.storage import write_json
+    from rada.core.output import claim
     from rada.report import changed_examples, write_report
 
     examples: list[dict[str, Any]] = []
@@ -117,8 +121,10 @@ def write(
         "seed": training.get("seed"),
         "config": training.get("config", {}),
     }
-    page = write_report(directory, result | facts, examples=examples, curve=history)
-    write_json(directory / "result.json", result)
+    with claim(directory, "report") as folder:
+        folder.take("index.html", "result.json")
+        page = write_report(directory, result | facts, examples=examples, curve=history)
+        folder.write_json("result.json", result)
     return page
 
 

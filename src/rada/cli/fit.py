@@ -34,6 +34,7 @@ RESULT_FILE = "result.json"
 
 
 def fit(
+    context: typer.Context,
     data: Annotated[
         str,
         typer.Argument(
@@ -93,10 +94,13 @@ def fit(
         "strength": None if strength is None else parse_strength(strength),
     }
     settings = _config(config, {key: value for key, value in given.items() if value is not None})
+    # A features file needs no model; one that is named makes the class features, by --template.
+    source = context.get_parameter_source("model")
+    named = source is not None and source.name != "DEFAULT"
     try:
         with claim(out, "model", inputs=[data]) as folder:
             classifier = RAdaClassifier(
-                None if data.lower().endswith(FEATURE_FILES) else model,
+                model if named or not data.lower().endswith(FEATURE_FILES) else None,
                 None if class_names is None else load_class_names(class_names),
                 templates=template,
                 config=settings,

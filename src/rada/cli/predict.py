@@ -74,6 +74,7 @@ def predict(
     out: Annotated[
         Path | None, typer.Option(help="File to write; standard output if none.")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
     skip_bad: SkipBad = False,
     no_cache: NoCache = False,
     workers: Workers = None,
@@ -88,12 +89,15 @@ def predict(
         split_arguments,
     )
     from rada.core.errors import DataError
+    from rada.core.output import check_file
     from rada.core.storage import atomic_path
 
     options = TestTimeOptions(test_time, test_time_config, views, online, strength, explain)
     head_or_model, places = split_arguments(head, paths or [], model)
     if not places:
         raise DataError("there is nothing to predict: name pictures, folders, tables or -")
+    if out is not None:
+        check_file(out, overwrite=overwrite, inputs=places)
     classifier = open_classifier(
         head_or_model,
         is_model=model is not None,
@@ -108,12 +112,13 @@ def predict(
     adapter = options.adapter(classifier)
     if adapter is not None:
         adapter.config.kept(adapter.config.views)  # too few views: say so before the first line
+    asked = pictures(places) if out is None else _kept(pictures(places), out)
     if explain and adapter is not None:
-        answers = _explained(adapter, pictures(places), top_k, skip_bad)
+        answers = _explained(adapter, asked, top_k, skip_bad)
     else:
-        found = (adapter or classifier).predict_stream(pictures(places), top_k)
+        found = (adapter or classifier).predict_stream(asked, top_k)
         answers = ((answer, None) for answer in found)
-    with nullcontext() if out is None else atomic_path(out) as temporary:
+    with nullcontext() if out is None else atomic_path(out, overwrite=overwrite) as temporary:
         stream = sys.stdout if temporary is None else temporary.open("w", encoding="utf-8")
         try:
             columns = min(top_k, len(classifier.classes))
@@ -123,6 +128,15 @@ def predict(
                 stream.close()
     if skipped:
         echo(f"{skipped} unreadable pictures were left out", err=True)
+
+
+def _kept(found: Iterable[Path | Image], out: Path) -> Iterator[Path | Image]:
+    """Pass on what is read; a picture is never replaced by what is said of it."""
+    from rada.core.output import check_file
+
+    for entry in found:
+        check_file(out, overwrite=True, inputs=[entry])
+        yield entry
 
 
 def _explained(

@@ -12,7 +12,13 @@ if TYPE_CHECKING:
     from rada.classifier import RAdaClassifier
     from rada.test_time.adapter import TestTimeAdapter
 
-__all__ = ["TestTimeOptions", "named_classes", "open_classifier", "split_arguments"]
+__all__ = [
+    "TestTimeOptions",
+    "named_classes",
+    "open_classifier",
+    "renamed_classes",
+    "split_arguments",
+]
 
 
 def split_arguments(first: str, others: Sequence[str], model: str | None) -> tuple[str, list[str]]:
@@ -68,13 +74,19 @@ def open_classifier(
         RadaError: If it cannot be loaded; `DataError` if a model's classes cannot be told.
     """
     from rada.classifier import RAdaClassifier
+    from rada.data import load_templates
 
     if not is_model and not _names_model(head_or_model):
         classifier = RAdaClassifier.from_pretrained(head_or_model, device=device, **options)
         if classes is not None:
-            classifier.classes = _renamed(classifier, classes)
+            classifier.classes = renamed_classes(classifier, classes)
+        if templates and classifier.encoder is None:
+            raise ConfigError(
+                "--template needs the encoder to make class features, and this head has none: leave "
+                "it out"
+            )
         if templates:
-            classifier.templates = tuple(templates)
+            classifier.templates = load_templates(templates)
         return classifier
     if classes is None and data is not None:
         classes, found = _classes_of(data)
@@ -82,7 +94,7 @@ def open_classifier(
     return RAdaClassifier(head_or_model, classes, templates=templates, device=device, **options)
 
 
-def _renamed(
+def renamed_classes(
     classifier: RAdaClassifier, given: Sequence[str] | Mapping[str, str]
 ) -> tuple[str, ...]:
     """Return the candidates: a list as it is, a mapping over the names of a saved classifier.

@@ -7,6 +7,8 @@ value, the cause and the fix.
 
 from __future__ import annotations
 
+import textwrap
+
 __all__ = [
     "CacheError",
     "CheckpointError",
@@ -20,6 +22,7 @@ __all__ = [
     "StorageError",
     "TrainingDivergedError",
     "UnknownClassError",
+    "one_line",
 ]
 
 
@@ -82,3 +85,13 @@ class MissingExtraError(RadaError, ImportError):
         )
         self.package = package
         self.extra = extra
+
+
+def one_line(error: BaseException, limit: int = 600) -> str:
+    r"""Return another library's message, whole, as one line; a very long one ends at a word.
+
+    Example:
+        >>> one_line(ValueError("\nThis needs a package.\nInstall it.\n"))
+        'This needs a package. Install it.'
+    """
+    return textwrap.shorten(str(error), limit, placeholder=" ...") or type(error).__name__

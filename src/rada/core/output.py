@@ -29,6 +29,7 @@ from rada.core.storage import (
     write_bytes,
     write_json,
 )
+from rada.legacy import written_before
 
 __all__ = [
     "STATE_FOLDER",
@@ -347,8 +348,6 @@ def _locked(path: Path, kind: Kind, wait: float) -> Iterator[OutputFolder]:
 
 def _examine(path: Path, kind: Kind) -> _Manifest:
     """Return the manifest of a folder, a new one for an empty folder; refuse any other."""
-    from rada.legacy import written_before
-
     if not os.path.lexists(path):
         return _Manifest(kind)
     if not path.is_dir():
@@ -450,6 +449,11 @@ def check_file(path: str | Path, *, overwrite: bool, inputs: Iterable[object] = 
     if any(path.exists() and path.samefile(entry) for entry in _existing(inputs)):
         raise OutputError(
             f"{str(path)!r} is read by this command, so it is not replaced: choose another name"
+        )
+    owner = _Manifest.read(path.parent)
+    if owner is not None and owner.owns(path.name):
+        raise OutputError(
+            f"{str(path)!r} is a part of {_KINDS[owner.kind]} of rada's: choose another name"
         )
     if not overwrite:
         raise OutputError(

@@ -14,18 +14,22 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from rada.core.errors import StorageError
+from rada.core.errors import OutputError, StorageError
 
 __all__ = [
     "atomic_path",
     "follow_umask",
+    "not_utf8",
+    "parse_json",
     "read_json",
+    "read_lines",
     "umask",
     "whole_directory",
     "write_bytes",
     "write_json",
 ]
 
+_LARGEST_TEXT = 64 << 20
 _CAUSES = {
     errno.ENOSPC: "the disk is full; free some space",
     errno.EDQUOT: "the disk quota is used up; free some space",
@@ -52,12 +56,17 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
     """Yield a temporary name beside `path`; it becomes `path` when the block ends well.
 
     Parents are made. Whatever stood at `path` stays untouched until the rename.
 
+    Args:
+        path: The file.
+        overwrite: Replace what is there by then.
+
     Raises:
+        OutputError: If there is such a file, and `overwrite` is off.
         StorageError: If the place cannot be written (full, read-only, no permission).
 
     Example:
@@ -82,9 +91,23 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
                 os.fsync(stream.fileno())
             # mkstemp makes private files; the result gets the mode that open() would have given.
             temporary.chmod(0o666 & ~umask())
+            if not overwrite:
+                _link_new(temporary, path)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _link_new(temporary: Path, path: Path) -> None:
+    """Give a file its name, unless another process was there first."""
+    taken = OutputError(f"{str(path)!r} exists by now: choose another name")
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError as error:
+        raise taken from error
+    except OSError as error:  # a file system without links
+        if os.path.lexists(path):
+            raise taken from error
 
 
 def umask() -> int:
@@ -186,9 +209,66 @@ def read_json(path: str | Path, *, error: type[Exception], what: str, limit: int
     try:
         size = path.stat().st_size
         if size <= limit:
-            return json.loads(path.read_text(encoding="utf-8-sig"))
+            return parse_json(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as cause:
         raise error(f"{what} {str(path)!r} does not exist") from cause
+    except UnicodeError as cause:
+        raise error(f"{what} {str(path)!r} {not_utf8(cause)}") from cause
     except (OSError, ValueError, RecursionError) as cause:
         raise error(f"{what} {str(path)!r} cannot be read as JSON: {cause}") from cause
     raise error(f"{what} {str(path)!r} has {size} bytes, more than the {limit} allowed")
+
+
+def read_lines(path: str | Path, *, error: type[Exception], what: str) -> list[str]:
+    """Read the lines of a text file that somebody handed over, without blanks around them.
+
+    Empty ones are left out.
+
+    Raises:
+        Exception: Of type `error`, if the file is missing, too large or not UTF-8.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > _LARGEST_TEXT:
+            raise error(f"{what} {str(path)!r} is too large")
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeError as cause:
+        raise error(f"{what} {str(path)!r} {not_utf8(cause)}") from cause
+    except OSError as cause:
+        raise error(f"{what} {str(path)!r} cannot be read: {cause.strerror or cause}") from cause
+    return [line.strip() for line in lines if line.strip()]
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON that somebody handed over.
+
+    Raises:
+        ValueError: If it is not JSON, or an object has a key twice: readers keep the last without a word.
+        RecursionError: If it is nested too deeply.
+    """
+    return json.loads(text, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        doubled = next(key for key in found if keys.count(key) > 1)
+        raise ValueError(f"the key {doubled!r} stands twice in one object: remove one")
+    return found
+
+
+def not_utf8(error: UnicodeError | None) -> str:
+    """Say what is wrong with a text file that is not UTF-8, and what to do; follows its name.
+
+    Example:
+        >>> not_utf8(None)[:16]
+        'is not in UTF-8:'
+    """
+    where = ""
+    if isinstance(error, UnicodeDecodeError):
+        where = f" (byte 0x{error.object[error.start]:02x} cannot stand where it is)"
+    return (
+        f"is not in UTF-8{where}: save it as UTF-8 (in Excel: CSV UTF-8), or convert it, as in "
+        "iconv -f LATIN1 -t UTF-8 OLD > NEW (UTF-16 instead of LATIN1, if it is that)"
+    )

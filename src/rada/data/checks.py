@@ -118,6 +118,7 @@ def _check_own_names(dataset: ImageDataset) -> None:
     """Check the names that the data brings itself, and warn of those that say little."""
     if dataset.unnamed:
         raise DataError(f"{dataset.name!r}: {dataset.unnamed}")
+    check_class_names(dataset.keys or dataset.classes)  # as the data spells them, for the message
     checked = check_class_names(dataset.classes)
     if len(checked) > 1 and all(name.isdecimal() for name in checked):
         warnings.warn(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rada.core.errors import DataError
-from rada.core.storage import read_json
-from rada.data.align import fold_name
+from rada.core.storage import parse_json, read_json
+from rada.data.align import fold_name, without_invisible
 from rada.data.sources import id_bytes
 
 __all__ = [
@@ -39,7 +38,7 @@ def display_name(folder: str) -> str:
     # A tokenizer takes no lone surrogates, which stand for bytes of a name that are no Unicode, and
     # reads an accented letter otherwise when a file system has taken it apart.
     text = unicodedata.normalize("NFC", id_bytes(folder).decode("utf-8", "replace"))
-    return " ".join(text.replace("_", " ").split())
+    return " ".join(without_invisible(text).replace("_", " ").split())
 
 
 def check_class_names(names: Iterable[str]) -> tuple[str, ...]:
@@ -108,7 +107,7 @@ def load_class_names(source: ClassNamesSource) -> dict[str, str] | tuple[str, ..
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"the class names {text[:80]!r} are not JSON: {error}") from error
 

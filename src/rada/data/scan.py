@@ -56,8 +56,14 @@ def is_picture(name: str) -> bool:
     return not _hidden(name) and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122
 
 
+# What systems and programs put into folders of their own accord, some with thumbnails in it.
+_LITTER = frozenset(
+    ("__MACOSX", "__pycache__", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information")
+)
+
+
 def _hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+    return name.startswith(".") or name in _LITTER
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -21,6 +21,7 @@ from rada.core.progress import progress_bar
 from rada.encoders.fingerprint import digest, module_digest, weights_version
 from rada.encoders.memory import keep_freed_memory
 from rada.encoders.prompts import deep_prompts, insert_context, output_replaced
+from rada.encoders.structure import describe_module
 from rada.encoders.tokens import Tokens, check_prompts, token_count, token_slice
 from rada.encoders.transforms import stack_pixels
 
@@ -104,7 +105,7 @@ class DualEncoder(ABC):
         self.preprocess = preprocess
         self.train_transform = train_transform
         self._scale = scale
-        self._fingerprint: tuple[object, str] | None = None
+        self._fingerprint: tuple[object, tuple[str, str]] | None = None
 
     # What a family implements -------------------------------------------------------------
 
@@ -478,10 +479,34 @@ class DualEncoder(ABC):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of weights, preprocessing and tokenizer, the same in every process.
+        """A hash of weights, architecture, preprocessing and tokenizer, the same in every process.
 
         It is computed once and again only after the weights have changed.
         """
+        return self._fingerprints()[0]
+
+    def has_fingerprint(self, other: str) -> bool:
+        """Whether a fingerprint that was saved with a head or with features is this encoder's.
+
+        Fingerprints of rada 0.1.0 left the architecture out. Such a one is accepted, with a warning,
+        where everything that it covers is the same.
+        """
+        now, before = self._fingerprints()
+        if other != before:
+            return other == now
+        warnings.warn(
+            f"the fingerprint {other} was saved by an earlier rada, which left the architecture out: "
+            f"weights, preprocessing and tokenizer of {self.name!r} are the same, but the activation, the "
+            "number of heads and other settings cannot be compared. If the model is certainly the same, "
+            "save the head or the features again to renew the fingerprint; otherwise fit or encode again. "
+            "(An open_clip model with QuickGELU, such as every /openai tag, that an earlier rada finetune "
+            "or encoder.save wrote loads with another activation: tune it again.)",
+            stacklevel=3,
+        )
+        return True
+
+    def _fingerprints(self) -> tuple[str, str]:
+        """Return the fingerprint, and the one that rada 0.1.0 gave the same encoder."""
         version = weights_version(self.model)
         if self._fingerprint is None or self._fingerprint[0] != version:
             parts = (
@@ -490,8 +515,13 @@ class DualEncoder(ABC):
                 self.transform_key("preprocess"),
                 self._tokenizer_digest,
             )
-            self._fingerprint = (version, digest(*parts))
+            both = digest(*parts, digest(self.architecture_key())), digest(*parts)
+            self._fingerprint = (version, both)
         return self._fingerprint[1]
+
+    def architecture_key(self) -> str:
+        """Return a text that changes with every setting that decides features beside the weights."""
+        return describe_module(self.model)
 
     @cached_property
     def _tokenizer_digest(self) -> str:

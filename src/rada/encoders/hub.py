@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rada.core.errors import EncoderError
+from rada.core.errors import EncoderError, one_line
 
 __all__ = ["cached_file", "cached_snapshot", "file", "open_clip_snapshot", "snapshot"]
 
@@ -107,8 +107,8 @@ def _unreachable(repository: str, error: Exception) -> EncoderError:
             f"the model hub has no repository {repository!r}, or it is private; check the name, or "
             "log in with `hf auth login`"
         )
-    reason = str(error).strip().split("\n")[0] or type(error).__name__
     return EncoderError(
-        f"model {repository!r} is not on this machine and the model hub cannot be reached ({reason}); "
+        f"model {repository!r} is not on this machine and the model hub cannot be reached "
+        f"({one_line(error)}); "
         "download it elsewhere and give its directory, or use 'embedded', which needs no hub"
     )

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 
-from rada.core.errors import EncoderError
+from rada.core.errors import EncoderError, one_line
 from rada.encoders.base import CAPABILITIES, DualEncoder
 from rada.encoders.spec import ModelSpec, model_type, parse_spec
 
@@ -314,8 +314,7 @@ def _device(device: str | torch.device | None) -> torch.device | None:
         found = torch.device(device)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise EncoderError(f"device {device!r} cannot be used here: {reason}") from error
+        raise EncoderError(f"device {device!r} cannot be used here: {one_line(error)}") from error
     return found
 
 

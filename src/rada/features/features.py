@@ -230,15 +230,20 @@ class Features:
         )
         return self.subset(indices)
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, *, overwrite: bool = True) -> Path:
         """Write the features to a safetensors file, in one step.
 
+        Args:
+            path: The file.
+            overwrite: Replace the file if there is one.
+
         Raises:
+            OutputError: If there is such a file, and `overwrite` is off.
             StorageError: If the place cannot be written.
         """
         from rada.features.files import save_features
 
-        return save_features(self, path)
+        return save_features(self, path, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | Path) -> Features:

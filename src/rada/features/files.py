@@ -32,10 +32,11 @@ _LARGEST_RATIO = 20
 _SMALL = 64 << 20
 
 
-def save_features(features: Features, path: str | Path) -> Path:
+def save_features(features: Features, path: str | Path, *, overwrite: bool = True) -> Path:
     """Write `features` to the safetensors file `path` in one step and return the path.
 
     Raises:
+        OutputError: If there is such a file, and `overwrite` is off.
         StorageError: If the place cannot be written.
     """
     from safetensors.torch import save_file
@@ -60,7 +61,7 @@ def save_features(features: Features, path: str | Path) -> Path:
     # One entry, since safetensors keeps no order of several: equal features give equal files.
     known = {key: value for key, value in facts.items() if value not in (None, ())}
     path = Path(path)
-    with atomic_path(path) as temporary:
+    with atomic_path(path, overwrite=overwrite) as temporary:
         save_file(tensors, temporary, metadata={_METADATA: json.dumps(known)})
     return path
 

@@ -21,7 +21,7 @@ from rada.core.config import Config
 from rada.core.errors import ConfigError, FeatureError, UnknownClassError
 from rada.features import ClassSet, Features
 from rada.head import RAdaHead
-from rada.training.feature_loop import Losses, Recipe, class_logits_loss, seeded, train
+from rada.training.feature_loop import Losses, Recipe, Step, class_logits_loss, seeded, train
 from rada.training.strength import Strength, StrengthChoice, choose_strength
 
 if TYPE_CHECKING:
@@ -144,6 +144,10 @@ class AdaptedModel(nn.Module):
     def loss(self, images: Tensor, labels: Tensor, classes: ClassSet) -> Losses:
         """Return what training minimises; cross-entropy unless a method says otherwise."""
         return class_logits_loss(self(images, classes), labels)
+
+    def step_loss(self, step: Step) -> Losses:
+        """Return the losses of a step of training; methods that keep the images look at its rows."""
+        return self.loss(step.images, step.labels, step.classes)
 
     def own_state(self) -> dict[str, Tensor]:
         """Return the weights to save, without those of an encoder."""
@@ -365,21 +369,26 @@ class Method(ABC):
         run: Run,
         *,
         classes_per_step: int = 0,
+        steps: int | None = None,
         state_path: Path | None = None,
     ) -> AdaptedModel:
         """Train a model by its own loss on features, through the one loop."""
-        model.record["history"] = train(
+        per_epoch = -(-len(data) // recipe.batch_size)
+        history = train(
             model,
-            model.loss,
+            model.step_loss,
             data,
             recipe,
             run.seed,
             classes_per_step=classes_per_step,
+            steps=steps,
             key=[self.name, model.facts.to_dict(), model.config.to_dict()],
             state_path=state_path or run.state_file("state.safetensors"),
             progress=run.progress,
             description=f"Training ({self.title})",
         )
+        effective = {"epochs": len(history), "steps": steps or recipe.epochs * per_epoch}
+        model.record |= {"history": history, "effective": effective}
         return model
 
     def choose_strength(

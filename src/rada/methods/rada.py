@@ -91,11 +91,14 @@ class EFTConfig(Config):
         )
         self.require(self.strength_folds >= 2, "strength_folds", "at least 2")
 
-    def recipe(self, images: int) -> Recipe:
-        """Return how to optimise with so many images."""
-        steps = -(-images // self.batch_size)
+    def steps(self, images: int) -> int:
+        """Return the steps of a run on so many images."""
+        per_epoch = -(-images // self.batch_size)
+        return max(self.epochs, -(-self.min_steps // per_epoch)) * per_epoch
+
+    def recipe(self) -> Recipe:
+        """Return how to optimise; `steps` says for how long."""
         return Recipe(
-            epochs=max(self.epochs, -(-self.min_steps // steps)),
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             optimizer="adamw",
@@ -166,29 +169,30 @@ class RAda(Method):
         self, model: AdaptedModel, data: Features, config: EFTConfig, run: Run
     ) -> AdaptedModel:
         """Train the model, then choose its strength."""
-        self._learned(model, data, config, run)
-        if config.strength != "auto":
-            model.strength = Strength(float(config.strength), classes=model.strength.classes)
-            return model
+        steps = config.steps(len(data))  # the folds stand for this model, so they learn for as many
+
+        def learned(model: AdaptedModel, part: Features, path: Path | None) -> AdaptedModel:
+            subset = config.subset(len(part.classes))
+            return self.learn(
+                model,
+                part,
+                config.recipe(),
+                run,
+                classes_per_step=subset,
+                steps=steps,
+                state_path=path,
+            )
 
         def fit_part(part: Features, path: Path | None) -> AdaptedModel:
             fold = self.start(part, config, run).to(part.image_features.device)
-            return self._learned(fold, part, config, run, path)
+            return learned(fold, part, path)
 
-        self.choose_strength(model, data, run, fit_part, config.strength_folds)
+        learned(model, data, None)
+        if config.strength == "auto":
+            self.choose_strength(model, data, run, fit_part, config.strength_folds)
+        else:
+            model.strength = Strength(float(config.strength), classes=model.strength.classes)
         return model
-
-    def _learned(
-        self,
-        model: AdaptedModel,
-        data: Features,
-        config: EFTConfig,
-        run: Run,
-        path: Path | None = None,
-    ) -> AdaptedModel:
-        subset = config.subset(len(data.classes))
-        recipe = config.recipe(len(data))
-        return self.learn(model, data, recipe, run, classes_per_step=subset, state_path=path)
 
 
 def train_head(

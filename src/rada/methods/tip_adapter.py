@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import cross_entropy, normalize, one_hot
 
 from rada.core.config import Config
 from rada.features import ClassSet, Features
 from rada.methods.base import AdaptedModel, Facts, Method, Run, Shapes
 from rada.methods.registry import register_method
+from rada.training.feature_loop import Losses, Step, class_logits_loss
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder
 
 __all__ = ["CacheModel", "TipAdapter", "TipConfig", "choose_mixture"]
+
+PAPER_MIXTURE = (1.0, 5.5)
+"""The paper's alpha and beta."""
 
 # Wider than the paper's grid: encoders other than CLIP crowd their features more.
 ALPHAS = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 40.0)
@@ -67,12 +72,32 @@ class CacheModel(AdaptedModel):
         else:
             self.register_buffer("keys", keys)
         self.register_buffer("owners", torch.zeros(rows, dtype=torch.long))
-        self.register_buffer("mixture", torch.tensor([1.0, 5.5]))
+        self.register_buffer("mixture", torch.tensor(PAPER_MIXTURE))
+
+    def mix(self, alpha: float, beta: float) -> None:
+        """Set alpha and beta."""
+        with torch.no_grad():
+            self.mixture.copy_(torch.tensor([alpha, beta]))
 
     def score(self, images: Tensor, classes: ClassSet) -> Tensor:
         """Return the mixed logits."""
+        return self._logits(images, classes, None)
+
+    def step_loss(self, step: Step) -> Losses:
+        """Return the cross-entropy of shots, each without its own key.
+
+        Its own key answers right whatever the others say: with it the loss is zero before anything
+        is learned.
+        """
+        others = step.rows[:, None] != torch.arange(len(self.keys))
+        return class_logits_loss(self._logits(step.images, step.classes, others), step.labels)
+
+    def _logits(self, images: Tensor, classes: ClassSet, asked: Tensor | None) -> Tensor:
+        """Return logits; `asked` `(B, N)` says which keys count, all where it is None."""
         alpha, beta = self.mixture
         affinity = (beta * (images @ self.keys.T - 1)).exp()
+        if asked is not None:
+            affinity = affinity * asked
         known = self.facts.classes
         rows = torch.full((len(known),), len(classes))
         for column, row in enumerate(classes.rows_among(known)):
@@ -82,38 +107,62 @@ class CacheModel(AdaptedModel):
         return self.zero_shot_logits(images, classes) + alpha * votes
 
 
-def choose_mixture(data: Features, keys: Tensor, config: TipConfig) -> tuple[float, float]:
-    """Choose alpha and beta on the shots: each shot is asked of the cache without itself.
+class Held(NamedTuple):
+    """Shots asked of a cache that does not hold them.
 
-    Of equally many right answers, the lower cross-entropy decides. With one shot of some class there
-    is nothing left of that class in the cache; alpha = 1 and beta = 5.5, the paper's, are taken.
-
-    Returns:
-        alpha and beta.
+    Attributes:
+        base: Their zero-shot logits `(Q, K)`.
+        cosine: Their products with the keys, `(Q, N)`; minus infinity where a key does not count.
+        values: The classes of the keys, one-hot `(N, K)`.
+        labels: `(Q,)`.
     """
-    counts = torch.bincount(data.labels, minlength=len(data.classes))
+
+    base: Tensor
+    cosine: Tensor
+    values: Tensor
+    labels: Tensor
+
+
+def held(model: CacheModel, learned: Features, asked: Features) -> Held:
+    """Return some shots asked of the cache of others."""
+    images = asked.plain()
+    return Held(
+        model.zero_shot_logits(images, asked.class_set()),
+        images @ model.keys.detach().T,
+        one_hot(learned.labels, len(learned.classes)).to(images.dtype),
+        asked.labels,
+    )
+
+
+def choose_mixture(parts: Sequence[Held], config: TipConfig) -> tuple[float, float]:
+    """Return the alpha and beta with the most right predictions over all parts.
+
+    Of equally many, the lower cross-entropy decides, then the gentler mixture.
+    """
     alphas = ALPHAS if config.alpha is None else (config.alpha,)
     betas = BETAS if config.beta is None else (config.beta,)
-    if int(counts[counts > 0].min()) < 2:
-        return config.alpha or 1.0, config.beta or 5.5
-    images = data.plain()
-    base = float(data.scale or 1.0) * images @ data.class_set().text_features.T
-    cosine = images @ keys.T
-    values = one_hot(data.labels, len(data.classes)).to(images.dtype)
-    best = (-1, float("-inf"), -1.0, -5.5)
+    best = (-1, float("-inf"), 0.0, 0.0)
     for beta in betas:
-        votes = (beta * (cosine - 1)).exp().fill_diagonal_(0) @ values
+        votes = [(beta * (part.cosine - 1)).exp() @ part.values for part in parts]
         for alpha in alphas:
-            logits = base + alpha * votes
-            right = int((logits.argmax(1) == data.labels).sum())
-            likelihood = float(logits.log_softmax(-1)[range(len(images)), data.labels].mean())
-            best = max(best, (right, likelihood, -alpha, -beta))  # of equals the gentler
+            right, likelihood = 0, 0.0
+            for part, vote in zip(parts, votes, strict=True):
+                logits = part.base + alpha * vote
+                right += int((logits.argmax(1) == part.labels).sum())
+                likelihood -= float(cross_entropy(logits, part.labels, reduction="sum"))
+            best = max(best, (right, likelihood, -alpha, -beta))
     return -best[2], -best[3]
+
+
+def fewest_shots(data: Features) -> int:
+    """Return how many images the class with the fewest has, of those that have any."""
+    counts = torch.bincount(data.labels, minlength=len(data.classes))
+    return int(counts[counts > 0].min())
 
 
 @dataclass(frozen=True)
 class TipAdapter(Method):
-    """Training-free: starts, and ends, as the cache of the shots."""
+    """Training-free: the cache of the shots, with alpha and beta chosen on them."""
 
     config: ClassVar[type[Config]] = TipConfig
 
@@ -125,18 +174,31 @@ class TipAdapter(Method):
         return CacheModel(self, facts, config, rows, learn=self.name == "tip_adapter_f")
 
     def start(self, data: Features, config: TipConfig, run: Run) -> AdaptedModel:
-        """Return the cache with the alpha and beta chosen on the shots."""
+        """Return the cache with the paper's alpha and beta."""
         features = data.image_features
         if features.shape[1] > 1:
             features = features[:, 1:]  # the random views; view 0 is what is asked about
         keys = normalize(features.mean(1), dim=-1)
         model = self.build(Facts.of(data), config, {"keys": tuple(keys.shape)}, None)
         assert isinstance(model, CacheModel)
-        alpha, beta = choose_mixture(data, keys, config)
         with torch.no_grad():
             model.keys.copy_(keys)
             model.owners.copy_(data.labels)
-            model.mixture.copy_(torch.tensor([alpha, beta]))
+        return model
+
+    def train(self, model: AdaptedModel, data: Features, config: Any, run: Run) -> AdaptedModel:
+        """Choose alpha and beta: each shot is asked of the cache without itself.
+
+        With one shot of some class nothing would be left of that class; the paper's values stay then.
+        """
+        assert isinstance(model, CacheModel)
+        paper_alpha, paper_beta = PAPER_MIXTURE
+        alpha, beta = config.alpha or paper_alpha, config.beta or paper_beta
+        if fewest_shots(data) >= 2:
+            part = held(model, data, data)
+            part.cosine.fill_diagonal_(-torch.inf)
+            alpha, beta = choose_mixture([part], config)
+        model.mix(alpha, beta)
         model.record |= {"alpha": alpha, "beta": beta}
         return model
 

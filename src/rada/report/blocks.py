@@ -14,8 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from rada.core.output import check_file
 from rada.core.printable import clean
 from rada.core.storage import write_bytes
+from rada.legacy import is_page
 from rada.report.text import DASH
 from rada.report.theme import theme_css
 
@@ -270,9 +272,12 @@ def write_page(path: str | Path, page: Page) -> Path:
         The path.
 
     Raises:
+        OutputError: If there is such a file, and it is no page of rada's.
         StorageError: If the place cannot be written.
     """
     path = Path(path)
+    if not is_page(path):
+        check_file(path, overwrite=False)
     write_bytes(path, render_page(page).encode())
     return path
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rada.core.output import claim
 from rada.report.blocks import (
     Block,
     Card,
@@ -20,8 +21,8 @@ from rada.report.blocks import (
     SideBySide,
     Text,
     Tone,
+    render_page,
     thumbnail,
-    write_page,
 )
 from rada.report.figures import training_curve
 from rada.report.tables import (
@@ -71,6 +72,7 @@ def write_report(
         The path of the page.
 
     Raises:
+        OutputError: If the folder holds what rada did not write as a report.
         StorageError: If the place cannot be written; a page from before stays whole.
 
     Example:
@@ -83,7 +85,8 @@ def write_report(
         'index.html'
     """
     page = build_report(result, examples=examples, curve=curve, runs=runs, title=title)
-    return write_page(Path(directory) / "index.html", page)
+    with claim(directory, "report") as out:
+        return out.write_bytes("index.html", render_page(page).encode())
 
 
 def build_report(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -9,15 +10,22 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor
 
-from rada.classifier import TEST_SPLITS, Evaluated, RAdaClassifier
+from rada.classifier import Evaluated, RAdaClassifier
 from rada.core.errors import ConfigError, FeatureError
-from rada.data import ImageSplit, Naming, expand_pictures
+from rada.core.values import check_count
+from rada.data import ImageSplit, expand_pictures
 from rada.data.prompts import ClassNamesSource
 from rada.encoders import DualEncoder
 from rada.evaluation import compare
 from rada.features import Features, extract_features, iter_features
-from rada.inputs import Data, open_labelled
-from rada.predictions import Prediction, StreamAnswer, rank
+from rada.inputs import Data, data_name
+from rada.predictions import (
+    Prediction,
+    StreamAnswer,
+    probabilities_of,
+    rank,
+    warn_of_one_class,
+)
 from rada.test_time.adapt import adapt_in_detail, adapt_views
 from rada.test_time.baselines import view_baselines
 from rada.test_time.config import TTTConfig
@@ -103,7 +111,12 @@ class TestTimeAdapter:
             DataError: If a picture cannot be read; the message names it.
             FeatureError: If features have too few views.
         """
-        return self._logits(*self._encoded(images)).softmax(-1)
+        classes = self.classifier.classes
+        warn_of_one_class(classes)
+        found = self._encoded(images)
+        if found is None:
+            return torch.empty(0, len(classes))
+        return probabilities_of(self._logits(*found, classes))
 
     @overload
     def predict(self, images: Any, top_k: None = None) -> list[str]: ...
@@ -111,8 +124,8 @@ class TestTimeAdapter:
     def predict(self, images: Any, top_k: int) -> list[list[Prediction]]: ...
     def predict(self, images: Any, top_k: int | None = None) -> list[str] | list[list[Prediction]]:
         """Name the class of each picture; arguments and result as `RAdaClassifier.predict`."""
-        if top_k is not None and top_k < 1:
-            raise ConfigError(f"top_k should be a positive integer, not {top_k!r}")
+        if top_k is not None:
+            top_k = check_count(top_k, "top_k")
         ranked = rank(self.predict_proba(images), self.classifier.classes, top_k or 1)
         return ranked if top_k is not None else [row[0].name for row in ranked]
 
@@ -123,10 +136,11 @@ class TestTimeAdapter:
 
         Arguments and answers as `RAdaClassifier.predict_stream`.
         """
-        text = self.classifier.text_features()
+        text, classes = self.classifier.text_features(), self.classifier.classes
+        scale = self.classifier.scale
         yield from self.classifier.stream(
             pictures,
-            lambda views: self._logits(views, text),
+            lambda views: self._logits(views, text, scale, classes),
             top_k,
             batch_size=PICTURES_AT_ONCE,
             **self._view_options(),
@@ -137,13 +151,14 @@ class TestTimeAdapter:
 
         The picture is looked at on its own, also in the online mode.
         """
-        views, text = self._encoded(image)
-        if len(views) != 1:
-            raise ConfigError(f"explain takes one picture, not {len(views)}")
-        detail = adapt_in_detail(
-            views, text, self.classifier.scale, self.classifier.trained, self.config
-        )
-        return explain(detail, self.classifier.classes)
+        found, classes = self._encoded(image), self.classifier.classes
+        count = 0 if found is None else len(found[0])
+        if found is None or count != 1:
+            raise ConfigError(f"explain takes one picture, not {count}")
+        views, text, scale = found
+        head = self.classifier.trained
+        detail = adapt_in_detail(views, text, scale, head, self._config_for(classes))
+        return explain(detail, classes)
 
     def reset(self) -> None:
         """Forget the stream of the online mode."""
@@ -171,44 +186,46 @@ class TestTimeAdapter:
             The result of `RAdaClassifier.evaluate` with the row "test_time" and the configuration under
             "test_time_config", and what it was computed from.
         """
-        naming = Naming.of(class_names)
-        if class_names is None:
-            naming = Naming(aliases=self.classifier.aliases, lenient=True)
-        found = self._open(data, TEST_SPLITS if split is None else (split,), naming)
+        opened = self.classifier.open_to_evaluate(data, split, class_names)
+        found = opened.found
         pictures = found if isinstance(found, ImageSplit) else None
-        features = self._features(found)
-        result, evaluated = self.classifier.evaluate(features, class_names=features.classes)
-        text = features.text_features
-        if text is None:
-            text = self.classifier.text_features(evaluated.classes)
-        views, scale = features.image_features, self.classifier.scale
-        rows = {"test_time": self._logits(views, text)}
+        opened = opened._replace(found=self._features(found))
+        result, evaluated = self.classifier.evaluate_opened(opened, data_name(data))
+        text, classes, features = evaluated.text_features, evaluated.classes, evaluated.features
+        views, scale = features.image_features, result["scale"]
+        rows = {"test_time": self._logits(views, text, scale, classes)}
         if baselines:
             rows |= view_baselines(views, text, scale, self.config)
             del rows["zero_shot"]
         result |= compare(
-            evaluated.zero_shot, evaluated.adapted, features.labels, evaluated.classes, extra=rows
+            evaluated.zero_shot, evaluated.adapted, features.labels, classes, extra=rows
         )
-        result["test_time_config"] = self.config.to_dict() | {"views": features.num_views}
-        result["data"] = str(data) if isinstance(data, str | Path) else getattr(data, "name", None)
+        used = {"views": features.num_views, "strength": self._config_for(classes).strength}
+        result["test_time_config"] = self.config.to_dict() | used
         return result, evaluated._replace(pictures=pictures)
 
     # -- inner parts -----------------------------------------------------------------------------
 
-    def _logits(self, views: Tensor, text: Tensor) -> Tensor:
-        trained, scale = self.classifier.trained, self.classifier.scale
+    def _config_for(self, classes: Sequence[str]) -> TTTConfig:
+        """Return the configuration with the strength that the classifier has for these candidates."""
+        if self.config.strength is not None or self.classifier.trained is None:
+            return self.config
+        return dataclasses.replace(self.config, strength=self.classifier.strength_for(classes))
+
+    def _logits(self, views: Tensor, text: Tensor, scale: float, classes: Sequence[str]) -> Tensor:
+        trained, config = self.classifier.trained, self._config_for(classes)
         if self.config.episodic:
             return adapt_views(
                 views,
                 text,
                 scale,
                 trained,
-                self.config,
+                config,
                 self.batch_size,
                 progress=self.classifier.progress,
             )
         if self.online is None or not torch.equal(self.online.start.text, text):
-            self.online = OnlineAdapter(text, scale, trained, self.config)
+            self.online = OnlineAdapter(text, scale, trained, config)
         return self.online.predict(views)
 
     def _view_options(self) -> dict[str, Any]:
@@ -225,13 +242,12 @@ class TestTimeAdapter:
             raise FeatureError("pictures need an encoder: give one, or features with several views")
         return encoder
 
-    def _encoded(self, images: Any) -> tuple[Tensor, Tensor]:
-        """Return views `(N, V, D)` and class features `(K, D)`."""
+    def _encoded(self, images: Any) -> tuple[Tensor, Tensor, float] | None:
+        """Return views `(N, V, D)`, class features `(K, D)` and the scale; None for no images."""
         if isinstance(images, Features | ImageSplit):
             features = self._features(images)
-            own = features.text_features if features.classes == self.classifier.classes else None
-            text = self.classifier.text_features() if own is None else own
-            return features.image_features, text
+            text = self.classifier.candidates(features)
+            return features.image_features, text, self.classifier.scale_for(features)
         if isinstance(images, str | Path) or not isinstance(images, Iterable):
             images = [images]
         pictures = [
@@ -239,27 +255,23 @@ class TestTimeAdapter:
             for entry in images
             for picture in (expand_pictures(entry) if isinstance(entry, str | Path) else [entry])
         ]
+        encoder = self._encoder()
+        if not pictures:
+            return None
         batches = iter_features(
-            self._encoder(),
+            encoder,
             pictures,
             workers=self.classifier.workers,
             cache=self.classifier.cache,
             batch_size=PICTURES_AT_ONCE,
             **self._view_options(),
         )
-        views = [batch.features for batch in batches]
-        if not views:
-            raise FeatureError("there are no pictures to predict")
-        return torch.cat(views), self.classifier.text_features()
-
-    def _open(self, data: Data, splits: Sequence[str], naming: Naming) -> ImageSplit | Features:
-        found, _, templates = open_labelled(data, splits, naming, skip_bad=self.classifier.skip_bad)
-        if self.classifier.templates is None:
-            self.classifier.templates = templates
-        return found
+        views = torch.cat([batch.features for batch in batches])
+        return views, self.classifier.text_features(), self.classifier.scale
 
     def _features(self, found: ImageSplit | Features) -> Features:
         if isinstance(found, Features):
+            self.classifier.check_origin(found)
             return found
         return extract_features(
             self._encoder(),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from rada.training.state import TrainingState, optimizer_moments, restore_moment
 __all__ = [
     "Losses",
     "Recipe",
+    "Step",
     "TrainingInterrupted",
     "class_logits_loss",
     "default_subset",
@@ -37,6 +39,24 @@ Losses = dict[str, Tensor]
 """`loss` is what a step minimises; the others are reported. All are means over the images."""
 
 _WARM_RATE = 1e-5
+
+
+class Step(NamedTuple):
+    """What one step of training sees.
+
+    Attributes:
+        number: Its number within the epoch.
+        rows: Which rows of the data, `(B,)`.
+        images: Their features, one view of each, `(B, D)`.
+        labels: Their labels among `classes`, `(B,)`.
+        classes: The classes of the step.
+    """
+
+    number: int
+    rows: Tensor
+    images: Tensor
+    labels: Tensor
+    classes: ClassSet
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -63,8 +83,9 @@ class Recipe(Config):
         optimizer: "sgd" (momentum 0.9), "adam" (weight decay as an L2 term in the gradient) or "adamw"
             (decoupled).
         weight_decay: Its weight.
-        schedule: "epochs": the first epoch at 1e-5, then a cosine, changed once an epoch (as in CoOp);
-            "steps": a linear warm-up over the part `warmup` of all steps, then a cosine.
+        schedule: "epochs": the first epoch at 1e-5, then a cosine from the full rate, changed once an
+            epoch (as in CoOp); "steps": a linear warm-up over the part `warmup` of all steps, then a
+            cosine.
         warmup: Part of the steps, for "steps".
         epsilon: Adam's.
     """
@@ -107,20 +128,24 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """Return the rate of a step, counted from 0.
+def learning_rate(
+    recipe: Recipe, step: int, steps_per_epoch: int, steps: int | None = None
+) -> float:
+    """Return the rate of a step, counted from 0, of `steps` or else of whole epochs.
 
     Example:
         >>> recipe = Recipe(epochs=3, learning_rate=1.0)
         >>> [round(learning_rate(recipe, step, 1), 5) for step in range(3)]
-        [1e-05, 0.75, 0.25]
+        [1e-05, 1.0, 0.75]
     """
     if recipe.schedule == "epochs":
         epoch = step // steps_per_epoch
         if epoch == 0:
             return _WARM_RATE
-        return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / recipe.epochs))
-    total = recipe.epochs * steps_per_epoch
+        # CoOp's warm-up epoch comes before the cosine, which then begins at its own first value.
+        part = (epoch - 1) / recipe.epochs
+        return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * part))
+    total = steps or recipe.epochs * steps_per_epoch
     return warmup_cosine(recipe.learning_rate, step, total, recipe.warmup)
 
 
@@ -143,12 +168,13 @@ def class_logits_loss(logits: Tensor, labels: Tensor, **weighted: Tensor) -> Los
 
 def train(
     model: nn.Module,
-    loss: Callable[[Tensor, Tensor, ClassSet], Losses],
+    loss: Callable[[Step], Losses],
     data: Features,
     recipe: Recipe,
     seed: int,
     *,
     classes_per_step: int = 0,
+    steps: int | None = None,
     key: object = None,
     state_path: Path | None = None,
     progress: bool | None = None,
@@ -158,13 +184,14 @@ def train(
 
     Args:
         model: Changed in place; in evaluation mode afterwards.
-        loss: Returns the losses of images `(B, D)` and labels among classes.
+        loss: Returns the losses of a step.
         data: Labelled features; of several views a step takes one of each image at random.
         recipe: How to optimise.
         seed: Seed of the order of images, classes and views: the same seed, machine and thread count
             give the same weights, bit for bit.
         classes_per_step: Classes that a step draws (they hold the labels of the batch as far as they
             go; images of other classes are skipped in this step); 0 for all.
+        steps: Number of steps; None for the whole epochs of the recipe. The last epoch may be a part.
         key: A JSON value that tells runs with the same data and recipe apart.
         state_path: File for the state after an epoch, as often as writing it costs little. The same
             call goes on from there, bit for bit; a state of another run is replaced.
@@ -181,27 +208,33 @@ def train(
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = recipe.optimizer_for(parameters)
+    per_epoch = math.ceil(len(data) / recipe.batch_size)
+    steps = steps or recipe.epochs * per_epoch
+    epochs = math.ceil(steps / per_epoch)
     identity = fingerprint_tensors(
-        extra=[data.fingerprint, seed, asdict(recipe), classes_per_step, key]
+        extra=[data.fingerprint, seed, asdict(recipe), classes_per_step, steps, key]
     )
     state = _restored(state_path, identity, model, optimizer)
-    steps = math.ceil(len(data) / recipe.batch_size)
     model.train()
     try:
-        with progress_bar(
-            description, recipe.epochs * steps, enabled=progress, unit="step"
-        ) as advance:
-            advance(state.epoch * steps)
-            for epoch in range(state.epoch, recipe.epochs):
-                entry = _epoch(
-                    model, loss, optimizer, data, recipe, seed, classes_per_step, epoch, advance
+        with progress_bar(description, steps, enabled=progress, unit="step") as advance:
+            advance(state.epoch * per_epoch)
+            for epoch in range(state.epoch, epochs):
+                left = steps - epoch * per_epoch
+                batches = itertools.islice(_steps(data, recipe, seed, classes_per_step, epoch), left)
+                rates = (
+                    learning_rate(recipe, epoch * per_epoch + number, per_epoch, steps)
+                    for number in itertools.count()
                 )
+                entry = _epoch(model, loss, optimizer, zip(batches, rates, strict=False), advance)
                 state.history.append(entry)
                 state.epoch = epoch + 1
                 state.weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
-                if state_path is not None and (state.epoch == recipe.epochs or state.due()):
+                if state_path is not None and (state.epoch == epochs or state.due()):
                     state.moments = optimizer_moments(model, optimizer)
                     state.save(state_path)
+    except TrainingDivergedError as error:
+        raise TrainingDivergedError(f"{error} in epoch {state.epoch + 1}{_ADVICE}") from None
     except KeyboardInterrupt as error:
         if state.weights:
             model.load_state_dict(state.weights)
@@ -210,43 +243,41 @@ def train(
     return state.history
 
 
+_ADVICE = (
+    "; nothing of it is kept: lower the learning rate, or check the scale of the logits and the features"
+)
+
+
 def _epoch(
     model: nn.Module,
-    loss: Callable[[Tensor, Tensor, ClassSet], Losses],
+    loss: Callable[[Step], Losses],
     optimizer: torch.optim.Optimizer,
-    data: Features,
-    recipe: Recipe,
-    seed: int,
-    classes_per_step: int,
-    epoch: int,
+    steps: Iterable[tuple[Step, float]],
     advance: Callable[[int], None],
 ) -> dict[str, float]:
     totals: dict[str, float] = {}
-    steps, seen, rate = math.ceil(len(data) / recipe.batch_size), 0, 0.0
-    for step, images, labels, classes in _batches(data, recipe, seed, classes_per_step, epoch):
-        rate = learning_rate(recipe, epoch * steps + step, steps)
+    seen, rate = 0, 0.0
+    for step, rate in steps:  # noqa: B007 - the last rate is told
         for group in optimizer.param_groups:
             group["lr"] = rate
-        losses = loss(images, labels, classes)
+        losses = loss(step)
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         optimizer.step()
         for name, value in losses.items():
-            totals[name] = totals.get(name, 0.0) + float(value.detach()) * len(labels)
+            totals[name] = totals.get(name, 0.0) + float(value.detach()) * len(step.labels)
         if not math.isfinite(totals["loss"]):
-            raise _diverged(epoch * steps + step + 1, rate, "the loss is not finite")
-        seen += len(labels)
+            raise TrainingDivergedError(
+                f"training diverged: the loss is not finite at step {step.number + 1}, with the learning "
+                f"rate {rate:.3g},"
+            )
+        seen += len(step.labels)
         advance(1)
     if not all(bool(value.isfinite().all()) for value in model.parameters()):
-        raise _diverged((epoch + 1) * steps, rate, "a weight is not finite")
+        raise TrainingDivergedError(
+            f"training diverged: a weight is not finite, with the learning rate {rate:.3g},"
+        )
     return {name: value / max(1, seen) for name, value in totals.items()} | {"learning_rate": rate}
-
-
-def _diverged(step: int, rate: float, what: str) -> TrainingDivergedError:
-    return TrainingDivergedError(
-        f"training diverged: {what} at step {step}, with the learning rate {rate:.3g}; nothing of it "
-        "is kept: lower the learning rate, or check the scale of the features"
-    )
 
 
 def _restored(
@@ -261,27 +292,28 @@ def _restored(
     return TrainingState(key)
 
 
-def _batches(
+def _steps(
     data: Features, recipe: Recipe, seed: int, classes_per_step: int, epoch: int
-) -> Iterator[tuple[int, Tensor, Tensor, ClassSet]]:
-    """Yield step, images, labels and the classes of one epoch, a function of the seed and epoch."""
+) -> Iterator[Step]:
+    """Yield the steps of one epoch, a pure function of the seed and the epoch."""
     # One generator an epoch, on the CPU: a resumed run and another device draw the same numbers.
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     images, classes = data.image_features, data.class_set()
     order = torch.randperm(len(images), generator=generator)
-    for step, batch in enumerate(order.split(recipe.batch_size)):
+    for number, batch in enumerate(order.split(recipe.batch_size)):
         views = torch.randint(images.shape[1], (len(batch),), generator=generator)
         chosen, labels = images[batch, views], data.labels[batch]
         size = classes_per_step or len(classes)
         drawn = draw_classes(labels.cpu(), len(classes), size, generator)
         if drawn is None:
-            yield step, chosen, labels, classes
+            yield Step(number, batch, chosen, labels, classes)
             continue
         position = torch.full((len(classes),), -1)
         position[drawn] = torch.arange(len(drawn))
         relabelled = position[labels.cpu()]
         kept = (relabelled >= 0).nonzero().flatten()
-        yield step, chosen[kept], relabelled[kept].to(labels.device), classes.take(drawn)
+        labels = relabelled[kept].to(labels.device)
+        yield Step(number, batch[kept], chosen[kept], labels, classes.take(drawn))
 
 
 def default_subset(classes: int) -> int:

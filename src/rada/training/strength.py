@@ -9,7 +9,9 @@ not below zero-shot on the pseudo-new classes. Where all candidates are classes 
 such caution would only cost: for these the strength with the best accuracy on held-out images of
 learned classes is taken. With one image a class there are none; one strength then serves both, and
 it may fall below zero-shot on the pseudo-new classes by one standard error, so that chance does not undo
-the adaptation. (The strength is ours; the paper has none.)
+the adaptation. The models of the folds learn for as many steps as the final one, whose curve theirs
+stands for: a model with fewer steps has another best strength. (The strength is ours; the paper has
+none.)
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ __all__ = [
     "choose_strength",
     "count_right",
     "largest_best",
+    "position_in_class",
 ]
 
 STRENGTHS = tuple(round(0.05 * step, 2) for step in range(21))
@@ -232,7 +235,7 @@ def _part(data: Features, rows: Tensor, classes: list[int]) -> Features | None:
 
 
 def _over_shots(runs: _Folds, data: Features, seed: int) -> StrengthChoice:
-    part = _position_in_class(data, seed) % 2
+    part = position_in_class(data, seed) % 2
     total = Counts.none()
     for fold in range(2):
         learned = data.subset((part != fold).nonzero())
@@ -300,7 +303,7 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed + 7_919)
 
 
-def _position_in_class(data: Features, seed: int) -> Tensor:
+def position_in_class(data: Features, seed: int) -> Tensor:
     """Number the images of each class from 0, in a random order."""
     labels = data.labels.cpu()
     position = torch.zeros(len(labels), dtype=torch.long)
@@ -313,7 +316,7 @@ def _position_in_class(data: Features, seed: int) -> Tensor:
 
 def _last_part_of_each_class(data: Features, seed: int) -> Tensor:
     """Mark a quarter of the images of every class, at least one where there are two, `(N,)`."""
-    labels, position = data.labels.cpu(), _position_in_class(data, seed)
+    labels, position = data.labels.cpu(), position_in_class(data, seed)
     shots = torch.bincount(labels, minlength=len(data.classes))[labels]
     held_out = torch.where(shots >= 2, (shots // 4).clamp(min=1), torch.zeros_like(shots))
     return position < held_out

@@ -25,19 +25,19 @@ def load_folder(spec: str) -> ImageDataset:
     """
     root = Path(spec).expanduser()
     folders = _layout(root)
-    found = {split: _pictures(root / folder) for split, folder in folders.items()}
+    found = {split: _pictures(root / folder, split) for split, folder in folders.items()}
     keys = sorted({key for classes in found.values() for key in classes}, key=natural_key)
     classes = tuple(display_name(key) for key in keys)
     splits = {}
     for split, folder in folders.items():
-        prefix = f"{folder}/" if folder else ""
         rows = [
-            (f"{prefix}{key}/{name}", label)
+            (f"{key}/{name}", label)
             for label, key in enumerate(keys)
             for name in found[split].get(key, ())
         ]
+        # Keys are those of the split opened by itself, so that a seed draws the same shots.
         splits[split] = ImageSplit.from_files(
-            root,
+            root / folder,
             [name for name, _ in rows],
             labels=np.array([label for _, label in rows], dtype=np.int64),
             classes=classes,
@@ -75,8 +75,9 @@ def _holds_classes(folder: Path) -> bool:
     return bool(list_folders(folder)) and not list_pictures(folder, recursive=False)
 
 
-def _pictures(folder: Path) -> dict[str, list[str]]:
-    """Return the pictures of each class folder, relative to it."""
+def _pictures(folder: Path, split: str) -> dict[str, list[str]]:
+    """Return the pictures of each class folder, relative to it; only training needs some of each."""
+    judges = (split if split != "all" else split_name(folder.resolve().name)) in ("val", "test")
     classes = {name: list_pictures(folder / name) for name in list_folders(folder)}
     if not classes:
         loose = len(list_pictures(folder, recursive=False))
@@ -86,7 +87,7 @@ def _pictures(folder: Path) -> dict[str, list[str]]:
             "folder named like the class"
         )
     for name, pictures in classes.items():
-        if not pictures:
+        if not pictures and not judges:
             raise DataError(
                 f"the class folder {str(folder / name)!r} holds no picture: fill it or remove it"
             )

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from rada.core.errors import DataError
+from rada.core.storage import read_lines
 from rada.data.dataset import ImageDataset, ImageSplit
 from rada.data.registry import register_dataset
 from rada.data.scan import list_folders, list_pictures
@@ -140,9 +141,8 @@ def _names(root: Path) -> tuple[str, ...]:
     path = root / "imagenet" / "classnames.txt"
     if not path.is_file():
         return imagenet_classes()
-    named = dict(
-        line.strip().split(" ", 1) for line in path.read_text().splitlines() if line.strip()
-    )
+    lines = read_lines(path, error=DataError, what="the file of class names")
+    named = {synset: name for synset, _, name in (line.partition(" ") for line in lines) if name}
     missing = [synset for synset in _synsets() if synset not in named]
     if missing:
         raise DataError(f"{str(path)!r} has no line for {missing[0]}")
@@ -158,9 +158,7 @@ def _imagenet(name: str, root: Path) -> ImageDataset:
     splits = {}
     for split, part in (("train", "train"), ("test", "val")):
         if (folder / part).is_dir():
-            splits[split] = _split(
-                folder, {k: f"{part}/{s}" for k, s in enumerate(_synsets())}, names
-            )
+            splits[split] = _split(folder / part, dict(enumerate(_synsets())), names)
     if not splits:
         raise DataError(f"{str(folder)!r} has neither train nor val: {_PLACES[name][1]}")
     return ImageDataset(name, names, splits, keys=_synsets())

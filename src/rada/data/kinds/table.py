@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-import json
+import functools
+import os
 import posixpath
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rada.core.errors import DataError
-from rada.core.storage import read_json
+from rada.core.storage import not_utf8, parse_json, read_json
+from rada.data.align import no_label, without_invisible
 from rada.data.dataset import ImageDataset, ImageSplit
 from rada.data.prompts import display_name
 from rada.data.registry import register_dataset
@@ -24,6 +26,7 @@ __all__ = ["load_table"]
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _LINES = (".jsonl", ".ndjson")
 _SUFFIXES = (*_SEPARATORS, *_LINES, ".json")
+_OTHER_NAMES = {"file_name": "path"}  # Hugging Face's metadata.csv
 
 
 class _Row(NamedTuple):
@@ -37,7 +40,7 @@ def load_table(spec: str) -> ImageDataset:
     """Open a table; paths are relative to its folder, labels are names or numbers.
 
     A column `class`, where there is one, names the class in place of `label`: so a written
-    manifest can be opened again.
+    manifest can be opened again. `file_name` does for `path`.
 
     Raises:
         DataError: If the table cannot be read, a column or value is missing, a split is unknown, or a
@@ -73,20 +76,34 @@ def _splits(path: Path, rows: list[_Row]) -> list[str]:
 
 
 def _rows(path: Path) -> Iterator[_Row]:
-    seen: dict[str, int] = {}
+    seen: dict[tuple[str, str], int] = {}
+    root = path.absolute().parent
+    real = functools.cache(os.path.realpath)  # of folders, which are few
     for line, record in _records(path):
         where = f"{str(path)!r}, line {line}"
         picture = _cell(where, record, "path").replace("\\", "/")  # written on Windows
         picture = posixpath.normpath(picture)
-        label = _cell(where, record, "class" if record.get("class") is not None else "label")
+        label = _label(where, record)
         written = str(record.get("split") or "").strip()
         split = split_name(written) if written else ""
         if split is None:
             raise DataError(f"{where}: the split {written!r} is none of {', '.join(SPLITS)}")
-        first = seen.setdefault(picture, line)
+        folder, name = posixpath.split(picture)
+        first = seen.setdefault((real(root / folder), name), line)  # also by its absolute path
         if first != line:
             raise DataError(f"{where}: the picture {picture!r} stands in line {first} already")
         yield _Row(line, picture, label, split)
+
+
+def _label(where: str, record: dict[str, Any]) -> str:
+    """Return the label of a row; what a program wrote for "missing" or as a decimal is none."""
+    column = "class" if record.get("class") is not None else "label"
+    value = record.get(column)
+    label = str(value) if isinstance(value, float) else _cell(where, record, column)
+    reason = no_label(label)
+    if reason:
+        raise DataError(f"{where}: the {column} {label!r} {reason}")
+    return label
 
 
 def _cell(where: str, record: dict[str, Any], column: str) -> str:
@@ -95,7 +112,13 @@ def _cell(where: str, record: dict[str, Any], column: str) -> str:
         raise DataError(
             f"{where}: the {column} is {value!r}, but each row needs one, a text or an integer"
         )
-    return str(value).strip()
+    text = str(value).strip()
+    if len(text.splitlines()) > 1:
+        raise DataError(
+            f"{where}: the {column} goes over several lines ({text[:60]!r}): a quotation mark without its "
+            "partner swallows the rows behind it; write it twice, or leave it out"
+        )
+    return text
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -105,41 +128,77 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield from _items(path)
         return
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
+        with path.open(encoding=_encoding(path), newline="") as stream:
             if suffix in _SEPARATORS:
                 yield from _table_records(path, stream, _SEPARATORS[suffix])
             else:
                 yield from _line_records(path, stream)
     except FileNotFoundError as error:
         raise DataError(f"the table {str(path)!r} does not exist") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeError as error:
+        raise DataError(f"the table {str(path)!r} {not_utf8(error)}") from error
+    except OSError as error:
         raise DataError(f"the table {str(path)!r} cannot be read: {error}") from error
+
+
+def _encoding(path: Path) -> str:
+    """Return UTF-8, or UTF-16 where the first bytes say so, as spreadsheets write "Unicode text"."""
+    with path.open("rb") as stream:
+        return "utf-16" if stream.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
 
 
 def _table_records(path: Path, stream: Any, separator: str) -> Iterator[tuple[int, dict[str, Any]]]:
     header = stream.readline()
+    if "\0" in header:
+        raise DataError(f"the table {str(path)!r} {not_utf8(None)}")
     if ";" in header and separator not in header:  # what Excel writes in half of Europe
         separator = ";"
-    columns = [name.strip().lower() for name in next(csv.reader([header], delimiter=separator), [])]
-    missing = [name for name in ("path", "label") if name not in columns]
-    if "class" in columns:
+    columns = _columns(path, header, separator)
+    # Strict: else a quotation mark without its partner swallows rows up to the next one.
+    reader = csv.reader(stream, delimiter=separator, strict=True)
+    line = 2
+    try:
+        for values in reader:
+            if values and len(values) != len(columns):
+                raise DataError(
+                    f"{str(path)!r}, line {line} has {len(values)} values for {len(columns)} columns; "
+                    "put quotes around a value that holds the separator"
+                )
+            if values:
+                yield line, {key: value or None for key, value in zip(columns, values, strict=True)}
+            line = reader.line_num + 2
+    except csv.Error as error:
+        raise DataError(
+            f"{str(path)!r}, line {line} cannot be read ({error}): most likely a quotation mark has no "
+            "partner; write it twice within quotes, or leave it out"
+        ) from error
+
+
+def _columns(path: Path, header: str, separator: str) -> list[str]:
+    """Return the names of the columns.
+
+    Raises:
+        DataError: If one is missing, or one that is used is there twice.
+    """
+    written = next(csv.reader([header], delimiter=separator), [])
+    names = [without_invisible(name).strip().lower() for name in written]
+    if "path" not in names:
+        names = [_OTHER_NAMES.get(name, name) for name in names]
+    missing = [name for name in ("path", "label") if name not in names]
+    if "class" in names:
         missing = [name for name in missing if name != "label"]
     if missing:
         raise DataError(
             f"the table {str(path)!r} lacks the column {missing[0]!r}: its first line should name the "
             f"columns path and label, but it is {header.strip()[:80]!r}"
         )
-    reader = csv.reader(stream, delimiter=separator)
-    for values in reader:
-        line = reader.line_num + 1
-        if not values:
-            continue
-        if len(values) != len(columns):
-            raise DataError(
-                f"{str(path)!r}, line {line} has {len(values)} values for {len(columns)} columns; "
-                "put quotes around a value that holds the separator"
-            )
-        yield line, {key: value or None for key, value in zip(columns, values, strict=True)}
+    doubled = [name for name in ("path", "label", "class", "split") if names.count(name) > 1]
+    if doubled:
+        raise DataError(
+            f"the table {str(path)!r} has the column {doubled[0]!r} twice, and which one counts cannot be "
+            "told: rename or remove one"
+        )
+    return names
 
 
 def _line_records(path: Path, stream: Any) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -147,9 +206,11 @@ def _line_records(path: Path, stream: Any) -> Iterator[tuple[int, dict[str, Any]
         if not text.strip():
             continue
         try:
-            record = json.loads(text)
+            record = parse_json(text)
         except (ValueError, RecursionError) as error:  # also integers of 4300 digits
-            raise DataError(f"{str(path)!r}, line {line} is not JSON: {error}") from error
+            raise DataError(
+                f"{str(path)!r}, line {line} cannot be read as JSON: {error}"
+            ) from error
         yield line, _object(path, line, record)
 
 
@@ -166,6 +227,8 @@ def _items(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _object(path: Path, line: int, record: object) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DataError(f"{str(path)!r}, line {line} is not a JSON object with path and label")
+    if "path" not in record:
+        return {_OTHER_NAMES.get(key, key): value for key, value in record.items()}
     return record
 
 

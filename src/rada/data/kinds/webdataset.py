@@ -151,7 +151,8 @@ def _folder_splits(root: Path) -> dict[str, list[Shard]]:
         split = split_name(folder) or folder
         if split in splits:
             raise DataError(f"{str(root)!r} has two folders which mean the split {split!r}")
-        splits[split] = [Shard.at(root / folder / name, f"{folder}/{name}") for name in tars]
+        # Keys are those of the split opened by itself, so that a seed draws the same shots.
+        splits[split] = [Shard.at(root / folder / name, name) for name in tars]
     return {split: splits[split] for split in SPLITS if split in splits}
 
 

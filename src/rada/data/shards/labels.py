@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rada.core.errors import DataError
-from rada.core.storage import read_json
+from rada.core.storage import read_json, read_lines
 from rada.data.align import fold_name
 from rada.data.prompts import check_class_names, display_name
 from rada.data.scan import natural_key
@@ -22,7 +22,6 @@ from rada.data.splits import split_name
 __all__ = ["ClassNames", "LabelledShards", "find_class_names", "label_shards"]
 
 _FILES = ("classnames.txt", "classes.txt", "classnames.json", "classes.json")
-_LARGEST_FILE = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -81,11 +80,8 @@ def _read_names(path: Path) -> ClassNames:
     try:
         if path.suffix == ".json":
             return _from_json(path)
-        if path.stat().st_size > _LARGEST_FILE:
-            raise DataError("it is too large")
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-        return _listed(path, [line.strip() for line in lines if line.strip()])
-    except (OSError, UnicodeDecodeError, DataError) as error:
+        return _listed(path, read_lines(path, error=DataError, what="the file of class names"))
+    except DataError as error:
         raise DataError(f"the class names in {str(path)!r} cannot be used: {error}") from error
 
 

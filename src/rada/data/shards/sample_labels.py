@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 
+from rada.data.align import no_label
+
 __all__ = ["FAULTS", "LABEL_SUFFIXES", "LARGEST_LABEL", "MAX_LABEL", "Fault", "read_label"]
 
 MAX_LABEL = 10**6
@@ -110,4 +112,4 @@ def _value(value: object) -> int | str | None:
     text = " ".join(value.split())
     if _NUMBER.fullmatch(text):
         return int(text) if int(text) >= 0 else None
-    return text if 0 < len(text) <= _LONGEST_NAME else None
+    return text if 0 < len(text) <= _LONGEST_NAME and not no_label(text) else None

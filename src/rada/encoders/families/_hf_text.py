@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
 from rada.encoders.tokens import Tokens
 
-__all__ = ["tokenize", "tokenizer_key"]
+__all__ = ["slow_settings", "tokenize", "tokenizer_key"]
 
 
 def tokenize(
@@ -49,3 +50,16 @@ def tokenizer_key(tokenizer: Any, max_tokens: int) -> str:
             state.pop(volatile, None)
     side = (tokenizer.padding_side, tokenizer.truncation_side, tokenizer.pad_token_id)
     return json.dumps([state, side, max_tokens], sort_keys=True)
+
+
+def slow_settings(tokenizer: Any) -> list[Any]:
+    """Return what decides the tokens of a tokenizer in pure Python beside its vocabulary.
+
+    Those of the `tokenizers` library hold it in their own description, which `tokenizer_key` returns.
+    """
+    if getattr(tokenizer, "backend_tokenizer", None) is not None:
+        return []
+    pieces = getattr(tokenizer, "sp_model", None)
+    model = b"" if pieces is None else pieces.serialized_model_proto()
+    lower = getattr(tokenizer, "do_lower_case", None)
+    return [type(tokenizer).__name__, lower, hashlib.blake2b(model, digest_size=16).hexdigest()]

@@ -94,6 +94,8 @@ def _download(name: str, settings: dict[str, Any]) -> Path:
 
     from rada.encoders.hub import file
 
+    if settings.get("file"):
+        return Path(settings["file"])
     source = settings.get("hf_hub", "")
     if source:
         return file(*_hub_names(source))

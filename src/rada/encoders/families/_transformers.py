@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from rada.core.errors import EncoderError
-from rada.encoders.families._hf_text import tokenize, tokenizer_key
+from rada.core.errors import EncoderError, one_line
+from rada.encoders.families._hf_text import slow_settings, tokenize, tokenizer_key
 from rada.encoders.registry import EncoderFamily, LoadOptions, ModelInfo
 from rada.encoders.spec import ModelSpec, model_type
 from rada.encoders.tokens import Tokens
@@ -72,14 +72,10 @@ def load_module(cls: Any, directory: Path) -> Any:
             )
         except Exception as error:
             raise EncoderError(
-                f"{cls.__name__} cannot be loaded from {str(directory)!r}: {_first_line(error)}"
+                f"{cls.__name__} cannot be loaded from {str(directory)!r}: {one_line(error)}"
             ) from error
     _refuse_missing(cls.__name__, directory, report)
     return model.eval()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def _refuse_missing(name: str, directory: Path, report: dict[str, Any]) -> None:
@@ -348,6 +344,10 @@ class TransformersEncoder(EncoderFamily):
         """Return the tokenizer's own description."""
         return tokenizer_key(self.tokenizer, self.max_tokens)
 
+    def architecture_key(self) -> str:
+        """Return the configuration and, of a tokenizer in pure Python, its settings."""
+        return super().architecture_key() + "".join(map(str, slow_settings(self.tokenizer)))
+
     def write(self, directory: Path) -> None:
         """Write model, processor and tokenizer by their own `save_pretrained`."""
         with quiet():
@@ -377,7 +377,7 @@ def _load_processors(directory: Path) -> tuple[Any, Any]:
         except Exception as error:
             raise EncoderError(
                 f"the image processor or the tokenizer cannot be loaded from {str(directory)!r}: "
-                f"{_first_line(error)}; the directory must hold preprocessor_config.json (or "
+                f"{one_line(error)}; the directory must hold preprocessor_config.json (or "
                 "processor_config.json) and the tokenizer's files"
             ) from error
     return processor, tokenizer

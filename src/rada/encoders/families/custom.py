@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from rada.core.errors import EncoderError
-from rada.encoders.base import Transform
+from rada.encoders.base import Transform, evaluating
 from rada.encoders.fingerprint import digest
 from rada.encoders.registry import EncoderFamily, LoadOptions, register_family
 from rada.encoders.spec import ModelSpec
+from rada.encoders.structure import describe_function
 from rada.encoders.tokens import Tokens
 from rada.encoders.transforms import EvalTransform, TrainTransform
 
@@ -45,7 +46,8 @@ class CustomEncoder(EncoderFamily):
         text_module: The module behind `text_fn`, likewise.
         name: What to call the pair.
         fingerprint: A text of your own that changes whenever the functions give other features. None
-            hashes the modules' weights and, where there is none, the features of a probe.
+            hashes weights and settings of the modules and the code of their functions and, of a
+            function without a module, the features of a probe.
 
     Raises:
         EncoderError: If an argument cannot be used; later, if a function returns something other
@@ -154,14 +156,21 @@ class CustomEncoder(EncoderFamily):
         """Return what identifies the functions: the user's word, or what a probe gives."""
         if self._own_fingerprint is not None:
             return self._own_fingerprint
-        if any(True for _ in self.model.parameters()):
-            return f"{_code(self._image_fn)}|{_code(self._text_fn)}|{_code(self._tokenize)}"
-        with torch.no_grad():
-            pixels = torch.stack([self.preprocess(picture) for picture in _probe_pictures()])
-            texts = self._tokens(self.tokenize(["a photo of a dog.", "red"]))
-            # Before normalising: a function that only scales its result is another function.
-            outputs = [self.image_embeddings(pixels.to(self.device)), self.text_embeddings(texts)]
-        return digest(*(part.cpu().double().numpy().tobytes().hex() for part in outputs))
+        # A function without a module may hold weights that nothing here can see: its results are
+        # probed. Before normalising: a function that only scales its result is another function.
+        parts = [describe_function(self._tokenize)]
+        with torch.no_grad(), evaluating(self.model):
+            if _is_empty(self._image_module):
+                pixels = torch.stack([self.preprocess(picture) for picture in _probe_pictures()])
+                parts.append(_digest_of(self.image_embeddings(pixels.to(self.device))))
+            else:
+                parts.append(describe_function(self._image_fn))
+            if _is_empty(self._text_module):
+                texts = self._tokens(self.tokenize(["a photo of a dog.", "red"]))
+                parts.append(_digest_of(self.text_embeddings(texts)))
+            else:
+                parts.append(describe_function(self._text_fn))
+        return digest(*parts)
 
     def _checked(self, features: Any, count: int, function: str) -> Tensor:
         found = torch.as_tensor(features, device=self.device)
@@ -182,12 +191,12 @@ def _probe_pictures() -> list[Image]:
     return [to_pil_image(torch.rand(3, 8, 8, generator=generator)) for _ in range(2)]
 
 
-def _code(function: Any) -> str:
-    """Return what tells one function's code from another's."""
-    code = getattr(function, "__code__", None)
-    return (
-        f"{getattr(function, '__qualname__', type(function))}:{code.co_code.hex() if code else ''}"
-    )
+def _is_empty(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is None and next(module.buffers(), None) is None
+
+
+def _digest_of(features: Tensor) -> str:
+    return digest(features.cpu().double().numpy().tobytes().hex())
 
 
 def _encode(texts: list[str]) -> Tokens:

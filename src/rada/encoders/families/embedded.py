@@ -24,12 +24,14 @@ from rada.encoders.fingerprint import digest, module_digest
 from rada.encoders.inference import FoldedModule
 from rada.encoders.registry import EncoderFamily, LoadOptions, ModelInfo, register_family
 from rada.encoders.spec import ModelSpec, model_type
+from rada.encoders.structure import describe_module
 from rada.encoders.tokens import Tokens
 from rada.encoders.transforms import EvalTransform, TrainTransform
 
 __all__ = ["EmbeddedEncoder"]
 
 MODEL_TYPE = "rada_embedded"
+_IMAGE_TOWER = "tf_efficientnet_lite0"
 _SOFTNESS = 2.0  # temperature of the classifier's probabilities
 _TEMPLATE = "a photo of a {}."
 _MEAN, _STD = (127 / 255,) * 3, (128 / 255,) * 3
@@ -173,6 +175,10 @@ class EmbeddedEncoder(EncoderFamily):
         """Return the tokenizer's own description."""
         return tokenizer_key(self.tokenizer, self._max_tokens)
 
+    def architecture_key(self) -> str:
+        """Return what joins the towers; timm's own description of the fixed image tower is left out."""
+        return json.dumps([_IMAGE_TOWER, _SOFTNESS, describe_module(self.model.text)])
+
     def write(self, directory: Path) -> None:
         """Write the weights, and the text tower in transformers' format under `text/`."""
         from safetensors.torch import save_file
@@ -242,7 +248,7 @@ def _image_tower(package: Path) -> nn.Module:
 
     path = package / "models" / "efficientnet-lite0-57934424.pth"
     # timm's tf_ variant has TensorFlow's "same" padding and the batch norm epsilon 1e-3 of these weights.
-    model: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    model: nn.Module = timm.create_model(_IMAGE_TOWER, pretrained=False)
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict({_timm_name(name): value for name, value in weights.items()})
@@ -276,7 +282,7 @@ def _load_saved(
         limit = int(json.loads((folder / "config.json").read_text())["max_tokens"])
         text = BertModel(BertConfig.from_pretrained(folder / "text"))
         tokenizer = AutoTokenizer.from_pretrained(folder / "text")
-        image = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        image = timm.create_model(_IMAGE_TOWER, pretrained=False)
         model = _Towers(image, text, text.config.hidden_size, 1000).eval()
         model.load_state_dict(load_file(folder / "model.safetensors"))
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:

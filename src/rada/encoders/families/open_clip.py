@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from rada.core.errors import EncoderError
+from rada.core.errors import EncoderError, one_line
 from rada.encoders.families._headers import count_parameters
 from rada.encoders.families._open_clip_files import checkpoint, directory_checkpoint, is_local
 from rada.encoders.families._open_clip_text import TextParts, tokenize_open_clip, tokenizer_state
@@ -123,6 +123,8 @@ class OpenClipEncoder(EncoderFamily):
                 "open_clip.list_models() all"
             )
         path, overrides = checkpoint(name, pretrained)
+        if overrides.get("force_quick_gelu"):
+            config["quick_gelu"] = True  # the tag's word, which `save` must pass on
         model = _create(name, pretrained=str(path), spec=spec, **overrides)
         tokenizer = _tokenizer(name, spec)
         return cls(model, tokenizer, config=config, name=spec.text, scale=options.scale)
@@ -314,14 +316,8 @@ def _create(name: str, *, spec: ModelSpec, **options: Any) -> Any:
                 name, require_pretrained=True, weights_only=True, **options
             )
         except Exception as error:
-            raise EncoderError(_load_failure(spec, error)) from error
+            raise EncoderError(f"open_clip cannot load {spec.text!r}: {one_line(error)}") from error
     return model.eval()
-
-
-def _load_failure(spec: ModelSpec, error: Exception) -> str:
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    reason = " ".join(lines)[:600] or type(error).__name__
-    return f"open_clip cannot load {spec.text!r}: {reason}"
 
 
 def _tokenizer(name: str, spec: ModelSpec) -> Any:
@@ -332,7 +328,8 @@ def _tokenizer(name: str, spec: ModelSpec) -> Any:
             return open_clip.get_tokenizer(name)
         except Exception as error:
             raise EncoderError(
-                f"the tokenizer of {spec.text!r} is not on this machine and cannot be fetched: {error}"
+                f"the tokenizer of {spec.text!r} is not on this machine and cannot be fetched: "
+                f"{one_line(error)}"
             ) from error
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import string
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +13,8 @@ from rada.encoders.registry import register_family
 from rada.encoders.tokens import Tokens
 
 __all__ = ["SiglipEncoder"]
+
+_LETTERS = (string.ascii_uppercase, string.ascii_lowercase)
 
 
 @register_family
@@ -40,6 +44,28 @@ class SiglipEncoder(TransformersEncoder):
         """Read the width of the text tower's projection."""
         text = config.get("text_config") or {}
         return int(text.get("projection_size") or text.get("hidden_size") or 768)
+
+    @cached_property
+    def lower_case(self) -> bool:
+        """Whether prompts are put in lower case here, since their tokenizer should but does not.
+
+        SigLIP was trained on lower-case text, and its tokenizers say so (`do_lower_case`); Gemma's
+        tokenizer, which SigLIP 2 uses, ignores the word, and older checkpoints lack it.
+        """
+        usual = type(self.tokenizer).__name__.startswith("Gemma")
+        if not self.tokenizer.init_kwargs.get("do_lower_case", usual):
+            return False
+        ids = [self.tokenizer(text, verbose=False)["input_ids"] for text in _LETTERS]
+        return bool(ids[0] != ids[1])
+
+    def tokenize_checked(self, prompts: list[str]) -> tuple[Tokens, list[int]]:
+        """Tokenize with the checkpoint's own tokenizer, in lower case where it was trained so."""
+        given = [prompt.lower() for prompt in prompts] if self.lower_case else prompts
+        return super().tokenize_checked(given)
+
+    def tokenizer_key(self) -> str:
+        """Return the tokenizer's own description, and whether prompts are lower-cased before it."""
+        return super().tokenizer_key() + ("|lower case" if self.lower_case else "")
 
     def text_embeddings(self, tokens: Tokens) -> Tensor:
         """Embed tokens; the tower reads the padding too, as it did in training."""

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from rada.core.output import claim
 from rada.core.storage import write_json
-from rada.pretrained import ENCODER_FOLDER, HeadConfig, write_parts
+from rada.pretrained import ENCODER_FOLDER, HeadConfig, SavedParts
 from rada.report.robustness import accuracies, draw_robustness
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from rada.classifier import RAdaClassifier
     from rada.methods.finetune.model import TunedModel
 
@@ -24,37 +22,39 @@ FIGURE_FILE = "robustness.svg"
 _TOLD = ("setting", "method", "config", "seed", "shots", "data", "data_fingerprint", "images")
 
 
-def _describe(model: TunedModel, result: dict[str, Any]) -> HeadConfig:
-    encoder, config = model.encoder, model.config
-    return HeadConfig(
+def _parts(model: TunedModel, result: dict[str, Any]) -> SavedParts:
+    """Return a tuned model in the form of one that was loaded."""
+    encoder, config, head = model.encoder, model.config, model.head
+    # The learned class features, where the text tower does not give them.
+    vectors = None if model.vectors is None else model.class_features(None).detach().cpu()
+    described = HeadConfig(
         dim=encoder.dim,
-        num_heads=config.num_heads if model.head is not None else 1,
+        num_heads=config.num_heads if head is not None else 1,
         temperature=config.temperature,
         scale=encoder.scale,
-        strength=config.strength if model.head is not None else 0.0,
+        strength=config.strength if head is not None else 0.0,
         encoder={"name": ENCODER_FOLDER, "fingerprint": encoder.fingerprint},
         classes=list(model.classes),
         templates=list(model.templates),
         training={key: result[key] for key in _TOLD if key in result},
         parts=[
             ENCODER_FOLDER,
-            *(["head"] if model.head is not None else []),
-            *(["classes"] if model.vectors is not None else []),
+            *(["head"] if head is not None else []),
+            *(["classes"] if vectors is not None else []),
         ],
     )
+    return SavedParts(head, vectors, Path(ENCODER_FOLDER), described)
 
 
-def _vectors(model: TunedModel) -> Tensor | None:
-    """Return the learned class features `(K, D)`, or None where the text tower gives them."""
-    return None if model.vectors is None else model.class_features(None).detach().cpu()
-
-
-def save_tuned(directory: Path, model: TunedModel, result: dict[str, Any]) -> None:
+def save_tuned(
+    directory: Path, classifier: RAdaClassifier, title: str, result: dict[str, Any]
+) -> None:
     """Write a tuned model and its result; a reader sees the old files or the new ones.
 
     Args:
         directory: The folder.
-        model: The model.
+        classifier: The model, of `as_classifier`.
+        title: Name of its method, for the figure.
         result: What `FineTuner.fit` returned.
 
     Raises:
@@ -62,12 +62,9 @@ def save_tuned(directory: Path, model: TunedModel, result: dict[str, Any]) -> No
         OutputError: If the folder holds what rada did not write, or another process writes to it.
         StorageError: If the place cannot be written.
     """
-    model.encoder.require("save")
     with claim(directory, "model") as out, out.saving(keep=(LOG_FILE,)) as stage:
-        (stage / ENCODER_FOLDER).mkdir()
-        model.encoder.write(stage / ENCODER_FOLDER)
-        write_parts(stage, model.head, _vectors(model), _describe(model, result))
-        _draw(stage / FIGURE_FILE, model.method.title, result)
+        classifier.write(stage)
+        _draw(stage / FIGURE_FILE, title, result)
         write_json(stage / RESULT_FILE, result)
 
 
@@ -81,10 +78,18 @@ def _draw(path: Path, title: str, result: dict[str, Any]) -> None:
     draw_robustness(path, before, {title: after}, {title: curve})
 
 
-def as_classifier(model: TunedModel, result: dict[str, Any]) -> RAdaClassifier:
-    """Return a tuned model as a classifier, which shares its weights."""
+def as_classifier(model: TunedModel, result: dict[str, Any], **options: Any) -> RAdaClassifier:
+    """Return a tuned model as a classifier, which shares its weights.
+
+    Args:
+        model: The model.
+        result: What `FineTuner.fit` returned.
+        options: `cache`, `workers`, `skip_bad` and `progress` as for `RAdaClassifier`.
+    """
     from rada.classifier import RAdaClassifier
 
-    classifier = RAdaClassifier(model.encoder, model.classes, templates=list(model.templates))
-    classifier.adopt(model.head, _vectors(model), _describe(model, result))
+    classifier = RAdaClassifier(
+        model.encoder, model.classes, templates=list(model.templates), **options
+    )
+    classifier.adopt(_parts(model, result))
     return classifier

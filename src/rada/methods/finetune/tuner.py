@@ -250,7 +250,7 @@ class FineTuner:
         self.result = result
         if out is not None:
             if folder is not None:
-                save_tuned(out, model, result)
+                save_tuned(out, self.classifier(), self.method.title, result)
                 folder.clear_training()
             accelerator.wait_for_everyone()
         accelerator.end_training()
@@ -493,7 +493,14 @@ class FineTuner:
         """
         from rada.methods.finetune.saving import as_classifier
 
-        return as_classifier(self._require_model(), self.result)
+        return as_classifier(
+            self._require_model(),
+            self.result,
+            cache=self.cache,
+            workers=self.workers,
+            skip_bad=self.skip_bad,
+            progress=self.progress,
+        )
 
     def save(self, directory: str | Path) -> None:
         """Write encoder, head and result.
@@ -502,7 +509,7 @@ class FineTuner:
             ConfigError: If nothing was fitted yet.
             StorageError: If the place cannot be written.
         """
-        save_tuned(Path(directory), self._require_model(), self.result)
+        save_tuned(Path(directory), self.classifier(), self.method.title, self.result)
 
     def _require_model(self) -> TunedModel:
         if self.model is None:

@@ -1,0 +1,65 @@
+"""A fine-tuned model as a classifier: saved again, with its own configuration, options and strength."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rada import EFTConfig, FFTConfig, FineTuner, RAdaClassifier
+from rada.encoders import load_encoder
+from rada.features import FeatureCache
+
+QUICK = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "evaluate_every": 0}
+
+
+def tuned(method, encoder, data, **options):
+    given = QUICK | ({"head_epochs": 1, "strength": 0.5} if "rada" in method else {})
+    tuner = FineTuner(encoder, method, FFTConfig(**given), progress=False, **options)
+    tuner.fit(data, seed=1)
+    return tuner
+
+
+@pytest.mark.parametrize("method", ["rada-ft", "ft", "flyp", "linear-probe"])
+def test_what_was_tuned_is_saved_by_the_classifier_and_again_after_loading(
+    method, encoder, data, tmp_path
+):
+    clf = tuned(method, encoder, data, workers=0).classifier()
+    images = data / "test" / "red"
+    expected = clf.predict_proba(images)
+    clf.save_pretrained(tmp_path / "one")
+    loaded = RAdaClassifier.from_pretrained(tmp_path / "one", progress=False)
+    np.testing.assert_allclose(loaded.predict_proba(images), expected, atol=1e-6)
+    loaded.save_pretrained(tmp_path / "two")
+    again = RAdaClassifier.from_pretrained(tmp_path / "two", progress=False)
+    np.testing.assert_allclose(again.predict_proba(images), expected, atol=1e-6)
+    names = [sorted(p.name for p in (tmp_path / n).iterdir()) for n in ("one", "two")]
+    assert names[0] == names[1] and "encoder" in names[0]
+
+
+def test_the_configuration_is_that_of_the_fine_tuning(encoder, data, tmp_path):
+    tuner = tuned("rada-ft", encoder, data, workers=0)
+    tuner.save(tmp_path / "out")
+    for clf in (tuner.classifier(), RAdaClassifier.from_pretrained(tmp_path / "out")):
+        assert clf.config == tuner.config and isinstance(clf.config, FFTConfig)
+        assert clf.trained.config == tuner.config
+    clf.fit(data, shots=2)  # another kind of training
+    assert clf.config == EFTConfig()
+
+
+def test_the_options_of_the_run_go_on_with_the_classifier(encoder, data, tmp_path):
+    cache = FeatureCache(tmp_path / "cache")
+    clf = tuned("ft", encoder, data, cache=cache, workers=0, skip_bad=True).classifier()
+    assert (clf.cache, clf.workers, clf.skip_bad, clf.progress) == (cache, 0, True, False)
+
+
+def test_a_head_fitted_on_a_tuned_model_is_saved_with_it(model_folder, data, tmp_path):
+    clf = tuned("ft", load_encoder(model_folder), data, workers=0).classifier()
+    clf.config = EFTConfig(epochs=1, min_steps=0, num_heads=4, strength=1.0)
+    clf.fit(data, shots=2, seed=1)
+    # The learned vectors of the fine-tuning are no part of the new model.
+    assert clf.text_features(["red", "a class that is new"]).shape == (2, clf.encoder.dim)
+    clf.save_pretrained(tmp_path / "head")
+    loaded = RAdaClassifier.from_pretrained(tmp_path / "head", progress=False)
+    images = data / "test" / "red"
+    np.testing.assert_allclose(loaded.predict_proba(images), clf.predict_proba(images), atol=1e-6)
+    assert loaded.encoder.fingerprint == clf.encoder.fingerprint
