@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rada.training.eft import HeadTrainer
 from torch.nn.functional import normalize
 
 from rada import EFTConfig, Features, RAdaClassifier, TestTimeAdapter, TTTConfig
 from rada.core.errors import DataError, FeatureError
 from rada.data import ImageDataset, ImageSplit
 from rada.features import extract_features
-from rada.training.eft import HeadTrainer
 from toy import SCALE, toy
 
 sys.path.insert(0, str(Path(__file__).parent / "ttt"))

@@ -227,7 +227,11 @@ class Classifier(ClassifierBase):
         """
         classes = self.class_set()
         yield from stream_predictions(
-            self.inputs, images, lambda views: self.model_logits(views[:, 0], classes), classes, top_k
+            self.inputs,
+            images,
+            lambda views: self.model_logits(views[:, 0], classes),
+            classes,
+            top_k,
         )
 
     # -- evaluation ------------------------------------------------------------------------------

@@ -212,8 +212,12 @@ class ClassifierBase(Estimator):
         saved, slot = self.fitted_.encoder, self.slot
         if saved is not None:
             dim = self.fitted_.model.facts.dim
-            slot = EncoderSlot(self.slot.get(), check=lambda found: check_encoder(found, saved, dim))
-        return dataclasses.replace(self.inputs, slot=slot, origin=None, known=None, scale=self.scale)
+            slot = EncoderSlot(
+                self.slot.get(), check=lambda found: check_encoder(found, saved, dim)
+            )
+        return dataclasses.replace(
+            self.inputs, slot=slot, origin=None, known=None, scale=self.scale
+        )
 
     def adopt(self, fitted: Fitted, slot: EncoderSlot | None = None) -> None:
         """Take over a fitted model, and the encoder that was loaded for it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -175,5 +174,3 @@ def labelled_arrays(features: Any, labels: Any) -> tuple[Features, np.ndarray]:
     values, places = np.unique(given, return_inverse=True)
     names = tuple(map(str, values.tolist()))
     return Features(torch.from_numpy(rows.astype(np.float32)), places, names), values
-
-

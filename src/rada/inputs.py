@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,10 +11,18 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from rada.core.errors import ConfigError, DataError, FeatureError
+from rada.core.errors import ConfigError, FeatureError
 from rada.core.values import check_scale
-from rada.data import ImageDataset, ImageSplit, Naming, few_shot, fold_name, open_dataset, open_images
-from rada.data import readable_shots
+from rada.data import (
+    ImageDataset,
+    ImageSplit,
+    Naming,
+    few_shot,
+    fold_name,
+    open_dataset,
+    open_images,
+    readable_shots,
+)
 from rada.data.checks import name_classes, place_labels
 from rada.data.naming import Matched
 from rada.data.prompts import DEFAULT_TEMPLATE

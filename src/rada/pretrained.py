@@ -159,7 +159,9 @@ class ModelConfig(Config):
             try:
                 name.encode()
             except UnicodeEncodeError as error:
-                raise ConfigError(f"the name {name!r} is no text: it holds half a letter") from error
+                raise ConfigError(
+                    f"the name {name!r} is no text: it holds half a letter"
+                ) from error
 
 
 def save_model(directory: str | Path, fitted: Fitted) -> None:
@@ -295,7 +297,9 @@ def _encoder_for(
     if given is None and saved is not None:
         given = load_encoder(saved.name, device=device)
     if given is None:
-        raise CheckpointError(f"{str(folder)!r} needs the encoder that it was trained with: give it")
+        raise CheckpointError(
+            f"{str(folder)!r} needs the encoder that it was trained with: give it"
+        )
     if saved is not None:
         check_encoder(given, saved, config.dim)
     return given

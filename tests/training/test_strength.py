@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from rada.training.eft import HeadTrainer, describe
 
 from rada.core.config import EFTConfig
 from rada.training import train_head
-from rada.training.eft import HeadTrainer, describe
 from rada.training.schedule import warmup_cosine
 from rada.training.strength import (
     STRENGTHS,

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-
 from rada.core.config import Config
 from rada.features import Features
 from rada.methods.base import AdaptedModel, Run
@@ -121,5 +120,7 @@ class TipAdapterF(TipAdapter):
 
 
 register_method(
-    TipAdapterF("tip_adapter_f", "Tip-Adapter-F", f"{_SOURCE}, section 3.2", trains="the keys of the cache")
+    TipAdapterF(
+        "tip_adapter_f", "Tip-Adapter-F", f"{_SOURCE}, section 3.2", trains="the keys of the cache"
+    )
 )

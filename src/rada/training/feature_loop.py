@@ -221,7 +221,9 @@ def train(
             advance(state.epoch * per_epoch)
             for epoch in range(state.epoch, epochs):
                 left = steps - epoch * per_epoch
-                batches = itertools.islice(_steps(data, recipe, seed, classes_per_step, epoch), left)
+                batches = itertools.islice(
+                    _steps(data, recipe, seed, classes_per_step, epoch), left
+                )
                 rates = (
                     learning_rate(recipe, epoch * per_epoch + number, per_epoch, steps)
                     for number in itertools.count()
@@ -243,9 +245,7 @@ def train(
     return state.history
 
 
-_ADVICE = (
-    "; nothing of it is kept: lower the learning rate, or check the scale of the logits and the features"
-)
+_ADVICE = "; nothing of it is kept: lower the learning rate, or check the scale of the logits and the features"
 
 
 def _epoch(
@@ -257,7 +257,7 @@ def _epoch(
 ) -> dict[str, float]:
     totals: dict[str, float] = {}
     seen, rate = 0, 0.0
-    for step, rate in steps:  # noqa: B007 - the last rate is told
+    for step, rate in steps:
         for group in optimizer.param_groups:
             group["lr"] = rate
         losses = loss(step)
