@@ -575,8 +575,7 @@ class DualEncoder(ABC):
     def _load(self, images: Sequence[Image | str | Path]) -> Tensor:
         from rada.data import open_image
 
-        opened = (open_image(x) if isinstance(x, str | Path) else x.convert("RGB") for x in images)
-        return stack_pixels([self.preprocess(image) for image in opened])
+        return stack_pixels([self.preprocess(open_image(image)) for image in images])
 
 
 def _check_batch_size(value: Any) -> None:
