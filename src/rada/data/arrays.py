@@ -83,7 +83,7 @@ def _channels_last(array: Any, name: str) -> NDArray[Any]:
     return np.asarray(array[..., None] if array.ndim == 2 else array)
 
 
-def _bytes(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
+def _bytes(values: NDArray[Any], name: str) -> NDArray[Any]:
     """Return `(H, W)` or `(H, W, C)` of 8 bits."""
     if values.shape[2] == 1:
         values = values[..., 0]
@@ -100,7 +100,7 @@ def _bytes(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
             f"{name} has values from {low:.6g} to {high:.6g}, but {values.dtype} should be 0 to "
             f"{top:g}{_range_hint(values, low, high)}"
         )
-    scaled = np.rint(values.astype(np.float32) * np.float32(255 / top))
+    scaled: NDArray[np.float32] = np.rint(values.astype(np.float32) * np.float32(255 / top))
     return scaled.astype(np.uint8)
 
 

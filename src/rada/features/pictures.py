@@ -151,8 +151,9 @@ class ListReader:
 
     def name(self, item: PictureItem) -> str:
         """Return what to call the picture in messages."""
-        named = isinstance(item, str | os.PathLike)
-        return os.fspath(item) if named else f"<{type(item).__name__}>"
+        if isinstance(item, str | os.PathLike):
+            return os.fspath(item)
+        return f"<{type(item).__name__}>"
 
 
 def _portable(picture: Any) -> PictureItem:
