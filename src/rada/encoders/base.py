@@ -431,8 +431,13 @@ class DualEncoder(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of the weights."""
-        found = (p.dtype for p in self.model.parameters() if p.is_floating_point())
+        """Precision of the weights; scale and bias keep float32 whatever the rest is."""
+        scales = {id(parameter) for parameter in self.scale_parameters()}
+        found = (
+            p.dtype
+            for p in self.model.parameters()
+            if p.is_floating_point() and id(p) not in scales
+        )
         return next(found, torch.float32)
 
     def freeze(self, which: Part = "both") -> None:
