@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rada.convert import images_to_predict
 from rada.core.config import Config, EFTConfig
 from rada.core.errors import CheckpointError, ConfigError, DataError, EncoderError, FeatureError
 from rada.core.output import OutputFolder, claim
@@ -61,7 +62,8 @@ from rada.training.strength import StrengthChoice
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from PIL.Image import Image
+
+    from rada.data.images import ImageLike
 
 __all__ = ["FEATURE_FILES", "TEST_SPLITS", "Data", "Evaluated", "RAdaClassifier"]
 
@@ -268,7 +270,9 @@ class RAdaClassifier:
         self, data: Data, splits: Sequence[str], naming: Naming, *, embed: bool = False
     ) -> Opened:
         """Return the first of `splits` under the names that are wanted."""
-        opened = open_labelled(data, splits, naming, skip_bad=self.skip_bad, embed=embed)
+        opened = open_labelled(
+            data, splits, naming, skip_bad=self.skip_bad, embed=embed, known=self._classes
+        )
         check_class_names(opened.found.classes)
         return opened
 
@@ -366,7 +370,8 @@ class RAdaClassifier:
 
         Args:
             data: A folder with a sub-folder for each class (`train/` above them is used if it is there),
-                a table, the name of a data set, a features file, or any of these loaded.
+                a table, the name of a data set, a features file, any of these loaded, `(X, y)`, or a data
+                set of torch, torchvision, Hugging Face or pandas; see `rada.convert.ACCEPTED`.
             shots: Pictures of each class to use; None for all.
             seed: Chooses the shots and everything random in training.
             allow_fewer: Go on where a class has fewer pictures than `shots`.
@@ -552,7 +557,8 @@ class RAdaClassifier:
         """Return softmax probabilities `(N, K)` over `classes`.
 
         Args:
-            images: A picture, a path, a folder, a list of pictures or paths, or `Features`.
+            images: A path, folder, URL, image in memory (Pillow, numpy, torch, bytes, a file object), a list
+                of these, `Features`, or a data set; see `rada.convert.ACCEPTED_IMAGES`.
 
         Raises:
             DataError: If a picture cannot be read; the message names it.
@@ -593,12 +599,12 @@ class RAdaClassifier:
         return ranked if top_k is not None else [row[0].name for row in ranked]
 
     def predict_stream(
-        self, pictures: Iterable[str | Path | Image], top_k: int = 1
+        self, pictures: Iterable[ImageLike], top_k: int = 1
     ) -> Iterator[StreamAnswer]:
         """Name the class of each picture of a stream, in order, in bounded memory.
 
         Args:
-            pictures: Paths and pictures, consumed as answers are taken.
+            pictures: What `rada.data.open_image` takes, consumed as answers are taken.
             top_k: Classes to name for each, best first.
 
         Yields:
@@ -620,7 +626,7 @@ class RAdaClassifier:
 
     def stream(
         self,
-        pictures: Iterable[str | Path | Image],
+        pictures: Iterable[ImageLike],
         answer: Callable[[Tensor], Tensor],
         top_k: int = 1,
         **options: Any,
@@ -628,7 +634,7 @@ class RAdaClassifier:
         """Do what `predict_stream` does with another way from views `(n, V, D)` to logits `(n, K)`.
 
         Args:
-            pictures: Paths and pictures, consumed as answers are taken.
+            pictures: What `rada.data.open_image` takes, consumed as answers are taken.
             answer: Makes the logits.
             top_k: Classes to name for each, best first.
             options: `views`, `seed`, `batch_size` and `view_transform`, as for `iter_features`.
@@ -655,24 +661,11 @@ class RAdaClassifier:
 
     def _features_to_predict(self, images: Any) -> Features | None:
         """Return features of what is to be predicted; None for no images at all."""
-        if isinstance(images, Features):
-            self.check_origin(images)
-            return images
-        if isinstance(images, ImageSplit):
-            return self._encode(images)
-        from rada.data import open_images
-
-        if isinstance(images, str | Path) or _is_picture(images):
-            images = [images]
-        entries: list[Path | Image] = list(images)
-        if entries and all(isinstance(entry, str | Path) for entry in entries):
-            return self._encode(open_images([str(entry) for entry in entries]))
-        encoder = self._require_encoder()
-        if not entries:
+        found = images_to_predict(images, self.classes)
+        if found is None:
+            self._require_encoder()
             return None
-        encoded = encoder.encode_images(entries)
-        unlabelled = torch.full((len(encoded),), -1)
-        return Features(encoded, unlabelled, self.classes)
+        return self._encode(found)
 
     # -- evaluation ------------------------------------------------------------------------------
 
@@ -1000,9 +993,3 @@ def _trained_strength(training: dict[str, Any]) -> float | None:
     if found is None or (type(found) in (int, float) and 0 <= found <= 1):
         return found
     raise CheckpointError(f"the head's trained_strength is damaged: {found!r} is not in [0, 1]")
-
-
-def _is_picture(value: object) -> bool:
-    from PIL.Image import Image
-
-    return isinstance(value, Image)

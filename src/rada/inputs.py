@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from rada.convert import convert_data
 from rada.data import ImageDataset, ImageSplit, Naming, fold_name, open_dataset
 from rada.data.checks import name_classes, place_labels
 from rada.data.naming import Matched
@@ -24,7 +25,8 @@ __all__ = [
     "open_labelled",
 ]
 
-Data = str | Path | ImageDataset | ImageSplit | Features
+Data = Any
+"""A path or the name of a data set, or what `rada.convert.ACCEPTED` says."""
 FEATURE_FILES = (".safetensors", ".npz")
 TRAIN_SPLITS = ("train", "all")
 TEST_SPLITS = ("test", "val", "all", "train")
@@ -45,17 +47,25 @@ class Opened(NamedTuple):
 
 
 def open_labelled(
-    data: Data, splits: Sequence[str], naming: Naming, *, skip_bad: bool, embed: bool = False
+    data: Data,
+    splits: Sequence[str],
+    naming: Naming,
+    *,
+    skip_bad: bool,
+    embed: bool = False,
+    known: Sequence[str] | None = None,
 ) -> Opened:
     """Open the first of `splits` that the data has.
 
     Args:
-        data: A path, the name of a data set, a features file, or any of these opened.
+        data: A path, the name of a data set, a features file, any of these opened, or data of another
+            library (`rada.convert.ACCEPTED`).
         splits: Names of splits.
         naming: The class names that are wanted.
         skip_bad: Leave out images whose file is missing.
         embed: Whether class features of a features file are dropped where the names are others than
             the file's, since they are to be computed anew.
+        known: Class names that integer labels are places in where neither `naming` nor the data has any.
 
     Raises:
         DataError: If the data cannot be used or the names do not fit it.
@@ -65,8 +75,10 @@ def open_labelled(
         data = Features.load(data)
     if isinstance(data, str | Path):
         data = open_dataset(data, class_names=naming, skip_bad=skip_bad)
-    elif isinstance(data, ImageDataset):
-        data = name_classes(data, naming)
+    else:
+        data = convert_data(data, naming.classes or known, skip_bad=skip_bad)
+        if isinstance(data, ImageDataset):
+            data = name_classes(data, naming)
     if isinstance(data, ImageDataset):
         aliases = dict(zip(data.keys or data.classes, data.classes, strict=True))
         return Opened(data.split(*splits), aliases, data.templates)
@@ -79,9 +91,10 @@ def open_labelled(
     return Opened(place_labels(data, matched), matched.aliases, templates)
 
 
-def data_name(data: Any) -> str | None:
-    """Return what to call data in a result: its path, or its name if it has one."""
-    return str(data) if isinstance(data, str | Path) else getattr(data, "name", None)
+def data_name(data: Data) -> str | None:
+    """Return what to call data in the record of a run, None where it has no name."""
+    name = str(data) if isinstance(data, str | Path) else getattr(data, "name", None)
+    return name if isinstance(name, str) else None
 
 
 def _place_features(features: Features, matched: Matched, embed: bool) -> Features:

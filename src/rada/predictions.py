@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
@@ -14,8 +14,7 @@ from rada.core.errors import FeatureError
 from rada.features import iter_features
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
+    from rada.data.images import ImageLike
     from rada.encoders import DualEncoder
 
 __all__ = [
@@ -97,7 +96,7 @@ def rank(probabilities: Tensor, classes: Sequence[str], top_k: int) -> list[list
 
 def stream_answers(
     encoder: DualEncoder,
-    pictures: Iterable[str | Path | Image],
+    pictures: Iterable[ImageLike],
     answer: Callable[[Tensor], Tensor],
     classes: Sequence[str],
     top_k: int = 1,
@@ -107,7 +106,7 @@ def stream_answers(
 
     Args:
         encoder: Encodes the pictures.
-        pictures: Paths and pictures, consumed as answers are taken.
+        pictures: What `rada.data.open_image` takes, consumed as answers are taken.
         answer: Makes logits `(n, K)` of views `(n, V, D)`.
         classes: The K classes.
         top_k: Classes to name for each, best first.
@@ -119,11 +118,11 @@ def stream_answers(
     warn_of_one_class(classes)
     names: deque[str] = deque()
 
-    def named() -> Iterator[Path | Image]:
+    def named() -> Iterator[ImageLike]:
         for index, picture in enumerate(pictures):
-            plain = isinstance(picture, str | Path)
-            names.append(str(picture) if plain else f"picture {index}")
-            yield Path(picture) if isinstance(picture, str) else picture
+            named = isinstance(picture, str | os.PathLike)
+            names.append(os.fspath(picture) if named else f"picture {index}")
+            yield picture
 
     for batch in iter_features(encoder, named(), **options):
         bad = {picture.index: picture.reason for picture in batch.bad}
