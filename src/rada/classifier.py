@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rada.classifier_base import ClassifierBase
+from rada.convert import images_to_predict
 from rada.core.errors import DataError
 from rada.core.output import claim
+from rada.core.threads import one_thread
 from rada.core.values import check_count, check_seed
 from rada.data import Naming
 from rada.data.prompts import ClassNamesSource
@@ -24,16 +27,26 @@ from rada.features import ClassSet, Features
 from rada.fitting import FitPlan, fit_model
 from rada.inputs import Data
 from rada.methods import Run
-from rada.predictions import Prediction, StreamAnswer, probabilities_of, rank, warn_of_one_class
+from rada.predictions import (
+    Prediction,
+    StreamAnswer,
+    probabilities_of,
+    rank,
+    stream_predictions,
+    warn_of_one_class,
+)
 from rada.pretrained import load_model, resolve_directory, save_model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from PIL.Image import Image
 
+    from rada.data.images import ImageLike
     from rada.encoders import DualEncoder
 
 __all__ = ["Classifier"]
+
+_SMALL_HEAD = 1 << 19
+"""Images times classes times width below which a batch takes one thread some 35 ms at most."""
 
 
 class Classifier(ClassifierBase):
@@ -158,18 +171,17 @@ class Classifier(ClassifierBase):
     def _to_predict(self, images: Any) -> tuple[Features | None, ClassSet]:
         """Return features of what is to be predicted, None for nothing at all, and the candidates."""
         inputs, names = self.inputs, self.candidates()
-        found = inputs.images(images, names)
+        found = images_to_predict(images, names)
         if found is None:
             return None, inputs.class_set(names)
-        encoded = found if isinstance(found, Features) else None
         features = inputs.encode(found)
-        return features, inputs.class_set(names, encoded)
+        return features, inputs.class_set(names, features)
 
     def logits(self, images: Any) -> NDArray[np.float32]:
         """Return logits `(N, K)` over the candidates.
 
         Args:
-            images: Whatever `rada.inputs.ACCEPTED_IMAGES` says: an image, a path, a folder, a list of
+            images: Whatever `rada.convert.ACCEPTED_IMAGES` says: an image, a path, a folder, a list of
                 these, features.
 
         Raises:
@@ -211,12 +223,12 @@ class Classifier(ClassifierBase):
         return rank(probabilities, self.candidates(), check_count(top_k, "top_k"))
 
     def predict_stream(
-        self, images: Iterable[str | Path | Image], top_k: int = 1
+        self, images: Iterable[ImageLike], top_k: int = 1
     ) -> Iterator[StreamAnswer]:
         """Name the class of each image of a stream, in order, in bounded memory.
 
         Args:
-            images: Paths and images, consumed as predictions are taken.
+            images: What `rada.data.open_image` takes, consumed as predictions are taken.
             top_k: Classes to name for each, best first.
 
         Yields:
@@ -225,13 +237,16 @@ class Classifier(ClassifierBase):
         Raises:
             DataError: If an image cannot be read and the classifier does not skip bad ones.
         """
-        classes = self.class_set()
+        inputs, classes = self.inputs, self.class_set()
+
+        def predict(views: Tensor) -> Tensor:
+            # threads of a small head would wait for the cores that are encoding the next images
+            small = len(views) * classes.text_features.numel() < _SMALL_HEAD
+            with one_thread(views.device.type == "cpu" and small):
+                return self.model_logits(views[:, 0], classes)
+
         yield from stream_predictions(
-            self.inputs,
-            images,
-            lambda views: self.model_logits(views[:, 0], classes),
-            classes,
-            top_k,
+            inputs.slot.get(), images, predict, classes.names, top_k, **inputs.streaming()
         )
 
     # -- evaluation ------------------------------------------------------------------------------

@@ -228,9 +228,9 @@ class ClassifierBase(Estimator):
     def encoder_id(self) -> EncoderId | None:
         """Return which encoder makes the features, as far as it is known."""
         model, fitted = self.model_, self._fitted
-        if fitted is not None and not (model is not None and model.method.train_encoder):
-            if fitted.encoder is not None:
-                return fitted.encoder
+        tuned = model is not None and model.method.train_encoder
+        if fitted is not None and fitted.encoder is not None and not tuned:
+            return fitted.encoder
         if not self.slot and model is None:
             return None
         encoder = self.encoder_

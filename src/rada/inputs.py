@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from rada.core.errors import ConfigError, FeatureError
+from rada.convert import convert_data
 from rada.core.values import check_scale
 from rada.data import (
     ImageDataset,
@@ -126,32 +127,40 @@ class Inputs:
             FeatureError: If features come from another encoder, or there is no encoder for images.
             DataError: If an image cannot be read.
         """
-        if isinstance(found, Features):
-            self.check_origin(found)
-            features = found
-            if features.num_views < views:
-                raise FeatureError(
-                    f"the method wants {views} views of each image, but the features have "
-                    f"{features.num_views}: encode them with --views {views}"
-                )
-        else:
-            features = extract_features(
-                self.slot.get(),
-                found,
-                views=views,
-                seed=seed,
-                cache=self.cache,
-                workers=self.workers,
-                progress=self.progress,
-                skip_bad=self.skip_bad,
-                view_transform=view_transform,
-            )
+        features = self.encode(found, views=views, seed=seed, view_transform=view_transform)
         classes = self.class_set(features.classes, features, templates)
         return dataclasses.replace(
             features,
             text_features=classes.text_features,
             templates=classes.templates,
             scale=self.scale_for(features),
+        )
+
+    def encode(
+        self,
+        found: ImageSplit | Features,
+        *,
+        views: int = 1,
+        seed: int = 0,
+        view_transform: ViewTransform | None = None,
+    ) -> Features:
+        """Return features of images, without class features; features pass through, if they fit."""
+        if isinstance(found, Features):
+            self.check_origin(found)
+            if found.num_views < views:
+                raise FeatureError(
+                    f"the method wants {views} views of each image, but the features have "
+                    f"{found.num_views}: encode them with --views {views}"
+                )
+            return found
+        return extract_features(
+            self.slot.get(),
+            found,
+            views=views,
+            seed=seed,
+            view_transform=view_transform,
+            progress=self.progress,
+            **self.streaming(),
         )
 
     def class_set(
@@ -242,13 +251,9 @@ class Inputs:
                 "them again"
             )
 
-    def images(self, images: Any, classes: tuple[str, ...]) -> ImageSplit | Features:
-        """Return images to predict, in whatever form they are handed over."""
-        if isinstance(images, ImageSplit | Features):
-            return images
-        if isinstance(images, str | Path) or not isinstance(images, Sequence | np.ndarray):
-            images = [images]
-        return open_images([str(entry) for entry in images])
+    def streaming(self) -> dict[str, Any]:
+        """Return the options of `iter_features` that say how images are read."""
+        return {"workers": self.workers, "cache": self.cache, "skip_bad": self.skip_bad}
 
 
 def _class_set_of(features: Features | None) -> ClassSet | None:
@@ -257,24 +262,26 @@ def _class_set_of(features: Features | None) -> ClassSet | None:
     return ClassSet(features.classes, features.text_features, features.templates)
 
 
-def data_name(data: Any) -> str | None:
-    """Return what to call data in a result: its path, or its name if it has one."""
-    found = str(data) if isinstance(data, str | Path) else getattr(data, "name", None)
-    return found if isinstance(found, str) else None
-
-
 def open_labelled(
-    data: Data, splits: Sequence[str], naming: Naming, *, skip_bad: bool, embed: bool = False
+    data: Data,
+    splits: Sequence[str],
+    naming: Naming,
+    *,
+    skip_bad: bool,
+    embed: bool = False,
+    known: Sequence[str] | None = None,
 ) -> Opened:
     """Open the first of `splits` that the data has.
 
     Args:
-        data: A path, the name of a data set, a features file, or any of these opened.
+        data: A path, the name of a data set, a features file, any of these opened, or data of another
+            library (`rada.convert.ACCEPTED`).
         splits: Names of splits.
         naming: The class names that are wanted.
         skip_bad: Leave out images whose file is missing.
         embed: Whether class features of a features file are dropped where the names are others than
             the file's, since they are to be computed anew.
+        known: Class names that integer labels are places in where neither `naming` nor the data has any.
 
     Raises:
         DataError: If the data cannot be used or the names do not fit it.
@@ -284,17 +291,26 @@ def open_labelled(
         data = Features.load(data)
     if isinstance(data, str | Path):
         data = open_dataset(data, class_names=naming, skip_bad=skip_bad)
-    elif isinstance(data, ImageDataset):
-        data = name_classes(data, naming)
+    else:
+        data = convert_data(data, naming.classes or known, skip_bad=skip_bad)
+        if isinstance(data, ImageDataset):
+            data = name_classes(data, naming)
     if isinstance(data, ImageDataset):
         aliases = dict(zip(data.keys or data.classes, data.classes, strict=True))
         return Opened(data.split(*splits), aliases, data.templates)
+    templates = (data.templates or None) if isinstance(data, Features) else None
     if not naming.wanted:
-        return Opened(data, dict(zip(data.classes, data.classes, strict=True)), None)
+        return Opened(data, dict(zip(data.classes, data.classes, strict=True)), templates)
     matched = naming.match(data.classes)
     if isinstance(data, Features):
-        return Opened(_place_features(data, matched, embed), matched.aliases, None)
-    return Opened(place_labels(data, matched), matched.aliases, None)
+        return Opened(_place_features(data, matched, embed), matched.aliases, templates)
+    return Opened(place_labels(data, matched), matched.aliases, templates)
+
+
+def data_name(data: Data) -> str | None:
+    """Return what to call data in the record of a run, None where it has no name."""
+    name = str(data) if isinstance(data, str | Path) else getattr(data, "name", None)
+    return name if isinstance(name, str) else None
 
 
 def _place_features(features: Features, matched: Matched, embed: bool) -> Features:

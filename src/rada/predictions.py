@@ -1,11 +1,11 @@
-"""From probabilities to names: the best classes of a picture, and of each picture of a stream."""
+"""From probabilities to names: the best classes of a image, and of each image of a stream."""
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
@@ -14,8 +14,7 @@ from rada.core.errors import FeatureError
 from rada.features import iter_features
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
+    from rada.data.images import ImageLike
     from rada.encoders import DualEncoder
 
 __all__ = [
@@ -23,13 +22,13 @@ __all__ = [
     "StreamAnswer",
     "probabilities_of",
     "rank",
-    "stream_answers",
+    "stream_predictions",
     "warn_of_one_class",
 ]
 
 
 class Prediction(NamedTuple):
-    """One candidate class of a picture.
+    """One candidate class of a image.
 
     Attributes:
         name: The class.
@@ -41,11 +40,11 @@ class Prediction(NamedTuple):
 
 
 class StreamAnswer(NamedTuple):
-    """What `RAdaClassifier.predict_stream` says of one picture.
+    """What `RAdaClassifier.predict_stream` says of one image.
 
     Attributes:
-        name: Path of the picture, or its number.
-        predictions: The best classes, best first; None if the picture could not be read.
+        name: Path of the image, or its number.
+        predictions: The best classes, best first; None if the image could not be read.
         reason: Why it could not.
     """
 
@@ -95,41 +94,41 @@ def rank(probabilities: Tensor, classes: Sequence[str], top_k: int) -> list[list
     ]
 
 
-def stream_answers(
+def stream_predictions(
     encoder: DualEncoder,
-    pictures: Iterable[str | Path | Image],
-    answer: Callable[[Tensor], Tensor],
+    images: Iterable[ImageLike],
+    predict: Callable[[Tensor], Tensor],
     classes: Sequence[str],
     top_k: int = 1,
     **options: Any,
 ) -> Iterator[StreamAnswer]:
-    """Name the class of each picture of a stream, in order, in bounded memory.
+    """Name the class of each image of a stream, in order, in bounded memory.
 
     Args:
-        encoder: Encodes the pictures.
-        pictures: Paths and pictures, consumed as answers are taken.
-        answer: Makes logits `(n, K)` of views `(n, V, D)`.
+        encoder: Encodes the images.
+        images: What `rada.data.open_image` takes, consumed as predictions are taken.
+        predict: Makes logits `(n, K)` of views `(n, V, D)`.
         classes: The K classes.
         top_k: Classes to name for each, best first.
         options: As for `rada.features.iter_features`.
 
     Raises:
-        DataError: If a picture cannot be read and bad ones are not to be skipped.
+        DataError: If a image cannot be read and bad ones are not to be skipped.
     """
     warn_of_one_class(classes)
     names: deque[str] = deque()
 
-    def named() -> Iterator[Path | Image]:
-        for index, picture in enumerate(pictures):
-            plain = isinstance(picture, str | Path)
-            names.append(str(picture) if plain else f"picture {index}")
-            yield Path(picture) if isinstance(picture, str) else picture
+    def named() -> Iterator[ImageLike]:
+        for index, image in enumerate(images):
+            path = isinstance(image, str | os.PathLike)
+            names.append(os.fspath(image) if path else f"image {index}")
+            yield image
 
     for batch in iter_features(encoder, named(), **options):
-        bad = {picture.index: picture.reason for picture in batch.bad}
+        bad = {image.index: image.reason for image in batch.bad}
         ranked: Iterator[list[Prediction]] = iter(())
         if len(batch.features):
-            ranked = iter(rank(probabilities_of(answer(batch.features)), classes, top_k))
+            ranked = iter(rank(probabilities_of(predict(batch.features)), classes, top_k))
         for index in range(batch.start, batch.stop):
             if index in bad:
                 yield StreamAnswer(names.popleft(), None, bad[index])

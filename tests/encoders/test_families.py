@@ -109,6 +109,8 @@ def test_half_precision_gives_float32_features(encoder, pictures, prompts, dtype
         assert ours.dtype == torch.float32
         assert (ours * exact).sum(1).min() > 0.99
     assert half.fingerprint != encoder.fingerprint
+    # Rounded to bfloat16, CLIP's logarithm of 14.285 gives 14.25.
+    assert half.scale == encoder.scale and half.logit_bias == encoder.logit_bias
 
 
 def train_a_step(encoder, pictures, prompts):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from torch.func import functional_call, grad, jacrev, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rada.bench.memory import peak_allocated
-from rada.head import RAdaHead
+from rada.head import RAdaHead, attention
 from rada.head.kernels.plan import default_budget, make_plan
 
 
@@ -41,6 +43,21 @@ def test_vmap_over_stacked_heads() -> None:
     together = vmap(predict)(stacked(heads), views)
     alone = torch.stack([h(v, text, 30.0).logits for h, v in zip(heads, views, strict=True)])
     assert torch.allclose(together, alone, rtol=0, atol=1e-11)
+
+
+def test_torch_without_is_exporting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch 2.6 cannot tell an export from a compilation: both take the plain form."""
+    head, image, text = make_head(), unit(4, 16), unit(5, 16)
+    expected = head(image, text, 30.0).logits
+    compiling = []
+    old = SimpleNamespace(is_compiling=lambda: bool(compiling))
+    names = {"_C": torch._C, "is_grad_enabled": torch.is_grad_enabled, "compiler": old}
+    monkeypatch.setattr(attention, "torch", SimpleNamespace(**names))
+    assert not attention.transforms_active()
+    assert torch.equal(head(image, text, 30.0).logits, expected)
+    compiling.append(True)
+    assert attention.transforms_active()
+    assert torch.allclose(head(image, text, 30.0).logits, expected, rtol=0, atol=1e-11)
 
 
 def test_vmap_of_grad_over_stacked_heads() -> None:

@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import io
 import os
 import stat
+import tempfile
 import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from rada.core.errors import DataError
+from rada.core.network import fetch, is_web_url, refuse_other_urls
+from rada.data.arrays import image_from_array, is_array
 
-__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "open_image", "to_rgb"]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    ImageLike = (
+        str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[np.generic] | Tensor
+    )
+
+__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "ImageLike", "open_image", "to_rgb"]
 
 IMAGE_SUFFIXES = frozenset(
-    ".avif .bmp .dib .gif .j2k .jfif .jp2 .jpe .jpeg .jpg .mpo .pbm .pgm .png .pnm .ppm .tif .tiff"
-    " .webp".split()
+    ".avif .bmp .dib .gif .heic .heif .hif .j2k .jfif .jp2 .jpe .jpeg .jpg .mpo .pbm .pgm .png .pnm"
+    " .ppm .tif .tiff .webp".split()
 )
 """File name endings, in lower case, that count as pictures when a folder is listed."""
 
@@ -28,9 +42,16 @@ MAX_PIXELS = 2**28
 """Most pixels that are decoded: 268 million, 0.8 GB as RGB; enough for 40,000 x 6,700."""
 
 # A short list on purpose: other Pillow plugins start programs (EPS) or accept nearly any bytes (TGA).
-_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-_DRAFT_PIXELS = 2**25  # JPEGs larger than this are decoded at 1/2, 1/4 or 1/8 of their size
-_DRAFT_SHORT_SIDE = 448  # ... as long as the short side keeps twice what encoders look at
+_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+_LARGE = 2**25  # images of more pixels are taken at 1/2, 1/4 or 1/8 of their size
+_SHORT_SIDE = 448  # ... as long as the short side keeps twice what encoders look at
+_STRIP = 2**22  # pixels that are converted at once of a large image
+_LARGEST_DOWNLOAD = 1 << 28  # bytes
+_ACCEPTED = (
+    "a path, a URL, the bytes of an image file, a binary file object, a Pillow image, a numpy array "
+    "(H, W) or (H, W, C), or a torch tensor (C, H, W)"
+)
+_ORIENTATION = 0x0112
 _MAX_ASPECT = 1000  # a 40,000 x 1 strip resized to 224 rows would take 6 GB
 
 
@@ -72,21 +93,21 @@ class _QuietPillow:
 _quiet_pillow = _QuietPillow()
 
 
-def open_image(
-    source: str | os.PathLike[str] | BinaryIO, *, max_pixels: int = MAX_PIXELS
-) -> Image.Image:
-    """Open one picture, decode it fully and return it as RGB.
+def open_image(source: ImageLike, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open one picture, decode it fully and return it as RGB, the same from a file and from memory.
 
     The first frame of an animation is taken, the EXIF rotation applied, transparency composited on
-    white, and 16-bit, 32-bit and float grey scaled to 8 bits. JPEGs above 33 million pixels are decoded
-    at 1/2, 1/4 or 1/8 of their size. Of a strip longer than 1000 times its width, the middle is kept.
+    white, and 16-bit, 32-bit and float grey scaled to 8 bits. Above 33 million pixels it is taken at
+    1/2, 1/4 or 1/8 of its size. Of a strip longer than 1000 times its width, the middle is kept.
 
     Args:
-        source: A path, or a binary file that can seek.
+        source: A path, an http or https URL, the bytes of an image file, a binary file object, a
+            Pillow image, or an array: numpy `(H, W)` or `(H, W, C)`, torch `(C, H, W)`, see
+            `rada.data.arrays.image_from_array` for the ranges of values.
         max_pixels: Most pixels to decode.
 
     Returns:
-        A picture of mode RGB, without any link to the file.
+        A picture of mode RGB, without any link to the file; `source` itself is never changed.
 
     Raises:
         DataError: If there is no such file, or it is no picture, is truncated, has no pixels or more
@@ -99,15 +120,12 @@ def open_image(
         >>> picture = open_image(buffer)
         >>> picture.mode, picture.size, picture.getpixel((0, 0))
         ('RGB', (4, 2), (255, 255, 255))
+        >>> open_image(np.zeros((2, 4, 3), np.uint8)).size
+        (4, 2)
     """
     name = _name(source)
     try:
-        if isinstance(source, str | os.PathLike):
-            _check_file(Path(source), name)
-            with Path(source).open("rb") as stream:
-                return _decode(stream, name, max_pixels)
-        source.seek(0)
-        return _decode(source, name, max_pixels)
+        return _open(source, name, max_pixels)
     except DataError:
         raise
     except UnidentifiedImageError as error:
@@ -121,10 +139,38 @@ def open_image(
         raise DataError(f"{name} cannot be read as a picture: {error}") from error
 
 
+def _open(source: Any, name: str, max_pixels: int) -> Image.Image:
+    if isinstance(source, Image.Image):
+        with _quiet_pillow:
+            return _finish(source, name, max_pixels)
+    if is_array(source):
+        return _finish(image_from_array(source, name), name, max_pixels)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _decode(io.BytesIO(source), name, max_pixels)
+    if isinstance(source, str) and is_web_url(source):
+        return _decode(io.BytesIO(fetch(source, limit=_LARGEST_DOWNLOAD)), name, max_pixels)
+    if isinstance(source, str | os.PathLike):
+        refuse_other_urls(os.fspath(source))
+        _check_file(Path(source), name)
+        with Path(source).open("rb") as stream:
+            return _decode(stream, name, max_pixels)
+    if not hasattr(source, "read"):
+        raise DataError(f"an image should be {_ACCEPTED}, not {_shown(source)}")
+    if not (hasattr(source, "seekable") and source.seekable()):
+        return _decode(io.BytesIO(source.read()), name, max_pixels)
+    source.seek(0)
+    return _decode(source, name, max_pixels)
+
+
+def _shown(value: object) -> str:
+    return f"{repr(value)[:60]} ({type(value).__name__})"
+
+
 def _name(source: object) -> str:
     if isinstance(source, str | os.PathLike):
         return repr(os.fsdecode(source))
-    return repr(getattr(source, "name", None) or "the picture")
+    named = getattr(source, "name", None) or getattr(source, "filename", None)
+    return repr(named or "the picture")
 
 
 def _check_file(path: Path, name: str) -> None:
@@ -142,44 +188,115 @@ def _check_file(path: Path, name: str) -> None:
         raise DataError(f"{name} is empty (0 bytes)")
 
 
-def _decode(stream: BinaryIO, name: str, max_pixels: int) -> Image.Image:
-    with _quiet_pillow, Image.open(stream, formats=_FORMATS) as image:
-        if min(image.size) < 1:
-            raise DataError(f"{name} has no pixels: its size is {image.width} x {image.height}")
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Return the formats that are read; Pillow itself does not bring HEIF, which phones write."""
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    return _FORMATS
+
+
+def _decode(stream: BinaryIO | io.BytesIO, name: str, max_pixels: int) -> Image.Image:
+    formats = _formats()
+    with _quiet_pillow, Image.open(stream, formats=formats) as image:
         full = image.size
         # A progressive JPEG keeps all coefficients of the full size in memory, whatever the draft.
         if image.format in ("JPEG", "MPO") and not image.info.get("progressive"):
             _draft(image, max_pixels)
-        if image.width * image.height > max_pixels:
-            raise DataError(
-                f"{name} is {full[0]} x {full[1]} pixels, more than the {max_pixels} that are decoded; "
-                "make it smaller"
-            )
+        return _finish(image, name, max_pixels, full)
+
+
+def _finish(
+    image: Image.Image, name: str, max_pixels: int, full: tuple[int, int] | None = None
+) -> Image.Image:
+    """Make an opened picture, decoded or not, upright RGB of a bounded size."""
+    width, height = full or image.size
+    if min(image.size) < 1:
+        raise DataError(f"{name} has no pixels: its size is {width} x {height}")
+    pixels = image.width * image.height
+    if pixels > max_pixels:
+        raise DataError(
+            f"{name} is {width} x {height} pixels, more than the {max_pixels} that are decoded; "
+            "make it smaller"
+        )
+    with _one_at_a_time() if pixels > _LARGE else contextlib.nullcontext():
         image.load()
-        _turn_upright(image)
-        return _limit_aspect(to_rgb(image))
+        rgb = to_rgb(image) if pixels <= _LARGE else _shrunk(image)
+    return _limit_aspect(_upright(rgb, image))
+
+
+def _fraction(width: int, height: int, most: int) -> int:
+    """Return by what to divide the sides of a large image: 1, 2, 4 or 8.
+
+    Args:
+        width: Its width.
+        height: Its height.
+        most: Pixels that it must not exceed, even if the short side becomes shorter than encoders
+            like.
+    """
+    factor = 1
+    while factor < 8:
+        pixels, short = width * height // factor**2, min(width, height) // factor
+        if pixels <= min(_LARGE, most):
+            break
+        if pixels <= most and short < 2 * _SHORT_SIDE:
+            break
+        factor *= 2
+    return factor
 
 
 def _draft(image: Image.Image, max_pixels: int) -> None:
     """Have libjpeg decode a huge JPEG at a fraction of its size, which saves memory and time."""
     width, height = image.size
-    factor = 1
-    while factor < 8:
-        pixels, short = width * height // factor**2, min(width, height) // factor
-        if pixels <= min(_DRAFT_PIXELS, max_pixels):
-            break
-        if pixels <= max_pixels and short < 2 * _DRAFT_SHORT_SIDE:
-            break
-        factor *= 2
+    factor = _fraction(width, height, max_pixels)
     if factor > 1:
         image.draft(None, (max(1, width // factor), max(1, height // factor)))
 
 
-def _turn_upright(image: Image.Image) -> None:
-    # In place: a copy would not know its format and tags, which say how many bits grey has. A
-    # damaged EXIF block says nothing about the pixels, which were decoded well.
+def _shrunk(image: Image.Image) -> Image.Image:
+    """Convert a large decoded picture to a fraction of its size, strip by strip.
+
+    Whole, a copy of each step would be as large again as the decoded picture.
+    """
+    factor = _fraction(*image.size, 2 * _LARGE)
+    grey = _grey_range(image) if _is_deep(image) else None
+    rows = factor * max(1, _STRIP // (image.width * factor))
+    result = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        strip = to_rgb(image.crop((0, top, image.width, bottom)), grey)
+        result.paste(strip.reduce(factor), (0, top // factor))
+    return result
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Let the processes and threads of a user decode large pictures one by one.
+
+    Each takes a gigabyte for a moment, and there may be as many workers as cores. The lock is the
+    operating system's, so that a worker that is killed gives it back.
+    """
+    from filelock import FileLock
+
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    lock = FileLock(Path(tempfile.gettempdir()) / f"rada-{user}-large-image.lock")
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):  # a temporary folder that cannot be written
+            held.enter_context(lock)
+        yield
+
+
+def _upright(rgb: Image.Image, image: Image.Image) -> Image.Image:
+    """Turn the RGB form of a picture as the tags of the picture say."""
+    # A damaged EXIF block says nothing about the pixels, which were decoded well.
     with contextlib.suppress(Exception):
-        ImageOps.exif_transpose(image, in_place=True)
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        if orientation != 1:
+            rgb.info.clear()  # tags in other forms, which `exif_transpose` would rewrite
+            rgb.getexif()[_ORIENTATION] = orientation
+            ImageOps.exif_transpose(rgb, in_place=True)
+    return rgb
 
 
 def _limit_aspect(image: Image.Image) -> Image.Image:
@@ -191,11 +308,12 @@ def _limit_aspect(image: Image.Image) -> Image.Image:
     return image.crop((left, top, left + min(width, limit), top + min(height, limit)))
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, grey: tuple[float, float] | None = None) -> Image.Image:
     """Convert a decoded picture of any mode to RGB.
 
     Args:
         image: The picture; transparency is composited on white, and grey of more than 8 bits scaled.
+        grey: What is black and white in grey of more than 8 bits; None finds it out.
 
     Returns:
         A picture of mode RGB; `image` itself is never changed.
@@ -204,8 +322,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         >>> to_rgb(Image.fromarray(np.full((1, 1), 65535, dtype=np.uint16))).getpixel((0, 0))
         (255, 255, 255)
     """
-    if image.mode.startswith(("I", "F")):
-        image = _eight_bits(image)
+    if _is_deep(image):
+        image = _eight_bits(image, *(grey or _grey_range(image)))
     if image.mode in ("La", "RGBa"):
         image = image.convert(image.mode.upper())
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
@@ -215,18 +333,30 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.copy() if image.mode == "RGB" else image.convert("RGB")
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def _is_deep(image: Image.Image) -> bool:
+    """Whether it is grey of more than 8 bits."""
+    return image.mode.startswith(("I", "F"))
+
+
+def _grey_range(image: Image.Image) -> tuple[float, float]:
+    """Return what is black and what is white in grey of more than 8 bits."""
+    if image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):
+        return 0, 2 ** _bits(image) - 1
+    values = np.asarray(image)
+    if image.mode == "F":
+        values = values[np.isfinite(values)]
+    if not values.size:
+        return 0, 0
+    low, high = float(values.min()), float(values.max())
+    if low >= 0:  # int or float: 0..1, 0..255 and 0..65535 are what people store
+        sizes = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+        return 0, next((size for size in sizes if high <= size), high)
+    return low, high
+
+
+def _eight_bits(image: Image.Image, low: float, high: float) -> Image.Image:
     """Scale grey of more than 8 bits; Pillow's own conversion clips it at 255."""
     values = np.asarray(image).astype(np.float32)
-    finite = np.isfinite(values)
-    low, high = (
-        (float(values[finite].min()), float(values[finite].max())) if finite.any() else (0, 0)
-    )
-    if image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):
-        low, high = 0, 2 ** _bits(image) - 1
-    elif low >= 0:  # int or float: 0..1, 0..255 and 0..65535 are what people store
-        sizes = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-        low, high = 0, next((size for size in sizes if high <= size), high)
     scaled = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) * (
         255 / max(high - low, 1e-12)
     )

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rada.core.errors import DataError
+from rada.core.network import refuse_other_urls
 from rada.data.dataset import ImageSplit
-from rada.data.scan import list_pictures
+from rada.data.scan import list_pictures, warn_of_skipped
 
 __all__ = ["expand_pictures", "open_images"]
 
@@ -18,9 +19,12 @@ def expand_pictures(path: str | Path) -> Iterator[Path]:
     Raises:
         DataError: If the path does not exist or the folder holds no picture.
     """
+    refuse_other_urls(str(path))
     place = Path(path).expanduser()
     if place.is_dir():
-        names = list_pictures(place)
+        skipped: list[str] = []
+        names = list_pictures(place, skipped=skipped)
+        warn_of_skipped(place, skipped)
         if not names:
             raise DataError(f"the folder {str(path)!r} holds no picture")
         yield from (place / name for name in names)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rada.core.errors import DataError
@@ -17,7 +19,14 @@ __all__ = [
     "list_folders",
     "list_pictures",
     "natural_key",
+    "warn_of_skipped",
 ]
+
+# Images of formats that are not read; other files are nobody's images.
+_OTHER_IMAGES = frozenset(
+    ".arw .cr2 .cr3 .dng .eps .exr .hdr .heics .heifs .ico .jxl .nef .orf .pcx .psd .raf .raw .rw2 .svg"
+    " .tga .xcf".split()
+)
 
 _DIGITS = re.compile(r"(\d+)")
 
@@ -93,16 +102,36 @@ def list_folders(folder: Path) -> list[str]:
     return [entry.name for entry in _entries(folder) if _is_folder(entry)]
 
 
-def list_pictures(folder: Path, *, recursive: bool = True) -> list[str]:
+def list_pictures(
+    folder: Path, *, recursive: bool = True, skipped: list[str] | None = None
+) -> list[str]:
     """Return the pictures below a folder, as paths relative to it with `/`, in natural order.
 
     Hidden files and folders and files that are no pictures by their name are left out. Links are
     followed, loops of links are not.
 
+    Args:
+        folder: The folder.
+        recursive: Whether to look into sub-folders.
+        skipped: Takes the images of formats that are not read; see `warn_of_skipped`.
+
     Raises:
         DataError: If `folder` does not exist or cannot be read.
     """
-    return list(_walk(folder, "", recursive, ()))
+    return list(_walk(folder, "", recursive, (), skipped))
+
+
+def warn_of_skipped(folder: Path, skipped: Sequence[str]) -> None:
+    """Say which images below a folder are left out, if there are any."""
+    if skipped:
+        kinds = Counter(os.path.splitext(name)[1].lower() for name in skipped)  # noqa: PTH122
+        shown = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        warnings.warn(
+            f"{len(skipped)} images in {str(folder)!r} are left out, since their format is not read "
+            f"({shown}; the first is {skipped[0]!r}): convert them to JPEG or PNG",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def has_pictures(folder: Path) -> bool:
@@ -111,10 +140,12 @@ def has_pictures(folder: Path) -> bool:
     Raises:
         DataError: If `folder` does not exist or cannot be read.
     """
-    return next(_walk(folder, "", True, ()), None) is not None
+    return next(_walk(folder, "", True, (), None), None) is not None
 
 
-def _walk(folder: Path, prefix: str, recursive: bool, above: tuple[str, ...]) -> Iterator[str]:
+def _walk(
+    folder: Path, prefix: str, recursive: bool, above: tuple[str, ...], skipped: list[str] | None
+) -> Iterator[str]:
     here = os.path.realpath(folder)
     if here in above:
         return
@@ -124,5 +155,7 @@ def _walk(folder: Path, prefix: str, recursive: bool, above: tuple[str, ...]) ->
             folders.append(entry.name)
         elif is_picture(entry.name):
             yield prefix + entry.name
+        elif skipped is not None and os.path.splitext(entry.name)[1].lower() in _OTHER_IMAGES:  # noqa: PTH122
+            skipped.append(prefix + entry.name)
     for name in folders if recursive else ():
-        yield from _walk(folder / name, f"{prefix}{name}/", recursive, (*above, here))
+        yield from _walk(folder / name, f"{prefix}{name}/", recursive, (*above, here), skipped)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rada.core.errors import DataError
-from rada.data.images import open_image, to_rgb
+from rada.data.images import open_image
 
 __all__ = ["FileSource", "IndexedSource", "PackedSource", "Source", "id_bytes"]
 
@@ -143,11 +143,10 @@ class IndexedSource:
             image = self.items[row][0]
         except Exception as error:  # whatever the reader of another library raises for a bad file
             raise DataError(f"picture {self.prefix}/{row} cannot be read: {error}") from error
-        if not isinstance(image, Image.Image):
-            raise DataError(
-                f"picture {self.prefix}/{row} is a {type(image).__name__}, not a picture"
-            )
-        return to_rgb(image)
+        try:
+            return open_image(image)
+        except DataError as error:
+            raise DataError(f"picture {self.prefix}/{row}: {error}") from error
 
     def digest(self, index: int) -> str:
         """Return a hash of the size and pixels of one picture."""

@@ -431,8 +431,13 @@ class DualEncoder(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of the weights."""
-        found = (p.dtype for p in self.model.parameters() if p.is_floating_point())
+        """Precision of the weights; scale and bias keep float32 whatever the rest is."""
+        scales = {id(parameter) for parameter in self.scale_parameters()}
+        found = (
+            p.dtype
+            for p in self.model.parameters()
+            if p.is_floating_point() and id(p) not in scales
+        )
         return next(found, torch.float32)
 
     def freeze(self, which: Part = "both") -> None:
@@ -575,8 +580,7 @@ class DualEncoder(ABC):
     def _load(self, images: Sequence[Image | str | Path]) -> Tensor:
         from rada.data import open_image
 
-        opened = (open_image(x) if isinstance(x, str | Path) else x.convert("RGB") for x in images)
-        return stack_pixels([self.preprocess(image) for image in opened])
+        return stack_pixels([self.preprocess(open_image(image)) for image in images])
 
 
 def _check_batch_size(value: Any) -> None:

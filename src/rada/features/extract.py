@@ -17,11 +17,12 @@ from rada.core.progress import progress_bar
 from rada.data import ImageSplit
 from rada.features.cache import FeatureCache, Shard
 from rada.features.features import Features
-from rada.features.pictures import ListReader, PictureItem, PictureReader, SplitReader
+from rada.features.pictures import ListReader, PictureReader, SplitReader
 from rada.features.work import Answer, BatchWork, Job, ViewTransform
 from rada.features.workers import answers, plan_workers
 
 if TYPE_CHECKING:
+    from rada.data.images import ImageLike
     from rada.encoders import DualEncoder
 
 __all__ = ["BadPicture", "FeatureBatch", "collect", "extract_features", "iter_features"]
@@ -63,7 +64,7 @@ class FeatureBatch:
 
 def iter_features(
     encoder: DualEncoder,
-    pictures: ImageSplit | Iterable[PictureItem],
+    pictures: ImageSplit | Iterable[ImageLike],
     *,
     views: int = 1,
     seed: int = 0,
@@ -80,8 +81,8 @@ def iter_features(
 
     Args:
         encoder: The encoder.
-        pictures: A split, or any iterable of paths and Pillow images, which is consumed as the
-            features are.
+        pictures: A split, or any iterable of what `rada.data.open_image` takes (paths, URLs, bytes,
+            Pillow images, arrays, ...), which is consumed as the features are.
         views: V; view 0 is the plain picture, the others are random ones.
         seed: Chooses the random views, together with each picture's content and the view's number.
         batch_size: Pictures a batch.
@@ -129,7 +130,7 @@ def _train_views(encoder: DualEncoder) -> ViewTransform:
 
 
 def _reader(
-    pictures: ImageSplit | Iterable[PictureItem], limit: int
+    pictures: ImageSplit | Iterable[ImageLike], limit: int
 ) -> tuple[int | None, PictureReader]:
     """Return the number of pictures (None: many, one by one) and their reader."""
     if isinstance(pictures, ImageSplit):

@@ -8,19 +8,32 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from rada.core.errors import DataError
+from rada.core.network import is_web_url
 from rada.data import ImageSplit, open_image
-from rada.data.images import to_rgb
 from rada.data.sources import PackedSource
 
-__all__ = ["ListReader", "OpenPicture", "PictureItem", "PictureReader", "SplitReader"]
+if TYPE_CHECKING:
+    from rada.data.images import ImageLike
 
-PictureItem = int | str | os.PathLike[str] | Image.Image
+__all__ = ["ListReader", "OpenPicture", "PictureItem", "PictureReader", "SplitReader"]
 # Larger files are read twice, in pieces, rather than held in memory whole.
 _LARGEST_HELD = 64 << 20
+
+
+@dataclass(frozen=True)
+class _Unusable:
+    """Stands in a job for a picture in memory that cannot be used."""
+
+    reason: str
+
+
+PictureItem = int | str | os.PathLike[str] | bytes | Image.Image | _Unusable
+"""What a job names a picture by: it can be sent to another process."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +119,9 @@ class SplitReader:
 
 
 class ListReader:
-    """Reads pictures given as paths or as Pillow images, which may come one by one."""
+    """Reads pictures given in any form that `open_image` takes, which may come one by one."""
 
-    def __init__(self, pictures: Iterable[PictureItem]) -> None:
+    def __init__(self, pictures: Iterable[ImageLike]) -> None:
         self._pictures = pictures
 
     def __getstate__(self) -> dict[str, object]:
@@ -116,27 +129,44 @@ class ListReader:
         return {"_pictures": ()}
 
     def items(self) -> Iterator[PictureItem]:
-        """Yield the paths and images."""
-        yield from self._pictures
+        """Yield the pictures in a form that can be sent to a worker."""
+        return map(_portable, self._pictures)
 
     def open(self, item: PictureItem) -> OpenPicture:
         """Read one picture."""
         try:
+            if isinstance(item, _Unusable):
+                raise DataError(item.reason)
+            if isinstance(item, bytes):
+                return _open_bytes(item, "")
             if isinstance(item, Image.Image):
-                return _open_pixels(to_rgb(item))
-            if not isinstance(item, str | os.PathLike):
-                raise DataError(f"a picture should be a path or a Pillow image, not {item!r}")
-            path = Path(item)
-            found = _open_file(path)
-            if found is None:
-                return _open_pixels(open_image(path))  # huge, or an error that says what is wrong
-            return found
+                return _open_pixels(item)
+            assert not isinstance(item, int)
+            web = isinstance(item, str) and is_web_url(item)
+            found = None if web else _open_file(Path(item))
+            # huge, from the network, or an error that says what is wrong
+            return found or _open_pixels(open_image(item))
         except DataError as error:
             return _open_bad(error)
 
     def name(self, item: PictureItem) -> str:
         """Return what to call the picture in messages."""
-        return f"<{type(item).__name__}>" if isinstance(item, Image.Image) else str(item)
+        if isinstance(item, str | os.PathLike):
+            return os.fspath(item)
+        return f"<{type(item).__name__}>"
+
+
+def _portable(picture: Any) -> PictureItem:
+    """Return a path, bytes or an RGB picture in place of a picture of any kind.
+
+    Pillow's own pictures and open files lose their tags, or cannot go at all, to another process.
+    """
+    if isinstance(picture, str | os.PathLike | bytes):
+        return picture
+    try:
+        return open_image(picture)
+    except DataError as error:
+        return _Unusable(str(error))
 
 
 PictureReader = SplitReader | ListReader

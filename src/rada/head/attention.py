@@ -14,7 +14,9 @@ __all__ = ["mask_attention", "transforms_active"]
 
 def transforms_active() -> bool:
     """Whether a `torch.func` transform or an export is looking on."""
-    return bool(torch._C._are_functorch_transforms_active() or torch.compiler.is_exporting())
+    # PyTorch has `is_exporting` from 2.7 on.
+    exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+    return bool(torch._C._are_functorch_transforms_active() or exporting())
 
 
 def mask_attention(

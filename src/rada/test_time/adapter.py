@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from rada.classifier import Evaluated, RAdaClassifier
+from rada.convert import images_to_predict
 from rada.core.errors import ConfigError, FeatureError
 from rada.core.values import check_count
-from rada.data import ImageSplit, expand_pictures
+from rada.data import ImageSplit
 from rada.data.prompts import ClassNamesSource
 from rada.encoders import DualEncoder
 from rada.evaluation import compare
-from rada.features import Features, extract_features, iter_features
+from rada.features import Features, extract_features
 from rada.inputs import Data, data_name
 from rada.predictions import (
     Prediction,
@@ -34,7 +35,7 @@ from rada.test_time.online import OnlineAdapter
 from rada.test_time.views import view_transform
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from rada.data.images import ImageLike
 
 __all__ = ["TestTimeAdapter"]
 
@@ -130,7 +131,7 @@ class TestTimeAdapter:
         return ranked if top_k is not None else [row[0].name for row in ranked]
 
     def predict_stream(
-        self, pictures: Iterable[str | Path | Image], top_k: int = 1
+        self, pictures: Iterable[ImageLike], top_k: int = 1
     ) -> Iterator[StreamAnswer]:
         """Name the class of each picture of a stream, in order, in bounded memory.
 
@@ -244,30 +245,13 @@ class TestTimeAdapter:
 
     def _encoded(self, images: Any) -> tuple[Tensor, Tensor, float] | None:
         """Return views `(N, V, D)`, class features `(K, D)` and the scale; None for no images."""
-        if isinstance(images, Features | ImageSplit):
-            features = self._features(images)
-            text = self.classifier.candidates(features)
-            return features.image_features, text, self.classifier.scale_for(features)
-        if isinstance(images, str | Path) or not isinstance(images, Iterable):
-            images = [images]
-        pictures = [
-            picture
-            for entry in images
-            for picture in (expand_pictures(entry) if isinstance(entry, str | Path) else [entry])
-        ]
-        encoder = self._encoder()
-        if not pictures:
+        found = images_to_predict(images, self.classifier.classes)
+        if found is None:
+            self._encoder()
             return None
-        batches = iter_features(
-            encoder,
-            pictures,
-            workers=self.classifier.workers,
-            cache=self.classifier.cache,
-            batch_size=PICTURES_AT_ONCE,
-            **self._view_options(),
-        )
-        views = torch.cat([batch.features for batch in batches])
-        return views, self.classifier.text_features(), self.classifier.scale
+        features = self._features(found)
+        text = self.classifier.candidates(features)
+        return features.image_features, text, self.classifier.scale_for(features)
 
     def _features(self, found: ImageSplit | Features) -> Features:
         if isinstance(found, Features):

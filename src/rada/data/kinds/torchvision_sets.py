@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import inspect
-import operator
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from rada.core.errors import DataError
 from rada.data.dataset import ImageDataset, ImageSplit
+from rada.data.items import item_labels, item_names
 from rada.data.prompts import display_name
 from rada.data.registry import register_dataset
 from rada.data.scan import is_folder
@@ -29,11 +27,8 @@ _PREFIX = "torchvision:"
 _ROOT = "data"
 # What torchvision's classes call their splits.
 _SPELLINGS = {"train": ("train", "trainval"), "val": ("val", "valid"), "test": ("test",)}
-# Where they keep their files and their labels, if they do.
+# Where they keep their files, if they do.
 _FILES = ("samples", "_samples", "_image_files", "_images", "_image_paths", "imgs")
-_LABELS = ("targets", "_labels", "labels", "_targets", "y")
-_PAIRS = ("samples", "_samples", "index")  # (file, label), or (label, file) in INaturalist
-_NAMES = ("classes", "categories", "all_categories")
 _ABSTRACT = ("VisionDataset", "DatasetFolder")
 # Options that are functions cannot be written in a specification.
 _FUNCTIONS = {"transform", "target_transform", "transforms", "loader", "is_valid_file"}
@@ -53,7 +48,7 @@ def load_torchvision(spec: str) -> ImageDataset:
     parameters = _parameters(make)
     options = _options(name, parameters, query)
     opened = _open(name, make, parameters, options)
-    labels = {split: _labels(name, items) for split, items in opened.items()}
+    labels = {split: item_labels(_called(name), items) for split, items in opened.items()}
     keys, classes = _classes(name, opened, labels)
     root = Path(options.get("root", _ROOT)).absolute()
     splits = {
@@ -61,6 +56,10 @@ def load_torchvision(spec: str) -> ImageDataset:
         for split, items in opened.items()
     }
     return ImageDataset(name, classes, splits, keys=keys)
+
+
+def _called(name: str) -> str:
+    return f"torchvision's {name}"
 
 
 def _find(name: str) -> Callable[..., Any]:
@@ -183,82 +182,12 @@ def _refuse(name: str, options: Mapping[str, Any], failures: Mapping[str, Except
     )
 
 
-def _labels(name: str, items: Any) -> NDArray[np.int64]:
-    """Return the label of each item, without decoding pictures where the data set keeps a list."""
-    _check_item(name, items)
-    kept = _kept_labels(items)
-    if kept is None:
-        return _as_labels(name, [items[index][1] for index in range(len(items))])
-    labels = _as_labels(name, kept)
-    for index in {0, len(items) - 1} if len(items) else ():
-        with contextlib.suppress(Exception):  # a bad picture, which is reported when it is loaded
-            if _as_labels(name, [items[index][1]])[0] != labels[index]:  # an option chose others
-                return _as_labels(name, [items[index][1] for index in range(len(items))])
-    return labels
-
-
-def _check_item(name: str, items: Any) -> None:
-    """Check by its first item that a data set is one of pictures and classes."""
-    try:
-        first = items[0]
-    except Exception:  # an empty set, or a bad picture, which is reported when it is loaded
-        return
-    if (
-        not isinstance(first, tuple)
-        or len(first) != 2
-        or not isinstance(first[0], Image.Image)
-        or not (first[1] is None or _is_integer(first[1]))
-    ):
-        kinds = [type(part).__name__ for part in first] if isinstance(first, tuple) else [first]
-        shown = ", ".join(map(str, kinds)) if isinstance(first, tuple) else type(first).__name__
-        raise DataError(
-            f"torchvision's {name} does not have one class for each picture: its items are ({shown})"
-        )
-
-
-def _is_integer(value: Any) -> bool:
-    try:
-        operator.index(value)
-    except TypeError:
-        return False
-    return True
-
-
-def _kept_labels(items: Any) -> list[Any] | None:
-    for attribute in _LABELS:
-        values = getattr(items, attribute, None)
-        if values is not None and not isinstance(values, str) and len(values) == len(items):
-            return list(values.tolist() if hasattr(values, "tolist") else values)
-    for attribute in _PAIRS:
-        pairs = getattr(items, attribute, None)
-        if _are_pairs(pairs, len(items)):
-            return [pair[0] if attribute == "index" else pair[1] for pair in pairs]
-    return None
-
-
-def _are_pairs(values: Any, count: int) -> TypeGuard[list[tuple[Any, Any]]]:
-    return (
-        isinstance(values, list)
-        and len(values) == count > 0
-        and all(isinstance(pair, tuple) and len(pair) == 2 for pair in values)
-    )
-
-
-def _as_labels(name: str, values: list[Any]) -> NDArray[np.int64]:
-    """Return (N,) int64; None is -1, the label of pictures without one."""
-    try:
-        labels = [-1 if value is None else operator.index(value) for value in values]
-    except TypeError as error:
-        raise DataError(f"torchvision's {name} does not have one class for each picture") from error
-    return np.array(labels, dtype=np.int64)
-
-
 def _classes(
     name: str, opened: Mapping[str, Any], labels: Mapping[str, NDArray[np.int64]]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return keys and display names; numbers where the data set says no names."""
     count = 1 + max(int(values.max(initial=-1)) for values in labels.values())
-    found = {split: _names(items) for split, items in opened.items()}
+    found = {split: item_names(items) for split, items in opened.items()}
     split, names = next(iter(found.items()))
     differing = [other for other, entry in found.items() if entry != names]
     if differing:
@@ -273,15 +202,6 @@ def _classes(
     wnids = getattr(opened[split], "wnids", None)
     keys = tuple(wnids) if isinstance(wnids, list) and len(wnids) == len(names) else names
     return keys, tuple(display_name(entry) for entry in names)
-
-
-def _names(items: Any) -> tuple[str, ...] | None:
-    for attribute in _NAMES:
-        names = getattr(items, attribute, None)
-        if isinstance(names, list | tuple) and names:
-            return tuple(entry if isinstance(entry, str) else str(entry[0]) for entry in names)
-    table = getattr(items, "class_to_idx", None)
-    return tuple(sorted(table, key=table.__getitem__)) if isinstance(table, dict) else None
 
 
 def _source(items: Any, root: Path, prefix: str) -> Source:

@@ -7,15 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from rada.convert import convert_data
 from rada.core.errors import ConfigError, DataError
 from rada.data import ImageDataset, ImageSplit, Naming, few_shot, open_dataset, readable_shots
 from rada.data.checks import check_labelled, name_classes, place_labels
 from rada.data.prompts import DEFAULT_TEMPLATE, ClassNamesSource, check_class_names
 from rada.evaluation.robustness import IN_DISTRIBUTION, TestSet, shared_classes
+from rada.features import Features
+from rada.inputs import Data
 
 __all__ = ["Data", "RunData", "open_sets"]
-
-Data = str | Path | ImageDataset | ImageSplit
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,9 @@ def open_sets(
 def _opened(data: Data, skip_bad: bool, naming: Naming) -> ImageDataset | ImageSplit:
     if isinstance(data, str | Path):
         return open_dataset(data, class_names=naming, skip_bad=skip_bad)
+    data = convert_data(data, naming.classes, skip_bad=skip_bad)
+    if isinstance(data, Features):
+        raise DataError("fine-tuning trains the encoders, so it needs images, not features of them")
     if isinstance(data, ImageDataset):
         return name_classes(data, naming)
     return place_labels(data, naming.match(data.classes)) if naming.wanted else data

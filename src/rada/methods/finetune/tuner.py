@@ -21,6 +21,7 @@ from rada.evaluation import Timer, environment
 from rada.evaluation.provenance import command_line
 from rada.evaluation.robustness import Judge, TestSet
 from rada.features import FeatureCache, Features, extract_features
+from rada.inputs import data_name
 from rada.methods.finetune import FirstStage, get_fft_method
 from rada.methods.finetune.config import FFTConfig
 from rada.methods.finetune.model import TunedModel
@@ -452,11 +453,11 @@ class FineTuner:
             "seed": seed,
             "shots": shots,
             "encoder": {"name": self.encoder.name, "fingerprint": self.encoder.fingerprint},
-            "data": _named_data(data),
+            "data": data_name(data),
             "data_fingerprint": _split_key(train),
             "images": len(train),
             "test_fingerprints": {test.name: _split_key(test.split) for test in judge.sets},
-            "out_of_distribution_data": {k: _named_data(v) for k, v in (ood or {}).items()},
+            "out_of_distribution_data": {k: data_name(v) for k, v in (ood or {}).items()},
         }
 
     def _finished(
@@ -552,10 +553,6 @@ def _saved_run(out: Path, run: dict[str, Any]) -> tuple[dict[str, Any] | None, l
         return found, told
     except CheckpointError as error:
         return None, [str(error)]
-
-
-def _named_data(data: Data) -> str | None:
-    return str(data) if isinstance(data, str | Path) else getattr(data, "name", None)
 
 
 def _split_key(split: ImageSplit) -> str:

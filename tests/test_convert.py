@@ -1,0 +1,381 @@
+"""What a user hands over as data: files and the same images in memory, arrays, data sets of others."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torchvision.datasets import FakeData, ImageFolder
+from torchvision.transforms import v2
+from ttt.ttt_tiny import TinyEncoder
+
+from rada import EFTConfig, RAdaClassifier
+from rada.convert import convert_data, images_to_predict
+from rada.core.errors import DataError, FeatureError
+from rada.data import ImageDataset, ImageSplit, open_image
+from rada.features import Features
+from rada.methods.finetune.sets import open_sets
+from rada.test_time.adapter import TestTimeAdapter
+
+NAMES = ("cat", "dog")
+QUICK = EFTConfig(epochs=1, min_steps=0, strength=1.0)
+
+
+def noise(shape: tuple[int, ...], seed: int = 0, kind: type = np.uint8) -> np.ndarray:
+    top = 65535 if kind is np.uint16 else 255
+    return np.random.default_rng(seed).integers(0, top, shape, endpoint=True).astype(kind)
+
+
+def write_kinds(folder: Path) -> dict[str, Path]:
+    """One file of each kind in which a file and a plain conversion to RGB differ."""
+    folder.mkdir(parents=True, exist_ok=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    rgb = Image.fromarray(noise((24, 32, 3)))
+    rgb.save(folder / "exif.jpg", exif=exif)
+    rgb.save(folder / "exif.png", exif=exif)
+    rgb.save(folder / "exif.tif", exif=exif)
+    Image.fromarray(noise((24, 32, 4))).save(folder / "rgba.png")
+    Image.fromarray(noise((24, 32, 2)), "LA").save(folder / "la.png")
+    Image.fromarray(noise((24, 32), kind=np.uint16)).save(folder / "deep.png")
+    Image.fromarray(noise((24, 32), kind=np.uint16)).save(folder / "deep.ppm")
+    floats = np.random.default_rng(0).random((24, 32), dtype=np.float32)
+    Image.fromarray(floats).save(folder / "float.tif")
+    Image.fromarray(floats * 255).save(folder / "float255.tif")
+    palette = rgb.quantize(16)
+    palette.save(folder / "palette.png", transparency=3)
+    return {path.name: path for path in sorted(folder.iterdir())}
+
+
+KINDS = ["deep.png", "deep.ppm", "exif.jpg", "exif.png", "exif.tif", "float.tif", "float255.tif"]
+KINDS += ["la.png", "palette.png", "rgba.png"]
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return write_kinds(tmp_path_factory.mktemp("kinds"))
+
+
+@pytest.fixture(scope="module")
+def clf() -> RAdaClassifier:
+    return RAdaClassifier(TinyEncoder(), NAMES, cache=False, workers=0, progress=False)
+
+
+# -- images --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_an_image_is_the_same_from_a_file_and_from_memory(kinds, clf, name: str) -> None:
+    """EXIF, alpha, 16 bits and floats, by every door: library, encoder, prediction, streams."""
+    assert set(KINDS) == set(kinds)
+    path = kinds[name]
+    expected = np.asarray(open_image(path))
+    probability = clf.predict_proba(path)
+    with path.open("rb") as stream:
+        forms = [Image.open(path), path.read_bytes(), stream, io.BytesIO(path.read_bytes())]
+        for form in forms:
+            assert np.array_equal(np.asarray(open_image(form)), expected)
+        for form in forms:
+            assert np.array_equal(clf.predict_proba(form), probability)
+    assert torch.equal(
+        clf.encoder.encode_images([Image.open(path)]), clf.encoder.encode_images([path])
+    )
+    streamed = [list(clf.predict_stream(iter([form]), 2)) for form in (path, Image.open(path))]
+    assert streamed[0][0].predictions == streamed[1][0].predictions
+    # The random views of test-time training come from the bytes of a file, or else from the pixels.
+    adapter = TestTimeAdapter(clf)
+    adapted = [adapter.predict_proba(form) for form in (Image.open(path), open_image(path))]
+    assert np.array_equal(*adapted)
+
+
+def test_workers_see_images_in_memory_as_files(kinds) -> None:
+    """Pillow's images lose their tags on the way to another process."""
+    clf = RAdaClassifier(TinyEncoder(), NAMES, cache=False, workers=2, progress=False)
+    paths = [kinds[name] for name in KINDS]
+    expected = clf.predict_proba(paths)
+    assert np.array_equal(clf.predict_proba([Image.open(path) for path in paths]), expected)
+    names = [
+        [answer.predictions for answer in clf.predict_stream(form, 2)]
+        for form in (iter(paths), map(Image.open, paths), (path.open("rb") for path in paths))
+    ]
+    assert names[0] == names[1] == names[2]
+
+
+def test_the_argument_stays_as_it_is(kinds) -> None:
+    for path in kinds.values():
+        image = Image.open(path)
+        image.load()  # Pillow turns a TIFF when it loads it
+        mode, size, tags = image.mode, image.size, dict(image.getexif())
+        open_image(image)
+        assert (image.mode, image.size, dict(image.getexif())) == (mode, size, tags)
+
+
+def test_arrays(clf) -> None:
+    pixels = noise((8, 6, 3))
+    image = Image.fromarray(pixels)
+    expected = np.asarray(image)
+    forms: list[Any] = [
+        pixels,
+        pixels.astype(np.int64),
+        pixels.astype(np.uint16) * np.uint16(257),
+        pixels / 255,
+        (pixels / 255).astype(np.float16),
+        torch.from_numpy(pixels).permute(2, 0, 1),
+        v2.functional.to_dtype(v2.functional.to_image(image), torch.float32, scale=True),
+    ]
+    for form in forms:
+        assert np.array_equal(np.asarray(open_image(form)), expected)
+        assert np.array_equal(clf.predict_proba(form), clf.predict_proba(image))
+    batch = clf.predict_proba(np.stack([pixels] * 3))
+    assert np.allclose(batch, clf.predict_proba(image), atol=1e-6) and len(batch) == 3
+    assert clf.predict_proba(torch.from_numpy(pixels).permute(2, 0, 1)[None]).shape == (1, 2)
+    grey = noise((8, 6))
+    for form in (grey, grey[..., None], torch.from_numpy(grey)[None]):
+        assert np.array_equal(np.asarray(open_image(form))[..., 0], grey)
+    assert open_image(np.array([[True, False]])).getpixel((0, 0)) == (255, 255, 255)
+    clear = np.zeros((2, 2, 4), np.uint8)
+    assert open_image(clear).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((3, 8, 6)), r"transpose\(1, 2, 0\)"),
+        (torch.zeros(8, 6, 3), r"permute\(2, 0, 1\)"),
+        (np.zeros((8, 6, 3)) - 2, "before it was normalised"),
+        (np.full((8, 6, 3), 200.0), "divide by 255"),
+        (np.full((8, 6, 3), np.nan), "should be 0 to 1"),
+        (np.full((8, 6), 300, np.int32), "0 to 255: convert it to uint8"),
+        (np.zeros((0, 6, 3), np.uint8), "no pixels"),
+        (np.zeros((8, 6, 3), complex), "pixels are numbers"),
+        (np.zeros(5), r"shape \(5,\)"),
+        (torch.zeros(2, 3, 8, 6), "shape"),
+    ],
+)
+def test_arrays_that_are_no_images(array: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        open_image(array)
+
+
+@pytest.mark.parametrize("thing", [3, None, {"a": 1}, object(), ("a.png", 1)])
+def test_things_that_are_no_images(thing: Any, clf) -> None:
+    with pytest.raises(DataError, match=r"Pillow image|a path, folder"):
+        open_image(thing) if thing is not None else clf.predict(thing)
+    with pytest.raises(DataError):
+        clf.predict(thing)
+    with pytest.raises(DataError, match="Pillow image"):
+        list(clf.predict_stream(iter([thing])))
+
+
+def test_a_url_of_another_kind_is_refused_by_name(clf) -> None:
+    for url in ("s3://bucket/a.png", "gs://bucket/a.png", "ftp://host/a.png"):
+        with pytest.raises(DataError, match=rf"{url}.*http and https"):
+            clf.predict(url)
+        with pytest.raises(DataError, match=rf"{url}.*http and https"):
+            list(clf.predict_stream([url]))
+
+
+# -- data with labels ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("pets")
+    for label, name in enumerate(NAMES):
+        (root / name).mkdir()
+        for number in range(3):
+            pixels = noise((16, 16, 3), 10 * label + number) // 4 + 128 * label
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{number}.png")
+    return root
+
+
+class Pairs(Dataset):
+    """A map-style data set that somebody wrote, which keeps misleading attributes."""
+
+    targets = (1, 1, 1, 1, 1, 1)
+
+    def __init__(self, root: Path) -> None:
+        self.inner = ImageFolder(root)
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image, label = self.inner[index]
+        return v2.functional.to_dtype(
+            v2.functional.to_image(image), torch.float32, scale=True
+        ), label
+
+
+def frame(root: Path, **more: Any) -> Any:
+    pandas = pytest.importorskip("pandas")
+    paths = sorted(root.rglob("*.png"))
+    return pandas.DataFrame(
+        {
+            "path": map(str, paths),
+            "label": [path.parent.name for path in paths],
+            "width": 16,
+            **more,
+        }
+    )
+
+
+def hugging_face(root: Path) -> Any:
+    datasets = pytest.importorskip("datasets")
+    paths = sorted(root.rglob("*.png"))
+    columns = datasets.Features(
+        {"image": datasets.Image(), "y": datasets.ClassLabel(names=list(NAMES))}
+    )
+    labels = [NAMES.index(path.parent.name) for path in paths]
+    rows = {"image": list(map(str, paths)), "y": labels}
+    return datasets.Dataset.from_dict(rows, features=columns)
+
+
+def of_every_kind(root: Path) -> dict[str, Any]:
+    paths = sorted(root.rglob("*.png"))
+    labels = [NAMES.index(path.parent.name) for path in paths]
+    images = np.stack([np.asarray(Image.open(path)) for path in paths])
+    return {
+        "folder": root,
+        "ImageFolder": ImageFolder(root),
+        "ImageFolder with tensors": ImageFolder(root, v2.ToTensor()),
+        "ImageFolder with other labels": ImageFolder(root, target_transform=lambda label: label),
+        "Subset": Subset(ImageFolder(root), list(range(6))),
+        "Dataset": Pairs(root),
+        "Subset of a Dataset": Subset(Pairs(root), list(range(6))),
+        "pairs of paths and names": [(str(path), path.parent.name) for path in paths],
+        "pairs of images and numbers": [
+            (Image.open(path), label) for path, label in zip(paths, labels, strict=True)
+        ],
+        "arrays": (images, np.array(labels)),
+        "tensors": (torch.from_numpy(images).permute(0, 3, 1, 2), torch.tensor(labels)),
+        "lists": (paths, labels),
+        "DataFrame": frame(root),
+        "DataFrame of images": frame(root)
+        .assign(path=list(images))
+        .rename(columns={"path": "image"}),
+        "Hugging Face": hugging_face(root),
+    }
+
+
+def test_every_kind_of_data_gives_the_same_classifier(folder: Path) -> None:
+    probabilities, scores = {}, {}
+    for name, data in of_every_kind(folder).items():
+        clf = RAdaClassifier(
+            TinyEncoder(), NAMES, config=QUICK, cache=False, workers=0, progress=False
+        )
+        clf.fit(data, seed=1)
+        result, _ = clf.evaluate(data)
+        assert result["adapted"]["accuracy"] == clf.score(data), name
+        scores[name] = (clf.score(data), clf.zero_shot_score(data))
+        probabilities[name] = clf.predict_proba(folder)
+        assert clf.record["data"] in (str(folder), None), name
+        if not isinstance(data, tuple) and not isinstance(data, list):
+            assert np.allclose(clf.predict_proba(data), probabilities[name], atol=1e-6), name
+    assert len(set(scores.values())) == 1, scores
+    for name, found in probabilities.items():
+        assert np.allclose(found, probabilities["folder"], atol=1e-6), name
+
+
+def test_a_folder_of_images_keeps_its_files(folder: Path) -> None:
+    split = convert_data(ImageFolder(folder)).split("all")
+    assert split.ids[0] == "cat/0.png" and split.path(0) == folder / "cat" / "0.png"
+    drawn = convert_data(Subset(ImageFolder(folder), [4, 0])).split("all")
+    assert drawn.ids == ("dog/1.png", "cat/0.png") and drawn.labels.tolist() == [1, 0]
+
+
+def test_features_as_arrays() -> None:
+    images, labels = np.eye(4)[[0, 1, 0, 1]] * 3, np.array([0, 1, 0, 1])
+    for data in ((images, labels), (torch.tensor(images), torch.tensor(labels))):
+        found = convert_data(data, NAMES)
+        assert isinstance(found, Features)
+        assert found.classes == NAMES and found.labels.tolist() == [0, 1, 0, 1] and found.dim == 4
+    named = convert_data((images, ["dog", "cat"] * 2))
+    assert named.classes == NAMES and named.labels.tolist() == [1, 0, 1, 0]
+    images[:] = 0
+    assert float(named.plain().norm()) == pytest.approx(2.0)  # the arrays are still the user's
+    predicted = RAdaClassifier(TinyEncoder(), NAMES).predict(np.eye(8, TinyEncoder().dim))
+    assert len(predicted) == 8
+    with pytest.raises(FeatureError):
+        convert_data((np.full((2, 4), np.nan), [0, 1]), NAMES)
+    with pytest.raises(FeatureError, match="for 2 images"):
+        convert_data((np.eye(4)[:2], [0]), NAMES)
+
+
+def test_a_table_of_pandas_with_splits(folder: Path) -> None:
+    found = convert_data(frame(folder, split=["train", "test", "validation"] * 2))
+    assert isinstance(found, ImageDataset) and list(found.splits) == ["train", "val", "test"]
+    assert [len(split) for split in found.splits.values()] == [2, 2, 2]
+
+
+def test_a_dict_of_hugging_face_has_splits(folder: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    both = datasets.DatasetDict(train=hugging_face(folder), test=hugging_face(folder))
+    assert list(convert_data(both).splits) == ["train", "test"]
+    with pytest.raises(DataError, match="'train', 'test': name one"):
+        images_to_predict(both)
+
+
+def test_fine_tuning_takes_the_same_data(folder: Path) -> None:
+    data = open_sets(ImageFolder(folder), {}, shots=None, seed=0)
+    assert isinstance(data.train, ImageSplit) and len(data.train) == 6
+    with pytest.raises(DataError, match="needs images"):
+        open_sets((np.eye(4)[:2], ["cat", "dog"]), {}, shots=None, seed=0)
+
+
+class Stream(IterableDataset):
+    def __iter__(self) -> Any:
+        return iter(())
+
+
+REFUSED = {
+    "DataLoader": (lambda root: DataLoader(ImageFolder(root)), r"loader\.dataset"),
+    "stream": (lambda root: Stream(), "at random"),
+    "array": (lambda root: np.eye(3), r"the pair \(X, y\)"),
+    "number": (lambda root: 3, "int cannot be used; give a folder"),
+    "nothing": (lambda root: None, "NoneType cannot be used; give a folder"),
+    "dict": (lambda root: {"cat": []}, "dict cannot be used; give a folder"),
+    "paths alone": (lambda root: [str(root)], r"not pairs|not a pair"),
+    "features of torch": (lambda root: TensorDataset(torch.eye(3)), "not pairs"),
+    "empty": (lambda root: [], "no items"),
+    "frame without label": (lambda root: frame(root).drop(columns="label"), "nothing says"),
+    "frame without path": (lambda root: frame(root).drop(columns="path"), "no column of the image"),
+    "frame of two labels": (lambda root: frame(root, Label=1), "2 columns of the label"),
+    "label missing": (
+        lambda root: frame(root).assign(label=[None, float("nan"), *"abcd"]),
+        "missing",
+    ),
+    "labels mixed": (lambda root: [("a.png", "cat"), ("b.png", 1)], "texts .* numbers"),
+    "labels of floats": (lambda root: (np.eye(3), [0.0, 1.0, 1.0]), r"label of item 0 is 0\.0"),
+    "labels of truth": (lambda root: (np.eye(3), [True, False, True]), "item 0 is True"),
+    "unknown class": (lambda root: (np.eye(3), [0, 1, 2]), r"label 2 is out of range.*2 class"),
+    "file missing": (lambda root: [("no/a.png", "cat"), ("no/b.png", "dog")], "does not exist"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_the_rest_is_refused_with_what_to_give(folder: Path, name: str) -> None:
+    make, message = REFUSED[name]
+    clf = RAdaClassifier(TinyEncoder(), NAMES, config=QUICK, cache=False, progress=False)
+    if name == "frame without label":
+        clf = RAdaClassifier(TinyEncoder(), config=QUICK, cache=False, progress=False)
+    for use in (clf.fit, clf.score, clf.evaluate):
+        with pytest.raises(DataError, match=message):
+            use(make(folder))
+
+
+def test_numbers_without_names_are_not_guessed() -> None:
+    with pytest.raises(DataError, match="nothing says which classes"):
+        convert_data((np.eye(3), [0, 1, 1]))
+
+
+def test_a_set_of_torchvision_in_memory() -> None:
+    data = FakeData(4, (3, 8, 8), 2)
+    found = convert_data(data, NAMES).split("all")
+    assert len(found) == 4 and found.load(0).size == (8, 8)
