@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 
-from rada.core.errors import ConfigError, FeatureError
 from rada.convert import convert_data
+from rada.core.errors import ConfigError, FeatureError
 from rada.core.values import check_scale
 from rada.data import (
     ImageDataset,
@@ -21,7 +20,6 @@ from rada.data import (
     few_shot,
     fold_name,
     open_dataset,
-    open_images,
     readable_shots,
 )
 from rada.data.checks import name_classes, place_labels
