@@ -191,8 +191,10 @@ class Classifier(ClassifierBase):
         features, classes = self._to_predict(images)
         if features is None:
             return np.zeros((0, len(classes)), np.float32)
-        found: NDArray[np.float32] = self.model_logits(features.plain(), classes).numpy()
-        return found
+        scale = self.inputs.scale_for(features)
+        found = self.model_logits(features.plain(), classes, scale=scale)
+        logits: NDArray[np.float32] = found.numpy()
+        return logits
 
     def predict_proba(self, images: Any) -> NDArray[np.float32]:
         """Return softmax probabilities `(N, K)` over the candidates; arguments as for `logits`."""

@@ -262,11 +262,24 @@ class ClassifierBase(Estimator):
         return dataclasses.replace(features, scale=features.scale or self.scale or 100.0), values
 
     def model_logits(
-        self, images: Tensor, classes: ClassSet, strength: float | None = None
+        self,
+        images: Tensor,
+        classes: ClassSet,
+        strength: float | None = None,
+        scale: float | None = None,
     ) -> Tensor:
-        """Return logits `(N, K)` of features `(N, D)`; before `fit` those of the zero-shot model."""
+        """Return logits `(N, K)` of features `(N, D)`.
+
+        Args:
+            images: Features of the encoder in use.
+            classes: The candidates.
+            strength: 0 for zero-shot; None for the model's own.
+            scale: The scale of the zero-shot model before `fit`; None for the encoder's.
+        """
         model = self.model_
         if model is None:
-            facts = Facts(images.shape[1], self.inputs.scale_for(), classes.names)
-            model = get_method("zero_shot").build(facts, get_method("zero_shot").config(), {}, None)
+            method = get_method("zero_shot")
+            scale = self.inputs.scale_for() if scale is None else scale
+            facts = Facts(images.shape[1], scale, classes.names)
+            model = method.build(facts, method.config(), {}, None)
         return model.logits(images, classes, strength=strength)

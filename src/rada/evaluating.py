@@ -70,7 +70,9 @@ def accuracy(classifier: ClassifierBase, data: Data, strength: float | None) -> 
         naming = Naming(classifier.candidates(), aliases(classifier))
     opened = _opened(classifier, data, naming, None, embed=True)
     features = classifier.inputs.features(opened.found, opened.templates)
-    logits = classifier.model_logits(features.plain(), features.class_set(), strength)
+    logits = classifier.model_logits(
+        features.plain(), features.class_set(), strength, features.scale
+    )
     return evaluate_logits(logits, features.labels, features.classes).accuracy
 
 
@@ -137,7 +139,9 @@ def zero_shot_logits(
     """Return the zero-shot logits, by the pretrained encoder; None where it cannot be had."""
     model = classifier.model_
     if model is None or not model.method.train_encoder:
-        return classifier.model_logits(features.plain(), features.class_set(), 0.0)
+        return classifier.model_logits(
+            features.plain(), features.class_set(), 0.0, features.scale
+        )
     inputs = classifier.pretrained_inputs
     if isinstance(opened.found, Features) or inputs is None:
         return None

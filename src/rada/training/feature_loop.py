@@ -245,7 +245,7 @@ def train(
     return state.history
 
 
-_ADVICE = "; nothing of it is kept: lower the learning rate, or check the scale of the logits and the features"
+_ADVICE = "; nothing of it is kept: lower the learning rate, or check the scale and the features"
 
 
 def _epoch(
