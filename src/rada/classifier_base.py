@@ -276,10 +276,21 @@ class ClassifierBase(Estimator):
             strength: 0 for zero-shot; None for the model's own.
             scale: The scale of the zero-shot model before `fit`; None for the encoder's.
         """
-        model = self.model_
-        if model is None:
-            method = get_method("zero_shot")
-            scale = self.inputs.scale_for() if scale is None else scale
-            facts = Facts(images.shape[1], scale, classes.names)
-            model = method.build(facts, method.config(), {}, None)
+        model = self.model_ or self.zero_shot_model(classes.names, images.shape[1], scale)
         return model.logits(images, classes, strength=strength)
+
+    def zero_shot_model(
+        self, classes: tuple[str, ...], dim: int, scale: float | None = None, *, encoder: bool = False
+    ) -> AdaptedModel:
+        """Return the model before any adaptation.
+
+        Args:
+            classes: The candidates.
+            dim: Width of the features.
+            scale: Their scale; None for the encoder's.
+            encoder: Whether the model is to have the encoder at hand.
+        """
+        method = get_method("zero_shot")
+        scale = self.inputs.scale_for() if scale is None else scale
+        asked = self.slot.get() if encoder and self.slot else None
+        return method.build(Facts(dim, scale, classes), method.config(), {}, asked)

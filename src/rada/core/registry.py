@@ -6,7 +6,7 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from rada.core.errors import ConfigError
 
@@ -14,7 +14,9 @@ __all__ = ["Named", "NamedRegistry"]
 
 
 class Named(Protocol):
-    """Something with a name."""
+    """Something with a name and a configuration class."""
+
+    config: ClassVar[type[Any]]
 
     @property
     def name(self) -> str:
@@ -73,3 +75,18 @@ class NamedRegistry(Generic[Entry]):
         near = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
         raise ConfigError(f"there is no {self.what} {name!r}: {hint}")
+
+    def of_config(self, config: object) -> Entry:
+        """Return the object that a configuration belongs to.
+
+        Raises:
+            ConfigError: If it belongs to none, or to several.
+        """
+        found = [entry for entry in self.all() if entry.config is type(config)]
+        if len(found) != 1:
+            names = ", ".join(entry.name for entry in found) or f"no {self.what}"
+            raise ConfigError(
+                f"{type(config).__name__} belongs to {names}: name the method, and give the "
+                "configuration as config="
+            )
+        return found[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from rada.core.config import Config
-from rada.core.errors import ConfigError
 from rada.core.registry import NamedRegistry
 from rada.methods.base import Method
 
@@ -73,11 +72,4 @@ def method_of(config: Config) -> Method:
         >>> method_of(EFTConfig()).name
         'rada'
     """
-    found = [method for method in list_methods() if method.config is type(config)]
-    if len(found) != 1:
-        names = ", ".join(method.name for method in found) or "no method"
-        raise ConfigError(
-            f"{type(config).__name__} belongs to {names}: name the method, and give the configuration "
-            "as config="
-        )
-    return found[0]
+    return _METHODS.of_config(config)

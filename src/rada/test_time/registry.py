@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from rada.core.registry import NamedRegistry
 from rada.test_time.base import TestTimeMethod
+from rada.test_time.config import ViewConfig
 
-__all__ = ["get_test_time_method", "list_test_time_methods", "register_test_time_method"]
+__all__ = [
+    "get_test_time_method",
+    "list_test_time_methods",
+    "register_test_time_method",
+    "test_time_method_of",
+]
 
 _ORDER = ("mean_of_views", "confident_views", "tpt", "rada")
 _METHODS: NamedRegistry[TestTimeMethod] = NamedRegistry(
@@ -39,3 +45,15 @@ def get_test_time_method(name: str) -> TestTimeMethod:
         ConfigError: If there is none; the message suggests one.
     """
     return _METHODS.get(name)
+
+
+def test_time_method_of(config: ViewConfig) -> TestTimeMethod:
+    """Return the test-time method that a configuration belongs to.
+
+    Raises:
+        ConfigError: If it belongs to none, or to several.
+    """
+    return _METHODS.of_config(config)
+
+
+test_time_method_of.__test__ = False  # type: ignore[attr-defined]  # pytest: this is no test

@@ -1,0 +1,299 @@
+"""`TestTimeAdapter`: a classifier that predicts each image from views of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rada.classifier import Classifier
+from rada.convert import images_to_predict
+from rada.core.errors import ConfigError
+from rada.core.values import check_count
+from rada.data import ImageSplit
+from rada.data.prompts import ClassNamesSource
+from rada.encoders import DualEncoder
+from rada.evaluating import evaluate_opened, open_to_evaluate
+from rada.evaluation import Evaluation
+from rada.features import ClassSet, Features
+from rada.inputs import Data, data_name
+from rada.methods import AdaptedModel
+from rada.predictions import (
+    Prediction,
+    StreamAnswer,
+    probabilities_of,
+    rank,
+    stream_predictions,
+    warn_of_one_class,
+)
+from rada.test_time import Explanation, ViewConfig, explain, get_test_time_method
+from rada.test_time.base import TestTimeMethod, ViewPredictor
+from rada.test_time.rada import RAdaTestTime
+from rada.test_time.registry import test_time_method_of
+from rada.test_time.views import view_transform
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from rada.data.images import ImageLike
+
+__all__ = ["TestTimeAdapter"]
+
+IMAGES_AT_ONCE = 8
+"""Images a batch of a stream: with their views they are some hundred."""
+BASELINES = ("mean_of_views", "confident_views")
+
+
+class TestTimeAdapter:
+    """Predicts images by a test-time method, without labels.
+
+    Args:
+        model: A classifier, whose model is the start; or an encoder, or the name of one, for zero-shot;
+            None to work on features alone.
+        method: Name of a test-time method (`rada methods` lists them), or its configuration.
+        classes: Candidate class names, where `model` is an encoder. None takes them from the data.
+        config: The method's configuration where `method` is a name; its defaults when None.
+        templates: Prompt templates, where `model` is an encoder.
+        batch_size: Images that are adapted to at once; None chooses, 1 is the loop.
+        options: `cache`, `workers`, `skip_bad`, `scale`, `progress` and `device`, as for `Classifier`,
+            where `model` is an encoder.
+
+    Attributes:
+        classifier: The classifier that is adapted; it stays as it is.
+        method: The test-time method.
+        config: Its configuration.
+
+    Raises:
+        ConfigError: If there is no such method, or classes or options are given beside a classifier.
+
+    Example:
+        >>> from torch.nn.functional import normalize
+        >>> features = Features(
+        ...     normalize(torch.randn(2, 20, 8), dim=-1), [0, 1], ("cat", "dog"),
+        ...     text_features=torch.eye(8)[:2], scale=20.0,
+        ... )
+        >>> TestTimeAdapter(None, classes=["cat", "dog"], scale=20.0).predict_proba(features).shape
+        (2, 2)
+    """
+
+    __test__ = False  # pytest takes every class whose name begins with Test for a test
+
+    def __init__(
+        self,
+        model: Classifier | DualEncoder | str | Path | None = "embedded",
+        method: str | ViewConfig = "rada",
+        *,
+        classes: Sequence[str] | Mapping[str, str] | None = None,
+        config: ViewConfig | None = None,
+        templates: str | Sequence[str] | None = None,
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> None:
+        if not isinstance(model, Classifier):
+            model = Classifier(model, "zero_shot", classes, templates=templates, **options)
+        elif classes is not None or templates is not None or options:
+            raise ConfigError(
+                "classes, templates and options belong to the classifier, which was given: "
+                "set them there (classifier.classes = ...)"
+            )
+        self.classifier = model
+        self.method, self.config = _resolved(method, config)
+        self.batch_size = batch_size
+        self._running: tuple[tuple[str, ...], Tensor, ViewPredictor] | None = None
+
+    def __repr__(self) -> str:
+        return f"TestTimeAdapter({self.classifier!r}, method={self.method.name!r})"
+
+    # -- prediction ------------------------------------------------------------------------------
+
+    def logits(self, images: Any) -> NDArray[np.float32]:
+        """Return logits `(N, K)` over the classifier's candidates.
+
+        Args:
+            images: As for `Classifier.logits`; features need several views.
+
+        Raises:
+            DataError: If an image cannot be read; the message names it.
+            FeatureError: If features have too few views.
+            ConfigError: If the method cannot start from the classifier's model.
+        """
+        features, classes = self._to_predict(images)
+        if features is None:
+            return np.zeros((0, len(classes)), np.float32)
+        scale = self.classifier.inputs.scale_for(features)
+        found: NDArray[np.float32] = self._predict(features.image_features, classes, scale).numpy()
+        return found
+
+    def predict_proba(self, images: Any) -> NDArray[np.float32]:
+        """Return softmax probabilities `(N, K)` over the candidates; arguments as for `logits`."""
+        warn_of_one_class(self.classifier.candidates())
+        found: NDArray[np.float32] = probabilities_of(torch.from_numpy(self.logits(images))).numpy()
+        return found
+
+    @overload
+    def predict(self, images: Any, top_k: None = None) -> NDArray[Any]: ...
+    @overload
+    def predict(self, images: Any, top_k: int) -> list[list[Prediction]]: ...
+    def predict(
+        self, images: Any, top_k: int | None = None
+    ) -> NDArray[Any] | list[list[Prediction]]:
+        """Name the class of each image; arguments and result as `Classifier.predict`."""
+        if top_k is None:
+            return self.classifier.classes_[self.logits(images).argmax(1)]
+        probabilities = torch.from_numpy(self.predict_proba(images))
+        return rank(probabilities, self.classifier.candidates(), check_count(top_k, "top_k"))
+
+    def predict_stream(
+        self, images: Iterable[ImageLike], top_k: int = 1
+    ) -> Iterator[StreamAnswer]:
+        """Name the class of each image of a stream, in order, in bounded memory.
+
+        Arguments and predictions as `Classifier.predict_stream`.
+        """
+        inputs, classes = self.classifier.inputs, self.classifier.class_set()
+        scale = inputs.scale_for()
+        yield from stream_predictions(
+            inputs.slot.get(),
+            images,
+            lambda views: self._predict(views, classes, scale),
+            classes.names,
+            top_k,
+            batch_size=IMAGES_AT_ONCE,
+            **self._view_options(),
+            **inputs.streaming(),
+        )
+
+    def explain(self, image: Any) -> Explanation:
+        """Tell for one image which views were kept, what changed and by how much (RAda alone).
+
+        The image is looked at on its own, also in the online mode.
+
+        Raises:
+            ConfigError: If the method is another, or there is not one image.
+        """
+        if not isinstance(self.method, RAdaTestTime):
+            raise ConfigError(f"{self.method.title} has no explanation: it exists for rada")
+        features, classes = self._to_predict(image)
+        count = 0 if features is None else len(features)
+        if features is None or count != 1:
+            raise ConfigError(f"explain takes one image, not {count}")
+        model = self._model(classes, features.dim, self.classifier.inputs.scale_for(features))
+        detail = self.method.in_detail(model, features.image_features, classes, self.config)
+        return explain(detail, classes.names)
+
+    def reset(self) -> None:
+        """Forget the stream of a method that goes on from image to image."""
+        self._running = None
+
+    # -- evaluation ------------------------------------------------------------------------------
+
+    def score(self, data: Data) -> float:
+        """Return the accuracy on labelled data, in [0, 1]."""
+        found: float = self.evaluate(data, baselines=False)["test_time"]["accuracy"]
+        return found
+
+    def evaluate(
+        self,
+        data: Data,
+        *,
+        split: str | None = None,
+        class_names: ClassNamesSource | None = None,
+        baselines: bool = True,
+    ) -> Evaluation:
+        """Evaluate the zero-shot, the adapted and the test-time model on labelled data.
+
+        Args:
+            data: As for `Classifier.evaluate`; features need several views.
+            split: Name of the split to use instead of `test`, else `val`, else all.
+            class_names: Names for the classes of the data, as for `Classifier.evaluate`.
+            baselines: Also evaluate the mean of all views and of the confident ones.
+
+        Returns:
+            What `Classifier.evaluate` returns, with the row "test_time" and the configuration under
+            "test_time_config".
+        """
+        clf = self.classifier
+        opened = open_to_evaluate(clf, data, split, class_names)
+        views = clf.inputs.features(opened.found, opened.templates, **self._views(opened.found))
+        classes, scale = views.class_set(), views.scale
+        assert scale is not None
+        rows = {"test_time": self._predict(views.image_features, classes, scale)}
+        if baselines:
+            model = self._model(classes, views.dim, scale)
+            for name in BASELINES:
+                predict = get_test_time_method(name).predictor(model, classes, self.config)
+                rows[name] = predict(views.image_features)
+        found = evaluate_opened(clf, opened._replace(found=views), data_name(data), **rows)
+        used: dict[str, Any] = {"method": self.method.name, "views": views.num_views}
+        if getattr(self.config, "strength", 0) is None and clf.is_fitted:
+            used["strength"] = clf.strength_for(classes.names)
+        told = self.config.to_dict() | used
+        images = opened.found if isinstance(opened.found, ImageSplit) else None
+        return dataclasses.replace(
+            found, result=found.result | {"test_time_config": told}, images=images
+        )
+
+    # -- inner parts -----------------------------------------------------------------------------
+
+    def _model(self, classes: ClassSet, dim: int, scale: float) -> AdaptedModel:
+        """Return the model to start from, if the method can start from it."""
+        clf, needs = self.classifier, bool(self.method.needs)
+        model = clf.model_ or clf.zero_shot_model(classes.names, dim, scale, encoder=needs)
+        self.method.check(model)
+        return model
+
+    def _predict(self, views: Tensor, classes: ClassSet, scale: float) -> Tensor:
+        running = self._running
+        same = running is not None and running[0] == classes.names
+        if running is None or not same or not torch.equal(running[1], classes.text_features):
+            model = self._model(classes, views.shape[-1], scale)
+            predictor = self.method.predictor(
+                model,
+                classes,
+                self.config,
+                batch_size=self.batch_size,
+                progress=self.classifier.progress,
+            )
+            self._running = running = (classes.names, classes.text_features, predictor)
+        return running[2](views)
+
+    def _views(self, found: Any) -> dict[str, Any]:
+        return {} if isinstance(found, Features) else self._view_options()
+
+    def _view_options(self) -> dict[str, Any]:
+        encoder = self.classifier.inputs.slot.get()
+        return {
+            "views": self.config.views,
+            "seed": self.config.seed,
+            "view_transform": view_transform(encoder, self.config),
+        }
+
+    def _to_predict(self, images: Any) -> tuple[Features | None, ClassSet]:
+        """Return views of what is to be predicted, None for nothing at all, and the candidates."""
+        inputs, names = self.classifier.inputs, self.classifier.candidates()
+        found = images_to_predict(images, names)
+        if found is None:
+            return None, inputs.class_set(names)
+        features = inputs.encode(found, **self._views(found))
+        return features, inputs.class_set(names, features)
+
+
+def _resolved(
+    method: str | ViewConfig, config: ViewConfig | None
+) -> tuple[TestTimeMethod, ViewConfig]:
+    if isinstance(method, ViewConfig):
+        return test_time_method_of(method), method
+    if not isinstance(method, str):
+        raise ConfigError(f"method should be a name or a configuration, not {method!r}")
+    found = get_test_time_method(method)
+    config = found.config() if config is None else config
+    if not isinstance(config, found.config):
+        raise ConfigError(
+            f"{found.name} takes {found.config.__name__}, not {type(config).__name__}"
+        )
+    return found, config
