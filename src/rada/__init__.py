@@ -11,42 +11,59 @@ from typing import TYPE_CHECKING, Any
 from rada._version import __version__
 
 if TYPE_CHECKING:
-    from rada.classifier import RAdaClassifier
-    from rada.core.config import EFTConfig
+    from rada.classifier import Classifier
     from rada.data import few_shot, list_datasets, open_dataset
     from rada.encoders import CustomEncoder, DualEncoder, list_models, load_encoder
-    from rada.evaluation import compare, evaluate_logits, harmonic_mean
-    from rada.features import FeatureCache, Features, extract_features
+    from rada.evaluation import Evaluation, compare, evaluate_logits, harmonic_mean
+    from rada.features import ClassSet, FeatureCache, Features, extract_features
+    from rada.finetuner import FineTuner
     from rada.head import HeadOutput, RAdaHead, rational_matrix
-    from rada.methods.finetune import FFTConfig, FineTuner
+    from rada.methods import AdaptedModel, get_method, list_methods
+    from rada.methods.rada import EFTConfig, train_head
     from rada.predictions import Prediction
     from rada.report import write_report
-    from rada.test_time import OnlineAdapter, TTTConfig, adapt_views
-    from rada.test_time.adapter import TestTimeAdapter
-    from rada.training import TrainedHead, train_head
+    from rada.test_time import (
+        OnlineAdapter,
+        TTTConfig,
+        adapt_views,
+        get_test_time_method,
+        list_test_time_methods,
+    )
+    from rada.test_time_adapter import TestTimeAdapter
+
+    RAdaClassifier = Classifier
 
 _HOMES = {
-    "rada.predictions": ("Prediction",),
-    "rada.classifier": ("RAdaClassifier",),
-    "rada.core.config": ("EFTConfig",),
+    "rada.classifier": ("Classifier",),
     "rada.data": ("few_shot", "list_datasets", "open_dataset"),
     "rada.encoders": ("CustomEncoder", "DualEncoder", "list_models", "load_encoder"),
-    "rada.evaluation": ("compare", "evaluate_logits", "harmonic_mean"),
-    "rada.features": ("FeatureCache", "Features", "extract_features"),
+    "rada.evaluation": ("Evaluation", "compare", "evaluate_logits", "harmonic_mean"),
+    "rada.features": ("ClassSet", "FeatureCache", "Features", "extract_features"),
+    "rada.finetuner": ("FineTuner",),
     "rada.head": ("HeadOutput", "RAdaHead", "rational_matrix"),
+    "rada.methods": ("AdaptedModel", "get_method", "list_methods"),
+    "rada.methods.rada": ("EFTConfig", "train_head"),
+    "rada.predictions": ("Prediction",),
     "rada.report": ("write_report",),
-    "rada.training": ("TrainedHead", "train_head"),
-    "rada.methods.finetune": ("FFTConfig", "FineTuner"),
-    "rada.test_time": ("OnlineAdapter", "TTTConfig", "adapt_views"),
-    "rada.test_time.adapter": ("TestTimeAdapter",),
+    "rada.test_time": (
+        "OnlineAdapter",
+        "TTTConfig",
+        "adapt_views",
+        "get_test_time_method",
+        "list_test_time_methods",
+    ),
+    "rada.test_time_adapter": ("TestTimeAdapter",),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AdaptedModel",
+    "ClassSet",
+    "Classifier",
     "CustomEncoder",
     "DualEncoder",
     "EFTConfig",
-    "FFTConfig",
+    "Evaluation",
     "FeatureCache",
     "Features",
     "FineTuner",
@@ -57,16 +74,19 @@ __all__ = [
     "RAdaHead",
     "TTTConfig",
     "TestTimeAdapter",
-    "TrainedHead",
     "__version__",
     "adapt_views",
     "compare",
     "evaluate_logits",
     "extract_features",
     "few_shot",
+    "get_method",
+    "get_test_time_method",
     "harmonic_mean",
     "list_datasets",
+    "list_methods",
     "list_models",
+    "list_test_time_methods",
     "load_encoder",
     "open_dataset",
     "rational_matrix",
@@ -76,6 +96,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "RAdaClassifier":  # its name while there was one method
+        name = "Classifier"
     if name not in _MODULES:
         raise AttributeError(f"module 'rada' has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULES[name]), name)

@@ -280,7 +280,12 @@ class ClassifierBase(Estimator):
         return model.logits(images, classes, strength=strength)
 
     def zero_shot_model(
-        self, classes: tuple[str, ...], dim: int, scale: float | None = None, *, encoder: bool = False
+        self,
+        classes: tuple[str, ...],
+        dim: int,
+        scale: float | None = None,
+        *,
+        encoder: bool = False,
     ) -> AdaptedModel:
         """Return the model before any adaptation.
 

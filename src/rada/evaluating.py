@@ -139,9 +139,7 @@ def zero_shot_logits(
     """Return the zero-shot logits, by the pretrained encoder; None where it cannot be had."""
     model = classifier.model_
     if model is None or not model.method.train_encoder:
-        return classifier.model_logits(
-            features.plain(), features.class_set(), 0.0, features.scale
-        )
+        return classifier.model_logits(features.plain(), features.class_set(), 0.0, features.scale)
     inputs = classifier.pretrained_inputs
     if isinstance(opened.found, Features) or inputs is None:
         return None

@@ -148,9 +148,7 @@ class TestTimeAdapter:
         probabilities = torch.from_numpy(self.predict_proba(images))
         return rank(probabilities, self.classifier.candidates(), check_count(top_k, "top_k"))
 
-    def predict_stream(
-        self, images: Iterable[ImageLike], top_k: int = 1
-    ) -> Iterator[StreamAnswer]:
+    def predict_stream(self, images: Iterable[ImageLike], top_k: int = 1) -> Iterator[StreamAnswer]:
         """Name the class of each image of a stream, in order, in bounded memory.
 
         Arguments and predictions as `Classifier.predict_stream`.

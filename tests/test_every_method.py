@@ -1,0 +1,209 @@
+"""What every method can do, through the one classifier: fit, predict, save, load in a new process, go on.
+
+Each method fits images with a tiny encoder, and features where it needs no pixels. All saved folders are
+loaded by one new process, which knows nothing of this one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from golden.make import QUICK, TUNED, tiny_encoder, write_images
+from rada import Classifier, Features, list_methods
+from rada.core.errors import CheckpointError, ConfigError, RadaError, UnknownClassError
+from toy import SCALE, toy
+
+METHODS = [method.name for method in list_methods()]
+ON_FEATURES = [method.name for method in list_methods() if not method.needs]
+FEATURE_CLASSES = ("cat", "dog", "eel", "fox", "gnu", "hen")
+
+LOADER = """
+import json, sys
+import numpy as np
+from rada import Classifier, Features
+root, images = sys.argv[1:]
+found = {}
+for folder in sorted(__import__("pathlib").Path(root).iterdir()):
+    loaded = Classifier.from_pretrained(folder, workers=0, cache=False, progress=False)
+    data = Features.load(f"{root}/../test.safetensors") if "-features" in folder.name else images
+    found[folder.name] = loaded.predict_proba(data).tolist()
+print(json.dumps(found))
+"""
+
+
+def quick(name: str) -> Any:
+    method = next(method for method in list_methods() if method.name == name)
+    return method.config(**(TUNED if method.train_encoder else QUICK.get(name, {})))
+
+
+@pytest.fixture(scope="module")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("encoder") / "clip"
+    tiny_encoder(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images") / "colours")
+
+
+@pytest.fixture(scope="module")
+def features() -> Features:
+    rows, labels, text = toy(classes=6, shots=4, dim=16)
+    return Features(rows, labels, FEATURE_CLASSES, text_features=text, scale=SCALE)
+
+
+@pytest.fixture(scope="module")
+def fitted(
+    tmp_path_factory: pytest.TempPathFactory, encoder_folder: Path, images: Path, features: Features
+) -> dict[str, Any]:
+    """Fit and save every method; return classifiers, folders and what a new process predicts."""
+    root = tmp_path_factory.mktemp("saved") / "models"
+    root.mkdir()
+    options: dict[str, Any] = {"workers": 0, "cache": False, "progress": False}
+    classifiers: dict[str, Classifier] = {}
+    for name in METHODS:
+        clf = Classifier(str(encoder_folder), name, config=quick(name), **options)
+        classifiers[f"{name}-images"] = clf.fit(str(images), seed=1)
+    for name in ON_FEATURES:
+        clf = Classifier(None, name, config=quick(name), progress=False)
+        classifiers[f"{name}-features"] = clf.fit(features, seed=1)
+    for name, clf in classifiers.items():
+        clf.save_pretrained(root / name)
+    features.save(root.parent / "test.safetensors")
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", LOADER, str(root), str(images)],
+        capture_output=True,
+        text=True,
+        env=env,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    loaded = json.loads(done.stdout.splitlines()[-1])
+    return {"classifiers": classifiers, "root": root, "loaded": loaded}
+
+
+def cases() -> list[str]:
+    return [f"{name}-images" for name in METHODS] + [f"{name}-features" for name in ON_FEATURES]
+
+
+@pytest.mark.parametrize("case", cases())
+def test_a_new_process_predicts_the_same(case, fitted, images, features):
+    data = str(images) if case.endswith("-images") else features
+    here = fitted["classifiers"][case].predict_proba(data)
+    np.testing.assert_allclose(np.array(fitted["loaded"][case]), here, atol=1e-5)
+    assert here.shape[1] == (3 if case.endswith("-images") else 6)
+
+
+@pytest.mark.parametrize("case", cases())
+def test_predict_logits_and_score_agree(case, fitted, images, features):
+    clf = fitted["classifiers"][case]
+    data = str(images) if case.endswith("-images") else features
+    logits, chances = clf.logits(data), clf.predict_proba(data)
+    assert logits.dtype == chances.dtype == np.float32
+    np.testing.assert_allclose(torch.from_numpy(logits).softmax(-1).numpy(), chances, atol=1e-6)
+    named = clf.predict(data)
+    assert (named == clf.classes_[logits.argmax(1)]).all()
+    best = clf.predict(data, top_k=2)
+    assert [row[0].name for row in best] == named.tolist()
+    evaluation = clf.evaluate(data)
+    assert evaluation["adapted"]["accuracy"] == pytest.approx(clf.score(data))
+    assert json.dumps(evaluation.to_dict())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_new_classes_are_scored_or_refused_by_name(name, fitted, images):
+    method = next(method for method in list_methods() if method.name == name)
+    root = fitted["root"]
+    clf = Classifier.from_pretrained(root / f"{name}-images", workers=0, cache=False)
+    clf.classes = ("red", "yellow")
+    paths = sorted(images.glob("*/*.png"))[:2]
+    if method.new_classes:
+        assert clf.predict_proba(paths).shape == (2, 2)
+    else:
+        with pytest.raises(UnknownClassError, match="yellow"):
+            clf.predict_proba(paths)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_same_call_again_loads_the_finished_model(
+    name, encoder_folder, images, tmp_path, monkeypatch
+):
+    def fit() -> Classifier:
+        clf = Classifier(
+            str(encoder_folder), name, config=quick(name), workers=0, cache=False, progress=False
+        )
+        return clf.fit(str(images), seed=1, output_dir=tmp_path / "out")
+
+    first = fit()
+    method = type(first.model_.method)
+    monkeypatch.setattr(method, "train", lambda *_: pytest.fail("it trained again"))
+    again = fit()
+    assert np.array_equal(first.predict_proba(str(images)), again.predict_proba(str(images)))
+    other = Classifier(str(encoder_folder), name, config=quick(name), workers=0, cache=False)
+    with pytest.raises(CheckpointError, match="another run"):
+        other.fit(str(images), seed=2, output_dir=tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ON_FEATURES])
+def test_methods_that_need_more_than_features_say_so(name, features):
+    clf = Classifier(None, name, config=quick(name), progress=False)
+    with pytest.raises(ConfigError, match=name):
+        clf.fit(features)
+
+
+@pytest.mark.parametrize("case", cases())
+def test_a_damaged_folder_is_refused(case, fitted, tmp_path):
+    source = fitted["root"] / case
+    folder = tmp_path / case
+    folder.mkdir()
+    for path in source.rglob("*"):
+        if path.is_file() and ".rada-state" not in path.parts:
+            target = folder / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    for change in (
+        {"dim": 10**400},
+        {"dim": config["dim"] * 2},
+        {"scale": 1e308},
+        {"strength": {"value": 10**400}},
+        {"trained_classes": ["red", 3]},
+        {"classes": ["a", "\ud800"]},
+        {"training": {"seed": "one"}},
+        {"training": {"details": 3}},
+        {"method_config": {"epochs": -1, "no_such_field": 1}},
+        {"method": "no_such_method"},
+    ):
+        (folder / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(RadaError):
+            Classifier.from_pretrained(folder).predict_proba(
+                Features(torch.eye(config["dim"] if config["dim"] < 100 else 4), [-1] * 16, ("a",))
+            )
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[:-8] + b"\xff" * 8)
+    if len(weights) > 200:
+        with pytest.raises(CheckpointError):
+            Classifier.from_pretrained(folder)
+
+
+def test_a_failed_fit_changes_nothing(features):
+    clf = Classifier(None, "rada", config=quick("rada"), progress=False).fit(features)
+    before = clf.predict_proba(features)
+    bad = dataclasses.replace(features, labels=torch.zeros(len(features), dtype=torch.long))
+    with pytest.raises(RadaError):
+        clf.fit(bad)
+    assert np.array_equal(clf.predict_proba(features), before)
