@@ -249,6 +249,11 @@ def load_model(
     asked = _encoder_for(method, folder, config, saved, encoder, device)
     state = _read_tensors(weights, config)
     features = state.pop(_CLASS_FEATURES, None)
+    if features is not None and tuple(features.shape) != (len(config.classes), config.dim):
+        raise CheckpointError(
+            f"{str(weights)!r} does not fit its configuration: the class features have the shape "
+            f"{tuple(features.shape)}, {(len(config.classes), config.dim)} is needed"
+        )
     model = _filled(weights, method, facts, own, asked, state)
     model.strength, model.record = strength, dict(record.details)
     return Fitted(
