@@ -171,6 +171,8 @@ class Classifier(ClassifierBase):
     def _to_predict(self, images: Any) -> tuple[Features | None, ClassSet]:
         """Return features of what is to be predicted, None for nothing at all, and the candidates."""
         inputs, names = self.inputs, self.candidates()
+        if self._values is not None and not isinstance(images, Features):
+            images = self.rows(images)
         found = images_to_predict(images, names)
         if found is None:
             return None, inputs.class_set(names)

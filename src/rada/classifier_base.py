@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from rada.core.config import Config
-from rada.core.errors import ConfigError, DataError
+from rada.core.errors import ConfigError, DataError, FeatureError
 from rada.core.estimator import Estimator
 from rada.data.prompts import check_class_names, load_templates
 from rada.encoders.slot import EncoderSlot
 from rada.features import ClassSet, Features
-from rada.fitting import labelled_arrays
+from rada.fitting import labelled_arrays, unit_rows
 from rada.inputs import Inputs
 from rada.methods import AdaptedModel, Facts, Method, get_method
 from rada.methods.registry import method_of
@@ -255,11 +255,26 @@ class ClassifierBase(Estimator):
     def arrays(self, rows: Any, labels: Any) -> tuple[Features, NDArray[Any]]:
         """Return features with class features and scale; without an encoder, class means serve."""
         features, values = labelled_arrays(rows, labels)
+        self.n_features_in_ = features.dim
         if not self.slot and self.text_features is None:
             places = one_hot(features.labels, len(values)).float()
             means = normalize(places.T @ features.plain(), dim=-1)
             features = dataclasses.replace(features, text_features=means)
         return dataclasses.replace(features, scale=features.scale or self.scale or 100.0), values
+
+    def rows(self, values: Any) -> Tensor:
+        """Return an array of features for a classifier that was fitted on one, `fit(X, y)`.
+
+        Raises:
+            ValueError: If it has another width, or scikit-learn refuses it.
+        """
+        table = unit_rows(values)
+        if table.shape[1] != self.n_features_in_:
+            raise FeatureError(
+                f"X has {table.shape[1]} features, but {type(self).__name__} is expecting "
+                f"{self.n_features_in_} features as input"
+            )
+        return table
 
     def model_logits(
         self,

@@ -22,7 +22,7 @@ from rada.pretrained import CONFIG_FILE, EncoderId, Fitted, Record, load_model, 
 if TYPE_CHECKING:
     from rada.core.output import OutputFolder
 
-__all__ = ["FitPlan", "fit_model", "labelled_arrays"]
+__all__ = ["FitPlan", "fit_model", "labelled_arrays", "unit_rows"]
 
 
 @dataclass(frozen=True)
@@ -160,17 +160,31 @@ def labelled_arrays(features: Any, labels: Any) -> tuple[Features, np.ndarray]:
         labels: `(N,)` of any type.
 
     Raises:
-        DataError: If the lengths differ or there are no rows.
-        FeatureError: If the features cannot be used.
+        ValueError: If scikit-learn refuses them: other lengths, no rows, NaN, no numbers, no classes.
+        FeatureError: If a row is zero.
 
     Example:
         >>> found, values = labelled_arrays(np.eye(2), ["b", "a"])
         >>> found.labels.tolist(), values.tolist()
         ([1, 0], ['a', 'b'])
     """
-    rows, given = np.asarray(features), np.asarray(labels)
-    if given.ndim != 1 or len(given) != len(rows):
-        raise DataError(f"there are labels of shape {given.shape} for {len(rows)} rows of features")
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import check_X_y
+
+    rows, given = check_X_y(features, labels)
+    check_classification_targets(given)
     values, places = np.unique(given, return_inverse=True)
     names = tuple(map(str, values.tolist()))
-    return Features(torch.from_numpy(rows.astype(np.float32)), places, names), values
+    return Features(unit_rows(rows), places, names), values
+
+
+def unit_rows(rows: Any) -> torch.Tensor:
+    """Return an array `(N, D)` of numbers as unit-norm rows, float32.
+
+    Raises:
+        ValueError: If scikit-learn refuses it: NaN, no rows, no numbers.
+    """
+    from sklearn.utils.validation import check_array
+
+    table = torch.from_numpy(check_array(rows).astype(np.float32, copy=True))
+    return torch.nn.functional.normalize(table, dim=-1)

@@ -55,4 +55,5 @@ class Estimator:
             target_tags=TargetTags(required=True),
             classifier_tags=ClassifierTags(),
             input_tags=InputTags(),
+            requires_fit=False,  # before fit it is the zero-shot model
         )

@@ -356,7 +356,7 @@ class Method(ABC):
         if present < 2:
             raise FeatureError(
                 f"{self.name} needs images of at least 2 classes, but only "
-                f"{present} of {len(data.classes)} has any"
+                f"{present} class of {len(data.classes)} has any"
             )
 
     # -- shared by the methods that learn on features --------------------------------------------
