@@ -55,6 +55,7 @@ from rada.pretrained import (
     resolve_directory,
     write_parts,
 )
+from rada.seen import image_keys, remembered, seen_images
 from rada.settings.eft import HeadTrainer, TrainedHead, describe
 from rada.settings.strength import StrengthChoice
 from rada.threads import one_thread
@@ -179,7 +180,7 @@ class RAdaClassifier:
     @property
     def record(self) -> dict[str, Any]:
         """What the last `fit` was: data, seed, configuration, strength and training curve."""
-        return dict(self._record)
+        return {key: value for key, value in self._record.items() if key != "image_keys"}
 
     @property
     def scale(self) -> float:
@@ -452,6 +453,7 @@ class RAdaClassifier:
             "origin": features.encoder_fingerprint,
             "origin_name": features.encoder,
             "on_features": isinstance(found, Features),
+            "image_keys": remembered(image_keys(chosen)),
             **describe(self.trained),
         }
         if out is not None:
@@ -674,7 +676,11 @@ class RAdaClassifier:
         return self._accuracy(data, None)
 
     def zero_shot_score(self, data: Data) -> float:
-        """Return the accuracy of the model without the head, in [0, 1]."""
+        """Return the accuracy of the model before any training, in [0, 1]."""
+        if self._record.get("setting") == "fft":  # without a head it would still be a tuned model
+            base = self.pretrained()
+            base._classes, base.aliases = self._classes, self.aliases
+            return base.score(data)
         return self._accuracy(data, 0.0)
 
     def _accuracy(self, data: Data, strength: float | None) -> float:
@@ -734,7 +740,7 @@ class RAdaClassifier:
         classes = found.classes
         text = self._candidates(features, classes, own)
         scale, strength = self.scale_for(features), self.strength_for(classes)
-        zero_shot = self.logits(features.plain(), text, strength=0.0, scale=scale)
+        zero_shot, row_names = self._before_training(found, features, text)
         adapted = self.logits(features.plain(), text, strength=strength, scale=scale)
         result = compare(zero_shot, adapted, features.labels, classes)
         result |= {
@@ -747,10 +753,84 @@ class RAdaClassifier:
             else {"name": self.encoder.name, "fingerprint": self.encoder.fingerprint},
             "data": name,
             "data_fingerprint": features.fingerprint,
-            "training": {key: value for key, value in self._record.items() if key != "history"},
+            "training": {
+                k: v for k, v in self._record.items() if k not in ("history", "image_keys")
+            },
+            "row_names": row_names,
+            "trained_classes": sum(name in self._trained_names() for name in classes),
+            "seen_in_training": self._warn_of_seen(found),
         }
         pictures = found if isinstance(found, ImageSplit) else None
         return result, Evaluated(features, classes, text, zero_shot, adapted, pictures)
+
+    def _before_training(
+        self, found: ImageSplit | Features, features: Features, text: Tensor
+    ) -> tuple[Tensor, dict[str, str]]:
+        """Return logits of the model as it was before any training, and other names for the rows."""
+        if self._record.get("setting") != "fft":
+            return self.logits(
+                features.plain(), text, strength=0.0, scale=self.scale_for(features)
+            ), {}
+        names = {"adapted": "Tuned"}
+        try:
+            if isinstance(found, Features):
+                raise FeatureError("the features are those of the tuned encoder")
+            base = self.pretrained()
+            before = base.features_of(found)
+            return base.logits(before.plain(), base.text_features(features.classes)), names
+        except (EncoderError, FeatureError) as error:
+            warnings.warn(
+                f"the zero-shot accuracy cannot be measured: {error}", UserWarning, stacklevel=3
+            )
+        names["zero_shot"] = "Tuned, no head" if self.trained is not None else "Tuned (no baseline)"
+        return self.logits(
+            features.plain(), text, strength=0.0, scale=self.scale_for(features)
+        ), names
+
+    def pretrained(self) -> RAdaClassifier:
+        """Return the zero-shot classifier that a fine-tuned model was before training.
+
+        Raises:
+            EncoderError: If that is not known, or cannot be loaded any more.
+        """
+        known = self._record.get("pretrained")
+        if not isinstance(known, dict) or not isinstance(known.get("name"), str):
+            raise EncoderError("the model does not say which encoder was tuned: tune it again")
+        encoder = load_encoder(known["name"], device=self._require_encoder().device)
+        if not encoder.has_fingerprint(str(known.get("fingerprint"))):
+            raise EncoderError(
+                f"the encoder {known['name']!r} is not the one that was tuned: its fingerprint is "
+                f"{encoder.fingerprint}, not {known.get('fingerprint')}"
+            )
+        return RAdaClassifier(
+            encoder,
+            templates=self._templates(),
+            cache=self.cache,
+            workers=self.workers,
+            skip_bad=self.skip_bad,
+            progress=self.progress,
+        )
+
+    def features_of(self, images: ImageSplit) -> Features:
+        """Return the features of images, through the cache."""
+        return self._encode(images)
+
+    def _trained_names(self) -> set[str]:
+        """Return the classes that the model was trained on; none for a zero-shot model."""
+        known = self._record.get("trained_classes", ())
+        return set(known) if known or not self._tuned else set(self.classes)
+
+    def _warn_of_seen(self, found: ImageSplit | Features) -> int:
+        """Return how many images of an evaluation were trained on; warn if any were."""
+        seen = seen_images(found, self._record.get("image_keys"))
+        if seen:
+            warnings.warn(
+                f"{seen} of the {len(found)} test images are images that the model was trained on, so "
+                "its accuracy says little: evaluate on others (a test/ folder, or --split)",
+                UserWarning,
+                stacklevel=4,
+            )
+        return seen
 
     # -- on disk ---------------------------------------------------------------------------------
 

@@ -130,6 +130,7 @@ def write(
 
 def _print(result: dict[str, Any], page: Path | None) -> None:
     from rada.cli.tables import class_table, comparison_table
+    from rada.report.text import count
 
     terminal = screen()
     terminal.print(comparison_table(result))
@@ -140,6 +141,11 @@ def _print(result: dict[str, Any], page: Path | None) -> None:
         f"{changed['wrong_to_right']} pictures went from wrong to right, "
         f"{changed['right_to_wrong']} from right to wrong (mask strength {result['strength']:g})."
     )
+    if result["head"] is not None:
+        terminal.print(
+            f"The model was trained on {result['trained_classes']} of these "
+            f"{count(len(result['classes']), 'class', 'classes')}."
+        )
     if result["skipped"]:
         terminal.print(f"{len(result['skipped'])} unreadable pictures were left out.")
     if page is not None:

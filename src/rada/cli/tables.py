@@ -33,7 +33,7 @@ def comparison_table(result: dict[str, Any]) -> Table:
     for key in result["rows"]:
         row = result[key]
         table.add_row(
-            row_name(key),
+            row_name(key, result.get("row_names")),
             percent(row["accuracy"]),
             interval(row["interval"]),
             percent(row["balanced_accuracy"]),
@@ -45,9 +45,10 @@ def comparison_table(result: dict[str, Any]) -> Table:
 
 def class_table(result: dict[str, Any]) -> Table:
     """Return accuracy per class, the zero-shot and the adapted model side by side."""
-    from rada.report.text import percent, shorten
+    from rada.report.text import percent, row_name, shorten
 
-    table = plain_table("Accuracy per class", "class", "pictures", "zero-shot", "RAda")
+    both = [row_name(key, result.get("row_names")) for key in ("zero_shot", "adapted")]
+    table = plain_table("Accuracy per class", "class", "pictures", *both)
     rows = zip(result["zero_shot"]["per_class"], result["adapted"]["per_class"], strict=True)
     for before, after in rows:
         table.add_row(

@@ -58,7 +58,13 @@ def class_bars(result: Mapping[str, Any], rows: Sequence[str]) -> FigureBlock:
             place = np.arange(len(classes)) + (index - (len(rows) - 1) / 2) * thickness
             values = np.array([_percentage(entry["accuracy"]) for entry in table])
             ends = np.array([_ends(entry) for entry in table]).T
-            axes.barh(place, values, thickness * 0.9, color=colours[name], label=row_name(name))
+            axes.barh(
+                place,
+                values,
+                thickness * 0.9,
+                color=colours[name],
+                label=row_name(name, result.get("row_names")),
+            )
             whisker: dict[str, Any] = {
                 "fmt": "none",
                 "ecolor": COLOURS["ink"],
@@ -120,13 +126,16 @@ def class_scatter(result: Mapping[str, Any]) -> FigureBlock:
 
 
 def confusion_heat_map(
-    tables: Mapping[str, Sequence[Sequence[int]]], classes: Sequence[str]
+    tables: Mapping[str, Sequence[Sequence[int]]],
+    classes: Sequence[str],
+    row_names: Mapping[str, str] | None = None,
 ) -> FigureBlock:
     """Draw confusion matrices as heat maps without numbers, side by side.
 
     Args:
         tables: `(K, K)` counts by name of the row, rows true.
         classes: K class names; written beside the map where there is room.
+        row_names: Other names of the rows than the usual ones.
     """
     count, labelled = len(classes), len(classes) <= 30
 
@@ -135,7 +144,7 @@ def confusion_heat_map(
         grid = figure.subplots(*shape, squeeze=False).flatten()
         for number, (axes, (name, table)) in enumerate(zip(grid, tables.items(), strict=True)):
             axes.imshow(_heat(np.asarray(table)), interpolation="none", aspect="equal")
-            axes.set_title(row_name(name))
+            axes.set_title(row_name(name, row_names))
             axes.set_xlabel("Predicted class")
             axes.set_xticks([])
             axes.set_yticks([])
@@ -147,7 +156,7 @@ def confusion_heat_map(
             for spine in axes.spines.values():
                 spine.set_visible(True)
 
-    names = " and ".join(map(row_name, tables))
+    names = " and ".join(row_name(key, row_names) for key in tables)
     alt = f"Confusion of {count} classes as a heat map, {names}; the table below lists the errors."
     caption = (
         "Each row is a true class, each column a predicted one, in the same order; the darker, the "

@@ -31,7 +31,7 @@ from rada.report.tables import (
     result_table,
     shots_blocks,
 )
-from rada.report.text import count, interval, percent, points
+from rada.report.text import count, interval, percent, points, row_name
 
 __all__ = ["build_report", "write_report"]
 
@@ -109,7 +109,9 @@ def build_report(
     if figure is not None:
         sections.append(Section("Training", [figure]))
     if examples:
-        sections.append(Section("Pictures that changed", _galleries(examples)))
+        sections.append(
+            Section("Pictures that changed", _galleries(examples, result.get("row_names")))
+        )
     provenance = _provenance(result)
     if provenance:
         sections.append(Section("Run it again", provenance))
@@ -148,16 +150,16 @@ def _headline(result: Mapping[str, Any]) -> Headline:
     tone: Tone = (
         "gain" if changed["interval"][0] > 0 else "loss" if changed["interval"][1] < 0 else ""
     )
-    zero_shot, adapted = result["zero_shot"], result["adapted"]
+    zero_shot, adapted, names = result["zero_shot"], result["adapted"], result.get("row_names")
     return Headline(
         [
             HeadlineNumber(
-                "Zero-shot accuracy",
+                f"{row_name('zero_shot', names)} accuracy",
                 percent(zero_shot["accuracy"]),
                 f"95 % interval {interval(zero_shot['interval'])}",
             ),
             HeadlineNumber(
-                "RAda accuracy",
+                f"{row_name('adapted', names)} accuracy",
                 percent(adapted["accuracy"]),
                 f"95 % interval {interval(adapted['interval'])}",
                 "accent",
@@ -177,17 +179,19 @@ def _headline(result: Mapping[str, Any]) -> Headline:
     )
 
 
-def _galleries(examples: Sequence[Mapping[str, Any]]) -> list[Block]:
+def _galleries(
+    examples: Sequence[Mapping[str, Any]], names: Mapping[str, str] | None
+) -> list[Block]:
     gained = [one for one in examples if one["adapted"]["class"] == one["true"]]
     lost = [one for one in examples if one["adapted"]["class"] != one["true"]]
     return [
         Text("Those where the probability of the true class moved most, class by class in turn."),
-        Gallery("From wrong to right", [_card(one, "gain") for one in gained]),
-        Gallery("From right to wrong", [_card(one, "loss") for one in lost]),
+        Gallery("From wrong to right", [_card(one, "gain", names) for one in gained]),
+        Gallery("From right to wrong", [_card(one, "loss", names) for one in lost]),
     ]
 
 
-def _card(example: Mapping[str, Any], tone: Tone) -> Card:
+def _card(example: Mapping[str, Any], tone: Tone, names: Mapping[str, str] | None) -> Card:
     def spelled(prediction: Mapping[str, Any]) -> tuple[str, str]:
         return str(prediction["class"]), percent(prediction["probability"])
 
@@ -196,8 +200,8 @@ def _card(example: Mapping[str, Any], tone: Tone) -> Card:
         alt=f"Picture {example['id']}, a {example['true']}",
         lines=[
             ("True class", str(example["true"]), "", ""),
-            ("Zero-shot", *spelled(example["zero_shot"]), ""),
-            ("RAda", *spelled(example["adapted"]), tone),
+            (row_name("zero_shot", names), *spelled(example["zero_shot"]), ""),
+            (row_name("adapted", names), *spelled(example["adapted"]), tone),
         ],
         footer=str(example["id"]),
     )

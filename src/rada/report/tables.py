@@ -44,7 +44,9 @@ def result_table(result: Mapping[str, Any]) -> Table:
             percent(metrics["ece"], sign=False),
             _difference(against),
         ]
-        rows.append(Row(row_name(key), cells, "accent" if key == "adapted" else ""))
+        rows.append(
+            Row(row_name(key, result.get("row_names")), cells, "accent" if key == "adapted" else "")
+        )
     chance = percent(result["chance"], sign=False)
     majority = percent(result["majority"], sign=False)
     rows.append(Row("Chance", [chance, "", chance, "", ""], "muted"))
@@ -80,12 +82,16 @@ def confusion_blocks(result: Mapping[str, Any]) -> list[Block]:
     classes = result["classes"]
     keys = ("zero_shot", "adapted")
     if len(classes) <= MOST_NUMBERS:
-        matrices = [_matrix(row_name(key), result[key]["confusion"], classes) for key in keys]
+        names = result.get("row_names")
+        matrices = [
+            _matrix(row_name(key, names), result[key]["confusion"], classes) for key in keys
+        ]
         note = "Rows are true classes, columns predicted ones; errors are shaded red."
         return [SideBySide(matrices), Text(note, note=True)]
     blocks: list[Block] = []
     if len(classes) <= MOST_HEAT:
-        blocks.append(confusion_heat_map({key: result[key]["confusion"] for key in keys}, classes))
+        tables = {key: result[key]["confusion"] for key in keys}
+        blocks.append(confusion_heat_map(tables, classes, result.get("row_names")))
     else:
         many = count(len(classes), "class", "classes")
         blocks.append(Text(f"With {many} only the most frequent errors are listed."))
@@ -137,7 +143,7 @@ def _difference(against: Mapping[str, Any] | None) -> Cell:
 def _class_table(
     result: Mapping[str, Any], rows: Sequence[str], chosen: Sequence[int], caption: str
 ) -> Table:
-    columns = ["Class", "Pictures", *(row_name(row) for row in rows)]
+    columns = ["Class", "Pictures", *(row_name(row, result.get("row_names")) for row in rows)]
     body = []
     for k in chosen:
         cells: list[Cell | str] = [f"{result['zero_shot']['per_class'][k]['images']:,}"]

@@ -36,7 +36,8 @@ def _parts(model: TunedModel, result: dict[str, Any]) -> SavedParts:
         encoder={"name": ENCODER_FOLDER, "fingerprint": encoder.fingerprint},
         classes=list(model.classes),
         templates=list(model.templates),
-        training={key: result[key] for key in _TOLD if key in result},
+        training={key: result[key] for key in _TOLD if key in result}
+        | {"pretrained": result["encoder"]},
         parts=[
             ENCODER_FOLDER,
             *(["head"] if head is not None else []),
