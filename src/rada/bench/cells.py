@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,11 +154,15 @@ class Folder:
             raise CheckpointError(f"'{self.root}/bench.json' is not a benchmark's description")
         return found
 
-    def finished(self, cell: Cell) -> bool:
+    def finished(self, cell: Cell, identities: Mapping[str, Any] | None = None) -> bool:
         """Whether a cell has its result.
 
+        Args:
+            cell: The cell.
+            identities: The identity that each of its data sets has now; None leaves that open.
+
         Raises:
-            ConfigError: If there is a result of other settings under the same name.
+            ConfigError: If there is a result of other settings or other data under the same name.
             CheckpointError: If the result is damaged.
         """
         path = self.result_path(cell)
@@ -175,6 +179,13 @@ class Folder:
             raise ConfigError(
                 f"{str(path)!r} is the result of another run ({'; '.join(differ)}): "
                 "choose another --out, or another name for the variant"
+            )
+        known = found.get("identities", {})
+        changed = [spec for spec, value in (identities or {}).items() if known.get(spec) != value]
+        if changed:
+            raise ConfigError(
+                f"{str(path)!r} is the result of other images, labels, templates or encoder weights "
+                f"than {changed[0]!r} gives now: choose another --out"
             )
         return True
 

@@ -3,6 +3,7 @@
 from rada.data.align import fold_name
 from rada.data.bad import find_bad, readable_shots, without_bad
 from rada.data.dataset import ImageDataset, ImageSplit, Skipped
+from rada.data.identity import data_identity
 from rada.data.images import open_image
 from rada.data.loose import expand_pictures, open_images
 from rada.data.manifest import write_manifest
@@ -28,6 +29,7 @@ __all__ = [
     "align_classes",
     "build_prompts",
     "check_class_names",
+    "data_identity",
     "expand_pictures",
     "few_shot",
     "few_shot_indices",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from rada.data import ImageSplit
+from rada.data import ImageSplit, data_identity
 from rada.data.prompts import load_templates
 from rada.encoders import DualEncoder, load_encoder
 from rada.encoders.memory import keep_freed_memory
@@ -29,11 +29,10 @@ from rada.settings.fft.loop import FineTuningStopped, TowerTraining
 from rada.settings.fft.methods import FirstStage, get_fft_method
 from rada.settings.fft.model import TunedModel
 from rada.settings.fft.saving import LOG_FILE, RESULT_FILE, save_tuned
-from rada.settings.fft.sets import Data, open_sets
+from rada.settings.fft.sets import Data, RunData, open_sets
 from rada.settings.fft.signals import listening
 from rada.settings.fft.tracking import check_trackers, start_trackers
 from rada.settings.fft.wise import interpolate
-from rada.settings.state import fingerprint_tensors
 from rada.storage import read_json
 
 if TYPE_CHECKING:
@@ -201,7 +200,7 @@ class FineTuner:
             skip_bad=self.skip_bad,
         )
         classes, templates = train.classes, self.templates or opened.templates
-        run = self._describe(data, ood, train, judge, shots, seed)
+        run = self._describe(data, ood, opened, templates, shots, seed, wise)
         checkpoints = None
         if out is not None:
             checkpoints = Checkpoints(training_folder(out), run, self.config.keep_checkpoints)
@@ -441,12 +440,25 @@ class FineTuner:
         self,
         data: Data,
         ood: Mapping[str, Data] | None,
-        train: ImageSplit,
-        judge: Judge,
+        opened: RunData,
+        templates: Sequence[str],
         shots: int | None,
         seed: int,
+        wise: Sequence[float],
     ) -> dict[str, Any]:
-        return {
+        """Return all that decides the result; the main process reads the images for all of them."""
+        from accelerate.utils import broadcast_object_list
+
+        told: list[Any] = [None]
+        if self.is_main_process:
+            selects = opened.validation
+            told[0] = {
+                "data_fingerprint": self._identity(opened.train),
+                "test_fingerprints": {t.name: self._identity(t.split) for t in opened.tests},
+                "validation_fingerprint": selects and self._identity(selects.split),
+            }
+        broadcast_object_list(told)
+        return told[0] | {
             "setting": "fft",
             "method": self.method.name,
             "config": self.config.to_dict(),
@@ -454,11 +466,14 @@ class FineTuner:
             "shots": shots,
             "encoder": {"name": self.encoder.name, "fingerprint": self.encoder.fingerprint},
             "data": data_name(data),
-            "data_fingerprint": _split_key(train),
-            "images": len(train),
-            "test_fingerprints": {test.name: _split_key(test.split) for test in judge.sets},
+            "images": len(opened.train),
+            "templates": list(templates),
+            "wise_alphas": sorted(set(wise)),
             "out_of_distribution_data": {k: data_name(v) for k, v in (ood or {}).items()},
         }
+
+    def _identity(self, split: ImageSplit) -> str:
+        return data_identity(split, progress=self.progress)
 
     def _finished(
         self,
@@ -553,10 +568,3 @@ def _saved_run(out: Path, run: dict[str, Any]) -> tuple[dict[str, Any] | None, l
         return found, told
     except CheckpointError as error:
         return None, [str(error)]
-
-
-def _split_key(split: ImageSplit) -> str:
-    """Hash names and labels; the pictures of ImageNet would take an hour to read."""
-    return fingerprint_tensors(
-        torch.from_numpy(split.labels.copy()), extra=[list(split.classes), list(split.ids)]
-    )
