@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from rada.convert import convert_data
-from rada.data import ImageDataset, ImageSplit, Naming, fold_name, open_dataset
+from rada.data import ImageDataset, ImageSplit, Naming, announce, fold_name, open_dataset
 from rada.data.checks import name_classes, place_labels
 from rada.data.naming import Matched
 from rada.features import Features
@@ -81,7 +81,9 @@ def open_labelled(
             data = name_classes(data, naming)
     if isinstance(data, ImageDataset):
         aliases = dict(zip(data.keys or data.classes, data.classes, strict=True))
-        return Opened(data.split(*splits), aliases, data.templates)
+        found = data.split(*splits)
+        announce(data.name, next(name for name in splits if name in data.splits), found)
+        return Opened(found, aliases, data.templates)
     templates = (data.templates or None) if isinstance(data, Features) else None
     if not naming.wanted:
         return Opened(data, dict(zip(data.classes, data.classes, strict=True)), templates)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 import pytest
@@ -161,3 +162,37 @@ def test_an_empty_class_folder_beside_training(tmp_path: Path) -> None:
     for place in (root, root / "train"):
         with pytest.raises(DataError, match=r"'.*train/dog' holds no picture"):
             open_dataset(place)
+
+
+def test_a_folder_of_domains_is_no_data_set(tmp_path: Path) -> None:
+    domains = ("photo", "sketch")
+    counts = {f"{d}/{part}/{c}": 1 for d in domains for part in ("train", "test") for c in "ab"}
+    root = draw_folder(tmp_path / "pacs", counts)
+    with pytest.raises(
+        DataError, match=r"data sets of their own \('photo', 'sketch'\), .*pacs/photo'"
+    ):
+        open_dataset(root)
+    assert list(open_dataset(root / "photo").splits) == ["train", "test"]
+    alone = draw_folder(tmp_path / "alone", {f"{d}/train/{c}": 1 for d in domains for c in "ab"})
+    with pytest.raises(DataError, match="data sets of their own"):
+        open_dataset(alone)
+
+
+def test_splits_below_the_classes_are_not_pooled(tmp_path: Path) -> None:
+    root = draw_folder(
+        tmp_path, {f"{c}/{part}": 1 for c in ("cat", "dog") for part in ("train", "val")}
+    )
+    with pytest.raises(DataError, match=r"put the splits above the classes \(train/cat/...\)"):
+        open_dataset(root)
+
+
+def test_the_same_folders_below_each_class_are_worth_a_warning(tmp_path: Path) -> None:
+    root = draw_folder(
+        tmp_path, {f"{d}/{c}": 1 for d in ("photo", "sketch") for c in ("cat", "dog")}
+    )
+    with pytest.warns(UserWarning, match=r"hold the same sub-folders \(cat, dog, ...\)"):
+        open_dataset(root)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_dataset(root / "photo").classes == ("cat", "dog")
+        open_dataset(draw_folder(tmp_path / "v", {"bus/train": 2, "bus/car": 1, "cat": 1}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from typing import Annotated, NoReturn
@@ -58,8 +59,23 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: object) -
         echo(f"warning: {message}", err=True)
 
 
+class _OnStandardError(logging.Handler):
+    """Shows what the library tells of its work."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        echo(record.getMessage(), err=True)
+
+
+def _show_messages() -> None:
+    logger = logging.getLogger("rada")
+    logger.setLevel(logging.INFO)
+    if not any(isinstance(handler, _OnStandardError) for handler in logger.handlers):
+        logger.addHandler(_OnStandardError())
+
+
 def main() -> NoReturn:
     """Run the command line and exit: 0 well, 2 for bad input, 130 when interrupted."""
+    _show_messages()
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         app()

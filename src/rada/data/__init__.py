@@ -17,6 +17,7 @@ from rada.data.prompts import (
 )
 from rada.data.registry import DatasetInfo, list_datasets, open_dataset, register_dataset
 from rada.data.sampling import few_shot, few_shot_indices
+from rada.data.summary import announce, summarise
 from rada.data.views import seeded_view
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Naming",
     "Skipped",
     "align_classes",
+    "announce",
     "build_prompts",
     "check_class_names",
     "data_identity",
@@ -44,6 +46,7 @@ __all__ = [
     "readable_shots",
     "register_dataset",
     "seeded_view",
+    "summarise",
     "without_bad",
     "write_manifest",
 ]

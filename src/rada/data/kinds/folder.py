@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,7 @@ def _layout(root: Path) -> dict[str, str]:
     if len(above) < len(names):
         above = [name for name in above if _holds_classes(root / name)]
     if not above:
+        _check_below(root, names)
         return {"all": ""}
     others = [name for name in names if name not in above and has_pictures(root / name)]
     if others:
@@ -69,6 +71,42 @@ def _layout(root: Path) -> dict[str, str]:
         if other != name:
             raise DataError(f"{str(root)!r} has {other!r} and {name!r}, which mean the same split")
     return {split: folders[split] for split in SPLITS if split in folders}
+
+
+def _check_below(root: Path, names: list[str]) -> None:
+    """Check that what lies in the class folders are not data sets, or splits, of their own.
+
+    Raises:
+        DataError: If each has folders of splits; the message says whether data sets or classes have them.
+    """
+    below = {name: list_folders(root / name) for name in names}
+    split = {name for name, inner in below.items() if inner and all(map(split_name, inner))}
+    split = {name for name in split if not list_pictures(root / name, recursive=False)}
+    nested = [name for name in names if name in split and len(below[name]) > 1]
+    if not nested and split == set(names):
+        nested = names
+    if nested:
+        first = root / nested[0] / below[nested[0]][0]
+        shown = ", ".join(map(repr, nested[:5])) + (", ..." if len(nested) > 5 else "")
+        if _holds_classes(first):
+            raise DataError(
+                f"{str(root)!r} holds data sets of their own ({shown}), not classes: each has its own "
+                f"{', '.join(below[nested[0]])} with classes inside. Open one, such as "
+                f"{str(root / nested[0])!r}; `rada bench --protocol domain` takes them all"
+            )
+        raise DataError(
+            f"the classes in {str(root)!r} ({shown}) have the splits {', '.join(below[nested[0]])} inside: "
+            f"put the splits above the classes ({below[nested[0]][0]}/{nested[0]}/...)"
+        )
+    inner = [frozenset(found) for found in below.values()]
+    if len(inner) > 1 and len(set(inner)) == 1 and len(inner[0]) > 1:
+        warnings.warn(
+            f"the folders {', '.join(map(repr, names[:3]))} of {str(root)!r} hold the same sub-folders "
+            f"({', '.join(below[names[0]][:3])}, ...), whose images are pooled: if these are the classes, "
+            f"open one folder, such as {str(root / names[0])!r}",
+            UserWarning,
+            stacklevel=6,
+        )
 
 
 def _holds_classes(folder: Path) -> bool:
