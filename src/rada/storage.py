@@ -15,6 +15,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from rada.errors import OutputError, StorageError
+from rada.printable import exact_json
 
 __all__ = [
     "atomic_path",
@@ -186,7 +187,7 @@ def write_json(path: str | Path, value: Any) -> None:
         StorageError: If the place cannot be written.
         ValueError: If `value` holds NaN or an infinity.
     """
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    text = exact_json(value, indent=2)
     write_bytes(path, (text + "\n").encode())
 
 
