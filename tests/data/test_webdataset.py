@@ -575,3 +575,22 @@ def test_urls_without_the_library(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "webdataset.gopen", None)
     with pytest.raises(MissingExtraError, match=r"rada-vlm\[shards\]"):
         open_dataset("https://127.0.0.1:1/a.tar")
+
+
+def test_templates_of_clip_benchmark(tmp_path: Path) -> None:
+    shards(tmp_path / "train", 1)
+    shards(tmp_path / "test", 1)
+    text = "a photo of a {c}.\n\nart of the {c}.\n"
+    (tmp_path / "zeroshot_classification_templates.txt").write_text(text)
+    for spec in (tmp_path, tmp_path / "test"):
+        assert open_dataset(spec).templates == ("a photo of a {}.", "art of the {}.")
+    (tmp_path / "zeroshot_classification_templates.txt").write_text("a photo\n")
+    with pytest.raises(DataError, match="'a photo' should have"):
+        open_dataset(tmp_path)
+
+
+def test_compressed_shards_beside_others_are_named(tmp_path: Path) -> None:
+    shards(tmp_path, 2)
+    (tmp_path / "train-002.tar.gz").write_bytes(b"x")
+    with pytest.warns(UserWarning, match=r"1 compressed shards .* such as 'train-002.tar.gz'"):
+        assert len(open_dataset(tmp_path).splits) == 1

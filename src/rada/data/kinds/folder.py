@@ -118,6 +118,11 @@ def _pictures(folder: Path, split: str) -> dict[str, list[str]]:
     judges = (split if split != "all" else split_name(folder.resolve().name)) in ("val", "test")
     classes = {name: list_pictures(folder / name) for name in list_folders(folder)}
     if not classes:
+        table = folder / "metadata.csv"  # of Hugging Face's image folders
+        if table.is_file():
+            raise DataError(
+                f"{str(folder)!r} has no class folders but a table: open {str(table)!r} itself"
+            )
         loose = len(list_pictures(folder, recursive=False))
         found = f"{loose} pictures" if loose else "nothing"
         raise DataError(
