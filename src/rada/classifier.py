@@ -546,14 +546,17 @@ class RAdaClassifier:
 
         Strength None is the classifier's own for such class features; `strength_for` tells it from the
         names of the classes. Scale None is the classifier's own.
+
+        Raises:
+            FeatureError: If logits are not finite; probabilities would be NaN.
         """
         scale = self.scale if scale is None else scale
         if self.trained is None or strength == 0:
-            return scale * image_features @ text_features.T
+            return _finite(scale * image_features @ text_features.T)
         if strength is None and self.trained.class_features is None and self.encoder is not None:
             known = self._record.get("trained_classes", ())  # a loaded head does not bring them
             self.trained.class_features = self.text_features(known) if known else None
-        return self.trained(image_features, text_features, scale, strength).logits
+        return _finite(self.trained(image_features, text_features, scale, strength).logits)
 
     def predict_proba(self, images: Any) -> NDArray[np.float32]:
         """Return softmax probabilities `(N, K)` over `classes`.
@@ -955,11 +958,11 @@ class RAdaClassifier:
             head,
             saved.strength,
             self.config,
-            int(training.get("seed", 0)),
+            training.get("seed", 0),
             list(training.get("history", [])),
             None if choice is None else StrengthChoice(**choice),
-            str(training.get("fingerprint", "")),
-            _trained_strength(training),
+            training.get("fingerprint", ""),
+            training.get("trained_strength"),
         )
 
 
@@ -1055,6 +1058,15 @@ def _unchanged_on_failure(thing: object) -> Iterator[None]:
         raise
 
 
+def _finite(logits: Tensor) -> Tensor:
+    if not logits.isfinite().all():
+        raise FeatureError(
+            "logits are not finite, so there are no probabilities: the features, the class features or the "
+            "head hold far too large numbers"
+        )
+    return logits
+
+
 def _training_config(training: dict[str, Any]) -> Config:
     """Return the configuration of the kind of training that a model went through."""
     kind: type[Config] = EFTConfig
@@ -1066,10 +1078,3 @@ def _training_config(training: dict[str, Any]) -> Config:
         return kind.from_dict(training.get("config", {}))
     except ConfigError as error:
         raise CheckpointError(f"the head's training configuration is damaged: {error}") from error
-
-
-def _trained_strength(training: dict[str, Any]) -> float | None:
-    found = training.get("trained_strength")
-    if found is None or (type(found) in (int, float) and 0 <= found <= 1):
-        return found
-    raise CheckpointError(f"the head's trained_strength is damaged: {found!r} is not in [0, 1]")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,6 +17,7 @@ from rada._version import __version__
 from rada.errors import CheckpointError, ConfigError
 from rada.head import RAdaHead
 from rada.output import claim, finish_save
+from rada.records import HeadRecord, check_record
 from rada.settings.state import fingerprint_tensors
 from rada.storage import read_json
 
@@ -39,7 +40,7 @@ _MAX_CONFIG_BYTES = 64 << 20
 CLASSES_FILE = "classes.safetensors"
 ENCODER_FOLDER = "encoder"
 _PATTERNS = [CONFIG_FILE, "head.safetensors", CLASSES_FILE, f"{ENCODER_FOLDER}/*"]
-_PARTS = {"head", "classes", ENCODER_FOLDER}
+_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LAYERS = ("query_image", "query_text", "query_rational", "key", "value", "out")
 
 
@@ -80,31 +81,8 @@ class HeadConfig:
     parts: list[str] = field(default_factory=lambda: ["head"])
 
     def __post_init__(self) -> None:
-        checks = {
-            "dim": _is_count(self.dim),
-            "num_heads": _is_count(self.num_heads)
-            and _is_count(self.dim)
-            and self.dim % self.num_heads == 0,
-            "temperature": _is_number(self.temperature) and self.temperature > 0,
-            "scale": _is_number(self.scale) and self.scale > 0,
-            "strength": _is_number(self.strength) and 0 <= self.strength <= 1,
-            "encoder": self.encoder is None
-            or (
-                isinstance(self.encoder, dict)
-                and all(isinstance(self.encoder.get(key), str) for key in ("name", "fingerprint"))
-            ),
-            "classes": _is_names(self.classes),
-            "templates": _is_names(self.templates),
-            "aliases": isinstance(self.aliases, dict) and _is_names(list(self.aliases.values())),
-            "training": isinstance(self.training, dict),
-            "weights_hash": isinstance(self.weights_hash, str),
-            "rada_version": isinstance(self.rada_version, str),
-            "parts": _is_names(self.parts) and set(self.parts) <= _PARTS and bool(self.parts),
-        }
-        wrong = [name for name, good in checks.items() if not good]
-        if wrong:
-            values = ", ".join(f"{name}={str(getattr(self, name))[:80]!r}" for name in wrong)
-            raise ConfigError(f"a head cannot have {values}")
+        values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+        check_record(HeadRecord, values, error=ConfigError, what="the description of a head")
 
     @classmethod
     def from_dict(cls, values: object) -> HeadConfig:
@@ -131,18 +109,6 @@ class HeadConfig:
             hint = f" (written by rada {version}, this is {__version__})" if version else ""
             raise ConfigError(", ".join(told) + hint)
         return cls(**values)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _is_names(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
 
 
 def save_head(directory: str | Path, head: RAdaHead, config: HeadConfig) -> None:
@@ -269,6 +235,7 @@ def load_parts(directory: str | Path) -> SavedParts:
         head = RAdaHead(config.dim, config.num_heads, config.temperature)
         head.to(state["out.weight"].dtype).load_state_dict(state)
         head.eval()
+        _check_finite(head, config, folder)
     if ENCODER_FOLDER in config.parts:
         encoder = folder / ENCODER_FOLDER
         if not encoder.is_dir() or not encoder.resolve().is_relative_to(folder.resolve()):
@@ -292,9 +259,27 @@ def _read_tensors(path: Path, wanted: dict[str, tuple[int, ...]]) -> dict[str, T
     except (SafetensorError, OSError, KeyError) as error:
         raise CheckpointError(f"{str(path)!r} is damaged: {error}") from error
     for name, value in state.items():
-        if not value.is_floating_point() or not value.isfinite().all():
-            raise CheckpointError(f"{str(path)!r} holds NaN, Inf or integers in {name!r}")
+        if value.dtype not in _TYPES:
+            raise CheckpointError(
+                f"{str(path)!r} holds {name!r} as {value.dtype}: float16, bfloat16, float32 or float64 "
+                "is needed"
+            )
+        if not value.isfinite().all():
+            raise CheckpointError(f"{str(path)!r} holds NaN or Inf in {name!r}")
     return state
+
+
+def _check_finite(head: RAdaHead, config: HeadConfig, folder: Path) -> None:
+    """Refuse weights so large that logits overflow, which would name the first class always."""
+    rows = torch.randn(5, config.dim, generator=torch.Generator().manual_seed(0))
+    rows = torch.nn.functional.normalize(rows, dim=-1).to(head.out.weight)
+    with torch.no_grad():
+        logits = head(rows[:3], rows[3:], config.scale, config.strength or 1.0).logits
+    if not logits.isfinite().all():
+        raise CheckpointError(
+            f"the head in {str(folder)!r} gives logits that are not finite: its weights are far too "
+            "large (did its training diverge?); fit it again"
+        )
 
 
 def _hash(state: dict[str, Tensor]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from rada._version import __version__
 from rada.errors import CheckpointError, ConfigError
 from rada.output import claim, training_folder
+from rada.records import CellRecord, check_record
 from rada.storage import read_json, write_json
 
 __all__ = ["FORMAT", "Cell", "Folder", "data_name"]
@@ -224,12 +225,11 @@ class Folder:
 
 def _read(path: Path) -> dict[str, Any]:
     found = read_json(path, error=CheckpointError, what="the result")
-    needed = ("format", "rada_version", "cell", "parts")
-    if not isinstance(found, dict) or any(key not in found for key in needed):
-        raise CheckpointError(f"{str(path)!r} is not a result of a benchmark: delete it")
-    if found["format"] != FORMAT:
+    if isinstance(found, dict) and found.get("format", FORMAT) != FORMAT:
         raise CheckpointError(
-            f"{str(path)!r} has the format {found['format']!r}, this version reads {FORMAT!r}: "
+            f"{str(path)!r} has the format {str(found['format'])[:40]!r}, this version reads {FORMAT!r}: "
             "choose another folder"
         )
+    what = f"{str(path)!r} is not a result of a benchmark (delete it): it"
+    check_record(CellRecord, found, error=CheckpointError, what=what)
     return found

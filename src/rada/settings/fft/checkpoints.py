@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rada.errors import CheckpointError
+from rada.records import RunStateRecord, check_record
 from rada.storage import read_json, whole_directory, write_json
 
 __all__ = ["Checkpoints", "RunState", "collect", "differences", "restore"]
@@ -145,6 +146,8 @@ class Checkpoints:
             return None
         newest = found[-1]
         values = read_json(newest / "state.json", error=CheckpointError, what="the checkpoint")
+        what = f"the checkpoint {str(newest)!r}"
+        check_record(RunStateRecord, values, error=CheckpointError, what=what)
         try:
             state = RunState(**values)
             tensors = [_read(newest / f"{name}.safetensors") for name in ("weights", "optimizer")]

@@ -20,6 +20,7 @@ from rada.features import FeatureCache, Features, extract_features
 from rada.inputs import data_name
 from rada.output import OutputFolder, claim, training_folder
 from rada.pretrained import CONFIG_FILE, load_parts
+from rada.records import ResultRecord, check_record
 from rada.settings.fft.batches import Order, StepData, training_transform
 from rada.settings.fft.best import BestEpoch
 from rada.settings.fft.checkpoints import Checkpoints, RunState, differences
@@ -560,8 +561,8 @@ def _saved_run(out: Path, run: dict[str, Any]) -> tuple[dict[str, Any] | None, l
     """Return the saved result, and what is another or damaged about it and its model."""
     try:
         found = read_json(out / RESULT_FILE, error=CheckpointError, what="the result")
-        if not isinstance(found, dict):
-            raise CheckpointError(f"'{out / RESULT_FILE}' is not the result of a run")
+        what = f"'{out / RESULT_FILE}'"
+        check_record(ResultRecord, found, error=CheckpointError, what=what)
         told = differences({key: found.get(key) for key in run}, run)
         if not told:
             load_parts(out)
