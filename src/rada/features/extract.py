@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor
 
 from rada.data import ImageSplit
-from rada.errors import ConfigError, DataError
-from rada.features.cache import FeatureCache, Shard
+from rada.errors import CacheError, ConfigError, DataError
+from rada.features.cache import CacheWarning, FeatureCache, Shard
 from rada.features.features import Features
 from rada.features.pictures import ListReader, PictureReader, SplitReader
 from rada.features.work import Answer, BatchWork, Job, ViewTransform
@@ -98,7 +99,6 @@ def iter_features(
     Raises:
         ConfigError: If a number is out of range.
         DataError: If a picture cannot be read and `skip_bad` is off.
-        CacheError: If the cache cannot be written.
         FeatureError: If the encoder gives NaN, infinite or zero features.
         EncoderError: If a worker process dies.
     """
@@ -190,8 +190,12 @@ def _complete(work: BatchWork, answer: Answer) -> tuple[Shard, list[BadPicture]]
             return shard, _named(work, answer.job, reasons)
         answer = work.do(answer.job, anew=True)
     shard = work.finish(answer)
-    if work.cache is not None and answer.key is not None:
-        work.cache.write(answer.key, shard, work.encoder.name)
+    if work.cache is not None and answer.key is not None and work.keeping:
+        try:
+            work.cache.write(answer.key, shard, work.encoder.name)
+        except CacheError as error:  # what was computed is worth more than its copy
+            work.keeping = False
+            warnings.warn(f"{error}; this run goes on without it", CacheWarning, stacklevel=2)
     return shard, _named(work, answer.job, answer.bad)
 
 
