@@ -20,6 +20,7 @@ from rada.data.registry import register_dataset
 from rada.data.scan import is_folder
 from rada.data.sources import FileSource, IndexedSource, Source
 from rada.errors import DataError
+from rada.network import socket_timeout
 
 __all__ = ["load_torchvision"]
 
@@ -146,7 +147,8 @@ def _open(
         if split in opened:
             continue
         try:
-            opened[split] = make(**options, **arguments)
+            with socket_timeout():  # what it downloads has none
+                opened[split] = make(**options, **arguments)
         except Exception as error:  # whatever the reader of another library raises for its files
             if not ("split" in arguments and "Unknown value" in str(error)):
                 failures[split] = error
