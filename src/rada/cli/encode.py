@@ -57,7 +57,9 @@ def encode(
     from rada.encoders import load_encoder
     from rada.features import extract_features
     from rada.features.processes import OtherProcessError, Team, extract_in_team
+    from rada.values import check_seed
 
+    check_seed(seed)  # before anything is loaded
     team = Team()
     try:
         with team.main_first():

@@ -98,7 +98,9 @@ def finetune(
     """
     from rada.data import load_class_names
     from rada.settings.fft import FineTuner, FineTuningStopped
+    from rada.values import check_seed
 
+    check_seed(seed)  # before anything is loaded
     given = {
         "epochs": epochs,
         "batch_size": batch_size,

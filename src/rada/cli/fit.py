@@ -83,7 +83,9 @@ def fit(
     from rada.data import load_class_names
     from rada.output import claim
     from rada.settings import TrainingInterrupted
+    from rada.values import check_seed
 
+    check_seed(seed)  # before anything is loaded
     given = {
         "epochs": epochs,
         "min_steps": min_steps,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import re
 import warnings
 from abc import ABC, abstractmethod
@@ -24,6 +23,7 @@ from rada.encoders.tokens import Tokens, check_prompts, token_count, token_slice
 from rada.encoders.transforms import stack_pixels
 from rada.errors import DataError, EncoderError
 from rada.progress import progress_bar
+from rada.values import check_scale
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -97,8 +97,8 @@ class DualEncoder(ABC):
         train_transform: Transform,
         scale: float | None = None,
     ) -> None:
-        if scale is not None and not (math.isfinite(scale) and scale > 0):
-            raise EncoderError(f"scale should be a finite number above 0, not {scale!r}")
+        if scale is not None:
+            scale = check_scale(scale, error=EncoderError)
         self.model = model
         self.name = name
         self.dim = dim

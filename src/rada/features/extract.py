@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from rada.data import ImageSplit
-from rada.errors import CacheError, ConfigError, DataError
+from rada.errors import CacheError, DataError
 from rada.features.cache import CacheWarning, FeatureCache, Shard
 from rada.features.features import Features
 from rada.features.pictures import ListReader, PictureReader, SplitReader
 from rada.features.work import Answer, BatchWork, Job, ViewTransform
 from rada.features.workers import answers, plan_workers
 from rada.progress import progress_bar
+from rada.values import check_count, check_seed
 
 if TYPE_CHECKING:
     from rada.data.images import ImageLike
@@ -102,9 +103,8 @@ def iter_features(
         FeatureError: If the encoder gives NaN, infinite or zero features.
         EncoderError: If a worker process dies.
     """
-    for name, value in (("views", views), ("batch_size", batch_size)):
-        if value < 1:
-            raise ConfigError(f"{name} should be a positive integer, not {value!r}")
+    views, batch_size = check_count(views, "views"), check_count(batch_size, "batch_size")
+    seed = check_seed(seed)
     total, reader = _reader(pictures, limit=2 * batch_size if workers is None else 0)
     work = BatchWork(
         encoder,

@@ -23,6 +23,7 @@ from rada.data import DEFAULT_TEMPLATE
 from rada.errors import ConfigError, FeatureError
 from rada.features import check_features
 from rada.settings.state import fingerprint_tensors
+from rada.values import check_scale, check_seed
 
 if TYPE_CHECKING:
     from rada.data import ImageSplit
@@ -126,6 +127,8 @@ class Task:
     encoder: DualEncoder | None = None
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
+        object.__setattr__(self, "scale", check_scale(self.scale))
         if len(self.examples) == 0:  # for the methods that learn nothing
             return
         check_features(

@@ -25,6 +25,7 @@ from rada.settings.state import (
     restore_moments,
 )
 from rada.settings.strength import StrengthChoice, choose_strength
+from rada.values import check_scale, check_seed
 
 __all__ = ["HeadTrainer", "TrainedHead", "TrainingInterrupted", "train_head"]
 
@@ -159,7 +160,7 @@ def train_head(
     if checked.text_features is None or checked.labels is None:
         raise FeatureError("training needs text_features and labels")
     trainer = HeadTrainer(
-        checked.image_features, checked.labels, checked.text_features, float(scale), config, seed
+        checked.image_features, checked.labels, checked.text_features, scale, config, seed
     )
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     return trainer.train(folder, progress=progress)
@@ -192,8 +193,7 @@ class HeadTrainer:
         seed: int,
         steps: int | None = None,
     ) -> None:
-        if not (math.isfinite(scale) and scale > 0):
-            raise FeatureError(f"scale should be a finite number above 0, not {scale!r}")
+        scale, seed = check_scale(scale, error=FeatureError), check_seed(seed)
         if len(text) < 2 or len(labels.unique()) < 2:
             raise FeatureError(
                 f"training needs images of at least 2 classes, but there are {len(text)} classes and "

@@ -13,7 +13,7 @@ from rada.data import ImageSplit, data_identity
 from rada.data.prompts import load_templates
 from rada.encoders import DualEncoder, load_encoder
 from rada.encoders.memory import keep_freed_memory
-from rada.errors import CheckpointError, ConfigError, OutputError, StorageError
+from rada.errors import CheckpointError, ConfigError, DataError, OutputError, StorageError
 from rada.evaluation import Timer, environment
 from rada.evaluation.provenance import command_line
 from rada.features import FeatureCache, Features, extract_features
@@ -35,6 +35,7 @@ from rada.settings.fft.signals import listening
 from rada.settings.fft.tracking import check_trackers, start_trackers
 from rada.settings.fft.wise import interpolate
 from rada.storage import read_json
+from rada.values import check_count, check_seed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -148,7 +149,8 @@ class FineTuner:
             all that is needed to run it again. The tuned numbers stand at the top level, too.
 
         Raises:
-            DataError: If pictures or classes cannot be used.
+            ConfigError: If the seed is out of range.
+            DataError: If pictures, classes or the number of shots cannot be used.
             CheckpointError: If `output_dir` holds another run, or a damaged checkpoint.
             OutputError: If `output_dir` holds what rada did not write, lies in the data or around it, or
                 another process writes to it.
@@ -156,6 +158,8 @@ class FineTuner:
             TrainingDivergedError: If the loss is not finite.
             OutOfMemoryError: If a step does not fit into memory.
         """
+        seed = check_seed(seed)
+        shots = None if shots is None else check_count(shots, "shots", error=DataError)
         out = None if output_dir is None else Path(output_dir)
         if out is not None:
             self.encoder.require("save")

@@ -7,6 +7,7 @@ from typing import Literal
 
 from rada.config import Config
 from rada.errors import FeatureError
+from rada.values import check_seed
 
 __all__ = ["TTTConfig"]
 
@@ -74,6 +75,8 @@ class TTTConfig(Config):
         """Check that every field is in its range."""
         for name in ("views", "steps", "num_heads", "memory_budget"):
             self.require(getattr(self, name) >= 1, name, "a positive integer")
+        for name in ("seed", "head_seed"):
+            check_seed(getattr(self, name), f"TTTConfig.{name}")
         for name in ("selection", "max_entropy", "smallest_crop"):
             self.require(0 < getattr(self, name) <= 1, name, "above 0 and at most 1")
         for name in ("learning_rate", "temperature"):
