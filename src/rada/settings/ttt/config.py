@@ -34,7 +34,7 @@ class TTTConfig(Config):
         max_entropy: Pictures are left as they are if the entropy of the kept views' mean
             prediction is above this part of `log K`, in (0, 1]; 1 adapts to every picture.
         augmentation: "crop" is a random crop, resized, and a mirror image; "augmix" mixes chains of
-            photometric and geometric operations on top (torchvision's AugMix).
+            photometric and geometric operations on top (AugMix at severity 1, as TPT's code).
         smallest_crop: Smallest part of the picture's area in a crop, in (0, 1].
         seed: Chooses the views, together with each picture's content and the view's number.
         num_heads: Attention heads of the untrained head; must divide the width of the features.
