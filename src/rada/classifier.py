@@ -48,6 +48,7 @@ from rada.output import OutputFolder, claim
 from rada.pretrained import (
     CONFIG_FILE,
     ENCODER_FOLDER,
+    ClassVectors,
     HeadConfig,
     SavedParts,
     load_head,
@@ -150,6 +151,7 @@ class RAdaClassifier:
         self._vectors: dict[
             str, Tensor
         ] = {}  # learned by fine-tuning: the model has no other classes
+        self._biases: dict[str, Tensor] = {}  # of these vectors
         self._rows: dict[str, Tensor] = {}  # class features of a features file
         self._rows_templates: tuple[str, ...] = ()
         self._tuned = False  # whether the encoder belongs to the model and is saved with it
@@ -194,6 +196,11 @@ class RAdaClassifier:
         if self._scale is None:
             raise ConfigError("the logit scale is not known: pass scale=, 100 for CLIP models")
         return self._scale
+
+    @property
+    def closed(self) -> bool:
+        """Whether the model learned one vector a class, so that it can choose among these alone."""
+        return bool(self._vectors)
 
     @property
     def strength(self) -> float:
@@ -422,6 +429,7 @@ class RAdaClassifier:
         self.config = config = self.config if isinstance(self.config, EFTConfig) else EFTConfig()
         # What an earlier fit left is not this one's; a tuned encoder and given names stay.
         self.trained, self._record, self._vectors, self._rows = None, {}, {}, {}
+        self._biases = {}
         chosen, skipped = self._draw(found, shots, seed, allow_fewer)
         features = self._encode(chosen, views=config.views, seed=seed)
         check_labelled(features.labels, features.ids, "training")
@@ -541,18 +549,29 @@ class RAdaClassifier:
         *,
         strength: float | None = None,
         scale: float | None = None,
+        classes: Sequence[str] | None = None,
     ) -> Tensor:
         """Return logits `(N, K)` of features `(N, D)`.
 
-        Strength None is the classifier's own for such class features; `strength_for` tells it from the
-        names of the classes. Scale None is the classifier's own.
+        Args:
+            image_features: `(N, D)`.
+            text_features: `(K, D)`.
+            strength: None is the classifier's own for such class features; `strength_for` tells it from
+                the names of the classes.
+            scale: None is the classifier's own.
+            classes: The names behind `text_features`, the classifier's own classes when None. A model that
+                learned one vector a class has learned a bias for each of them, too.
 
         Raises:
             FeatureError: If logits are not finite; probabilities would be NaN.
         """
         scale = self.scale if scale is None else scale
         if self.trained is None or strength == 0:
-            return _finite(scale * image_features @ text_features.T)
+            logits = scale * image_features @ text_features.T
+            if self._biases:
+                names = self.classes if classes is None else classes
+                logits = logits + torch.stack([self._biases[name] for name in names])
+            return _finite(logits)
         if strength is None and self.trained.class_features is None and self.encoder is not None:
             known = self._record.get("trained_classes", ())  # a loaded head does not bring them
             self.trained.class_features = self.text_features(known) if known else None
@@ -578,6 +597,7 @@ class RAdaClassifier:
             text,
             strength=self.strength_for(self.classes),
             scale=self.scale_for(features),
+            classes=self.classes,
         )
         result: NDArray[np.float32] = probabilities_of(logits).numpy()
         return result
@@ -698,7 +718,9 @@ class RAdaClassifier:
         if strength is None:
             strength = self.strength_for(classes)
         scale = self.scale_for(features)
-        logits = self.logits(features.plain(), text, strength=strength, scale=scale)
+        logits = self.logits(
+            features.plain(), text, strength=strength, scale=scale, classes=classes
+        )
         return evaluate_logits(logits, features.labels, classes).accuracy
 
     def evaluate(
@@ -744,7 +766,9 @@ class RAdaClassifier:
         text = self._candidates(features, classes, own)
         scale, strength = self.scale_for(features), self.strength_for(classes)
         zero_shot, row_names = self._before_training(found, features, text)
-        adapted = self.logits(features.plain(), text, strength=strength, scale=scale)
+        adapted = self.logits(
+            features.plain(), text, strength=strength, scale=scale, classes=classes
+        )
         result = compare(zero_shot, adapted, features.labels, classes)
         result |= {
             "skipped": [list(entry) for entry in features.skipped],
@@ -786,9 +810,14 @@ class RAdaClassifier:
                 f"the zero-shot accuracy cannot be measured: {error}", UserWarning, stacklevel=3
             )
         names["zero_shot"] = "Tuned, no head" if self.trained is not None else "Tuned (no baseline)"
-        return self.logits(
-            features.plain(), text, strength=0.0, scale=self.scale_for(features)
-        ), names
+        logits = self.logits(
+            features.plain(),
+            text,
+            strength=0.0,
+            scale=self.scale_for(features),
+            classes=found.classes,
+        )
+        return logits, names
 
     def pretrained(self) -> RAdaClassifier:
         """Return the zero-shot classifier that a fine-tuned model was before training.
@@ -868,7 +897,9 @@ class RAdaClassifier:
         known = self._vectors or self._rows
         vectors = None
         if known and all(name in known for name in self.classes):
-            vectors = torch.stack([known[name] for name in self.classes])
+            rows = torch.stack([known[name] for name in self.classes])
+            biases = [self._biases[name] for name in self.classes if name in self._biases]
+            vectors = ClassVectors(rows, torch.stack(biases) if biases else None)
         head = None if self.trained is None else self.trained.head
         encoder = self.encoder if self._tuned else None
         parts = {ENCODER_FOLDER: encoder, "head": head, "classes": vectors}
@@ -941,11 +972,13 @@ class RAdaClassifier:
         self.aliases, self._record = dict(saved.aliases), training
         self._tuned = found.encoder is not None
         if found.vectors is not None:
-            rows = dict(zip(saved.classes, found.vectors, strict=True))
+            rows = dict(zip(saved.classes, found.vectors.vectors, strict=True))
             if training.get("setting", "eft") == "eft":
                 self._rows, self._rows_templates = rows, self._templates()
             else:
                 self._vectors = rows
+            if found.vectors.biases is not None:
+                self._biases = dict(zip(saved.classes, found.vectors.biases, strict=True))
         if found.head is not None:
             self._take(found.head, saved)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from rada.storage import read_json
 __all__ = [
     "CONFIG_FILE",
     "ENCODER_FOLDER",
+    "ClassVectors",
     "HeadConfig",
     "SavedParts",
     "load_head",
@@ -111,6 +113,18 @@ class HeadConfig:
         return cls(**values)
 
 
+class ClassVectors(NamedTuple):
+    """What a model learned for each of its K classes.
+
+    Attributes:
+        vectors: `(K, D)`, for the class features.
+        biases: `(K,)`, added to the logits; None for nothing.
+    """
+
+    vectors: Tensor
+    biases: Tensor | None = None
+
+
 def save_head(directory: str | Path, head: RAdaHead, config: HeadConfig) -> None:
     """Write a head; a reader sees the old files or the new ones, never some of both.
 
@@ -122,9 +136,9 @@ def save_head(directory: str | Path, head: RAdaHead, config: HeadConfig) -> None
 
 
 def save_parts(
-    directory: str | Path, head: RAdaHead | None, vectors: Tensor | None, config: HeadConfig
+    directory: str | Path, head: RAdaHead | None, vectors: ClassVectors | None, config: HeadConfig
 ) -> None:
-    """Write what there is of a head and of vectors `(K, D)` of the classes, as `save_head` does.
+    """Write what there is of a head and of vectors of the classes, as `save_head` does.
 
     Raises:
         OutputError: If the folder holds what rada did not write, or another process writes to it.
@@ -135,14 +149,15 @@ def save_parts(
 
 
 def write_parts(
-    folder: Path, head: RAdaHead | None, vectors: Tensor | None, config: HeadConfig
+    folder: Path, head: RAdaHead | None, vectors: ClassVectors | None, config: HeadConfig
 ) -> None:
     """Write the files of `save_parts` into an existing folder, one after the other."""
     states: dict[str, dict[str, Tensor]] = {}
     if head is not None:
         states[WEIGHTS_FILE] = head.state_dict()
     if vectors is not None:
-        states[CLASSES_FILE] = {"vectors": vectors}
+        found = vectors._asdict()
+        states[CLASSES_FILE] = {name: value for name, value in found.items() if value is not None}
     states = {
         name: {key: value.detach().cpu().contiguous() for key, value in state.items()}
         for name, state in states.items()
@@ -164,13 +179,13 @@ class SavedParts(NamedTuple):
 
     Attributes:
         head: The head in evaluation mode, or None.
-        vectors: Vectors `(K, D)` of the classes, or None.
+        vectors: Vectors and biases of the classes, or None.
         encoder: Folder of a tuned encoder, or None.
         config: What is known of them.
     """
 
     head: RAdaHead | None
-    vectors: Tensor | None
+    vectors: ClassVectors | None
     encoder: Path | None
     config: HeadConfig
 
@@ -223,14 +238,18 @@ def load_parts(directory: str | Path) -> SavedParts:
     if "head" in config.parts:
         state |= _read_tensors(_inside(folder, WEIGHTS_FILE), _head_shapes(config.dim))
     if "classes" in config.parts:
-        shapes: dict[str, tuple[int, ...]] = {"vectors": (len(config.classes), config.dim)}
-        state |= _read_tensors(_inside(folder, CLASSES_FILE), shapes)
+        count = len(config.classes)
+        shapes: dict[str, tuple[int, ...]] = {"vectors": (count, config.dim), "biases": (count,)}
+        # Class features of a features file have no biases, nor have models of former versions.
+        state |= _read_tensors(_inside(folder, CLASSES_FILE), shapes, optional=("biases",))
     if config.weights_hash and config.weights_hash != _hash(state):
         raise CheckpointError(
             f"{str(folder)!r} holds other weights than its configuration was written for "
             f"(hash {_hash(state)}, not {config.weights_hash}): the files are of different runs"
         )
-    vectors = state.pop("vectors", None)
+    vectors = None
+    if "classes" in config.parts:
+        vectors = ClassVectors(state.pop("vectors"), state.pop("biases", None))
     if "head" in config.parts:
         head = RAdaHead(config.dim, config.num_heads, config.temperature)
         head.to(state["out.weight"].dtype).load_state_dict(state)
@@ -248,12 +267,15 @@ def _head_shapes(dim: int) -> dict[str, tuple[int, ...]]:
     return shapes | {f"{layer}.bias": (dim,) for layer in _LAYERS}
 
 
-def _read_tensors(path: Path, wanted: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def _read_tensors(
+    path: Path, wanted: dict[str, tuple[int, ...]], *, optional: Collection[str] = ()
+) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as stream:
             names = set(stream.keys())
             found = {name: tuple(stream.get_slice(name).get_shape()) for name in names}
-            if found != wanted:
+            absent = set(optional) - names
+            if found != {name: shape for name, shape in wanted.items() if name not in absent}:
                 raise CheckpointError(_difference(path, found, wanted))
             state = {name: stream.get_tensor(name) for name in names}
     except (SafetensorError, OSError, KeyError) as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rada.output import claim
-from rada.pretrained import ENCODER_FOLDER, HeadConfig, SavedParts
+from rada.pretrained import ENCODER_FOLDER, ClassVectors, HeadConfig, SavedParts
 from rada.settings.fft.figures import accuracies, draw_robustness
 from rada.storage import write_json
 
@@ -26,7 +26,10 @@ def _parts(model: TunedModel, result: dict[str, Any]) -> SavedParts:
     """Return a tuned model in the form of one that was loaded."""
     encoder, config, head = model.encoder, model.config, model.head
     # The learned class features, where the text tower does not give them.
-    vectors = None if model.vectors is None else model.class_features(None).detach().cpu()
+    vectors = None
+    if model.vectors is not None and model.biases is not None:
+        features = model.class_features(None).detach().cpu()
+        vectors = ClassVectors(features, model.biases.detach().cpu())
     described = HeadConfig(
         dim=encoder.dim,
         num_heads=config.num_heads if head is not None else 1,

@@ -204,7 +204,8 @@ class FineTuner:
             workers=self.workers,
             skip_bad=self.skip_bad,
         )
-        classes, templates = train.classes, self.templates or opened.templates
+        classes = train.classes
+        templates = self.templates or self.method.templates(opened.templates)
         run = self._describe(data, ood, opened, templates, shots, seed, wise)
         checkpoints = None
         if out is not None:
