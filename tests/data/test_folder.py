@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data.pictures import draw, draw_folder
-from rada.data import open_dataset
+from rada.data import expand_pictures, open_dataset
 from rada.data.scan import list_pictures, natural_key
 from rada.errors import DataError
 
@@ -196,3 +196,18 @@ def test_the_same_folders_below_each_class_are_worth_a_warning(tmp_path: Path) -
         warnings.simplefilter("error")
         assert open_dataset(root / "photo").classes == ("cat", "dog")
         open_dataset(draw_folder(tmp_path / "v", {"bus/train": 2, "bus/car": 1, "cat": 1}))
+
+
+def test_images_that_are_left_out_are_counted_and_named(tmp_path: Path) -> None:
+    """HEIC is read; what is not read is said once, not met as a shortage later."""
+    draw_folder(tmp_path, {"cat": 2, "dog": 2})
+    (tmp_path / "cat" / "2.heic").write_bytes(b"x")
+    for name in ("cat/raw.CR2", "cat/other.cr2", "dog/drawing.svg", "dog/notes.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.warns(
+        UserWarning, match=r"3 images .* \(2 \.cr2, 1 \.svg; the first is 'cat/"
+    ) as said:
+        split = open_dataset(tmp_path).split("all")
+    assert len(said) == 1 and "cat/2.heic" in split.ids and len(split) == 5
+    with pytest.warns(UserWarning, match=r"1 images .*\(1 \.svg"):
+        assert len(list(expand_pictures(tmp_path / "dog"))) == 2

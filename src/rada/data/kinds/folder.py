@@ -10,7 +10,14 @@ import numpy as np
 from rada.data.dataset import ImageDataset, ImageSplit
 from rada.data.prompts import display_name
 from rada.data.registry import register_dataset
-from rada.data.scan import has_pictures, is_folder, list_folders, list_pictures, natural_key
+from rada.data.scan import (
+    has_pictures,
+    is_folder,
+    list_folders,
+    list_pictures,
+    natural_key,
+    warn_of_skipped,
+)
 from rada.data.splits import SPLITS, split_name
 from rada.errors import DataError
 
@@ -116,7 +123,13 @@ def _holds_classes(folder: Path) -> bool:
 def _pictures(folder: Path, split: str) -> dict[str, list[str]]:
     """Return the pictures of each class folder, relative to it; only training needs some of each."""
     judges = (split if split != "all" else split_name(folder.resolve().name)) in ("val", "test")
-    classes = {name: list_pictures(folder / name) for name in list_folders(folder)}
+    classes: dict[str, list[str]] = {}
+    skipped: list[str] = []
+    for name in list_folders(folder):
+        others: list[str] = []
+        classes[name] = list_pictures(folder / name, skipped=others)
+        skipped += (f"{name}/{entry}" for entry in others)
+    warn_of_skipped(folder, skipped)
     if not classes:
         table = folder / "metadata.csv"  # of Hugging Face's image folders
         if table.is_file():
