@@ -766,9 +766,11 @@ class RAdaClassifier:
         text = self._candidates(features, classes, own)
         scale, strength = self.scale_for(features), self.strength_for(classes)
         zero_shot, row_names = self._before_training(found, features, text)
-        adapted = self.logits(
-            features.plain(), text, strength=strength, scale=scale, classes=classes
-        )
+        adapted = None  # without a head or tuning there is nothing to compare
+        if self.trained is not None or self._record.get("setting") == "fft":
+            adapted = self.logits(
+                features.plain(), text, strength=strength, scale=scale, classes=classes
+            )
         result = compare(zero_shot, adapted, features.labels, classes)
         result |= {
             "skipped": [list(entry) for entry in features.skipped],
@@ -1007,7 +1009,7 @@ class Evaluated(NamedTuple):
         classes: Candidate class names.
         text_features: Their class features, `(K, D)`.
         zero_shot: Logits `(N, K)` without the head.
-        adapted: Logits `(N, K)` with it.
+        adapted: Logits `(N, K)` with it; None where there is no head.
         pictures: The pictures, where the data has them.
     """
 
@@ -1015,7 +1017,7 @@ class Evaluated(NamedTuple):
     classes: tuple[str, ...]
     text_features: Tensor
     zero_shot: Tensor
-    adapted: Tensor
+    adapted: Tensor | None
     pictures: ImageSplit | None
 
 

@@ -13,6 +13,7 @@ from rada.convert import convert_data
 from rada.data import ImageDataset, ImageSplit, Naming, announce, fold_name, open_dataset
 from rada.data.checks import name_classes, place_labels
 from rada.data.naming import Matched
+from rada.evaluation.sharing import shown_name
 from rada.features import Features
 
 __all__ = [
@@ -94,9 +95,12 @@ def open_labelled(
 
 
 def data_name(data: Data) -> str | None:
-    """Return what to call data in the record of a run, None where it has no name."""
-    name = str(data) if isinstance(data, str | Path) else getattr(data, "name", None)
-    return name if isinstance(name, str) else None
+    """Return what to call data in the record of a run, None where it has no name.
+
+    The folders above it are left out: a record is handed on with the model.
+    """
+    name = data if isinstance(data, str | Path) else getattr(data, "name", None)
+    return shown_name(str(name)) if isinstance(name, str | Path) else None
 
 
 def _place_features(features: Features, matched: Matched, embed: bool) -> Features:
