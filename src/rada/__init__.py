@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rada.predictions import Prediction
     from rada.report import write_report
     from rada.test_time import OnlineAdapter, TTTConfig, adapt_views
-    from rada.test_time.adapter import TestTimeAdapter
+    from rada.test_time_adapter import TestTimeAdapter
     from rada.training import TrainedHead, train_head
 
 _HOMES = {
@@ -38,7 +38,7 @@ _HOMES = {
     "rada.training": ("TrainedHead", "train_head"),
     "rada.methods.finetune": ("FFTConfig", "FineTuner"),
     "rada.test_time": ("OnlineAdapter", "TTTConfig", "adapt_views"),
-    "rada.test_time.adapter": ("TestTimeAdapter",),
+    "rada.test_time_adapter": ("TestTimeAdapter",),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -50,6 +50,7 @@ from rada.predictions import (
 from rada.pretrained import (
     CONFIG_FILE,
     ENCODER_FOLDER,
+    ClassVectors,
     HeadConfig,
     SavedParts,
     load_head,
@@ -57,6 +58,7 @@ from rada.pretrained import (
     resolve_directory,
     write_parts,
 )
+from rada.seen import image_keys, remembered, seen_images
 from rada.training.eft import HeadTrainer, TrainedHead, describe
 from rada.training.strength import StrengthChoice
 
@@ -149,6 +151,7 @@ class RAdaClassifier:
         self._vectors: dict[
             str, Tensor
         ] = {}  # learned by fine-tuning: the model has no other classes
+        self._biases: dict[str, Tensor] = {}  # of these vectors
         self._rows: dict[str, Tensor] = {}  # class features of a features file
         self._rows_templates: tuple[str, ...] = ()
         self._tuned = False  # whether the encoder belongs to the model and is saved with it
@@ -179,7 +182,7 @@ class RAdaClassifier:
     @property
     def record(self) -> dict[str, Any]:
         """What the last `fit` was: data, seed, configuration, strength and training curve."""
-        return dict(self._record)
+        return {key: value for key, value in self._record.items() if key != "image_keys"}
 
     @property
     def scale(self) -> float:
@@ -193,6 +196,11 @@ class RAdaClassifier:
         if self._scale is None:
             raise ConfigError("the logit scale is not known: pass scale=, 100 for CLIP models")
         return self._scale
+
+    @property
+    def closed(self) -> bool:
+        """Whether the model learned one vector a class, so that it can choose among these alone."""
+        return bool(self._vectors)
 
     @property
     def strength(self) -> float:
@@ -421,6 +429,7 @@ class RAdaClassifier:
         self.config = config = self.config if isinstance(self.config, EFTConfig) else EFTConfig()
         # What an earlier fit left is not this one's; a tuned encoder and given names stay.
         self.trained, self._record, self._vectors, self._rows = None, {}, {}, {}
+        self._biases = {}
         chosen, skipped = self._draw(found, shots, seed, allow_fewer)
         features = self._encode(chosen, views=config.views, seed=seed)
         check_labelled(features.labels, features.ids, "training")
@@ -452,6 +461,7 @@ class RAdaClassifier:
             "origin": features.encoder_fingerprint,
             "origin_name": features.encoder,
             "on_features": isinstance(found, Features),
+            "image_keys": remembered(image_keys(chosen)),
             **describe(self.trained),
         }
         if out is not None:
@@ -539,19 +549,33 @@ class RAdaClassifier:
         *,
         strength: float | None = None,
         scale: float | None = None,
+        classes: Sequence[str] | None = None,
     ) -> Tensor:
         """Return logits `(N, K)` of features `(N, D)`.
 
-        Strength None is the classifier's own for such class features; `strength_for` tells it from the
-        names of the classes. Scale None is the classifier's own.
+        Args:
+            image_features: `(N, D)`.
+            text_features: `(K, D)`.
+            strength: None is the classifier's own for such class features; `strength_for` tells it from
+                the names of the classes.
+            scale: None is the classifier's own.
+            classes: The names behind `text_features`, the classifier's own classes when None. A model that
+                learned one vector a class has learned a bias for each of them, too.
+
+        Raises:
+            FeatureError: If logits are not finite; probabilities would be NaN.
         """
         scale = self.scale if scale is None else scale
         if self.trained is None or strength == 0:
-            return scale * image_features @ text_features.T
+            logits = scale * image_features @ text_features.T
+            if self._biases:
+                names = self.classes if classes is None else classes
+                logits = logits + torch.stack([self._biases[name] for name in names])
+            return _finite(logits)
         if strength is None and self.trained.class_features is None and self.encoder is not None:
             known = self._record.get("trained_classes", ())  # a loaded head does not bring them
             self.trained.class_features = self.text_features(known) if known else None
-        return self.trained(image_features, text_features, scale, strength).logits
+        return _finite(self.trained(image_features, text_features, scale, strength).logits)
 
     def predict_proba(self, images: Any) -> NDArray[np.float32]:
         """Return softmax probabilities `(N, K)` over `classes`.
@@ -573,6 +597,7 @@ class RAdaClassifier:
             text,
             strength=self.strength_for(self.classes),
             scale=self.scale_for(features),
+            classes=self.classes,
         )
         result: NDArray[np.float32] = probabilities_of(logits).numpy()
         return result
@@ -674,7 +699,11 @@ class RAdaClassifier:
         return self._accuracy(data, None)
 
     def zero_shot_score(self, data: Data) -> float:
-        """Return the accuracy of the model without the head, in [0, 1]."""
+        """Return the accuracy of the model before any training, in [0, 1]."""
+        if self._record.get("setting") == "fft":  # without a head it would still be a tuned model
+            base = self.pretrained()
+            base._classes, base.aliases = self._classes, self.aliases
+            return base.score(data)
         return self._accuracy(data, 0.0)
 
     def _accuracy(self, data: Data, strength: float | None) -> float:
@@ -689,7 +718,9 @@ class RAdaClassifier:
         if strength is None:
             strength = self.strength_for(classes)
         scale = self.scale_for(features)
-        logits = self.logits(features.plain(), text, strength=strength, scale=scale)
+        logits = self.logits(
+            features.plain(), text, strength=strength, scale=scale, classes=classes
+        )
         return evaluate_logits(logits, features.labels, classes).accuracy
 
     def evaluate(
@@ -734,8 +765,12 @@ class RAdaClassifier:
         classes = found.classes
         text = self._candidates(features, classes, own)
         scale, strength = self.scale_for(features), self.strength_for(classes)
-        zero_shot = self.logits(features.plain(), text, strength=0.0, scale=scale)
-        adapted = self.logits(features.plain(), text, strength=strength, scale=scale)
+        zero_shot, row_names = self._before_training(found, features, text)
+        adapted = None  # without a head or tuning there is nothing to compare
+        if self.trained is not None or self._record.get("setting") == "fft":
+            adapted = self.logits(
+                features.plain(), text, strength=strength, scale=scale, classes=classes
+            )
         result = compare(zero_shot, adapted, features.labels, classes)
         result |= {
             "skipped": [list(entry) for entry in features.skipped],
@@ -747,10 +782,89 @@ class RAdaClassifier:
             else {"name": self.encoder.name, "fingerprint": self.encoder.fingerprint},
             "data": name,
             "data_fingerprint": features.fingerprint,
-            "training": {key: value for key, value in self._record.items() if key != "history"},
+            "training": {
+                k: v for k, v in self._record.items() if k not in ("history", "image_keys")
+            },
+            "row_names": row_names,
+            "trained_classes": sum(name in self._trained_names() for name in classes),
+            "seen_in_training": self._warn_of_seen(found),
         }
         pictures = found if isinstance(found, ImageSplit) else None
         return result, Evaluated(features, classes, text, zero_shot, adapted, pictures)
+
+    def _before_training(
+        self, found: ImageSplit | Features, features: Features, text: Tensor
+    ) -> tuple[Tensor, dict[str, str]]:
+        """Return logits of the model as it was before any training, and other names for the rows."""
+        if self._record.get("setting") != "fft":
+            return self.logits(
+                features.plain(), text, strength=0.0, scale=self.scale_for(features)
+            ), {}
+        names = {"adapted": "Tuned"}
+        try:
+            if isinstance(found, Features):
+                raise FeatureError("the features are those of the tuned encoder")
+            base = self.pretrained()
+            before = base.features_of(found)
+            return base.logits(before.plain(), base.text_features(features.classes)), names
+        except (EncoderError, FeatureError) as error:
+            warnings.warn(
+                f"the zero-shot accuracy cannot be measured: {error}", UserWarning, stacklevel=3
+            )
+        names["zero_shot"] = "Tuned, no head" if self.trained is not None else "Tuned (no baseline)"
+        logits = self.logits(
+            features.plain(),
+            text,
+            strength=0.0,
+            scale=self.scale_for(features),
+            classes=found.classes,
+        )
+        return logits, names
+
+    def pretrained(self) -> RAdaClassifier:
+        """Return the zero-shot classifier that a fine-tuned model was before training.
+
+        Raises:
+            EncoderError: If that is not known, or cannot be loaded any more.
+        """
+        known = self._record.get("pretrained")
+        if not isinstance(known, dict) or not isinstance(known.get("name"), str):
+            raise EncoderError("the model does not say which encoder was tuned: tune it again")
+        encoder = load_encoder(known["name"], device=self._require_encoder().device)
+        if not encoder.has_fingerprint(str(known.get("fingerprint"))):
+            raise EncoderError(
+                f"the encoder {known['name']!r} is not the one that was tuned: its fingerprint is "
+                f"{encoder.fingerprint}, not {known.get('fingerprint')}"
+            )
+        return RAdaClassifier(
+            encoder,
+            templates=self._templates(),
+            cache=self.cache,
+            workers=self.workers,
+            skip_bad=self.skip_bad,
+            progress=self.progress,
+        )
+
+    def features_of(self, images: ImageSplit) -> Features:
+        """Return the features of images, through the cache."""
+        return self._encode(images)
+
+    def _trained_names(self) -> set[str]:
+        """Return the classes that the model was trained on; none for a zero-shot model."""
+        known = self._record.get("trained_classes", ())
+        return set(known) if known or not self._tuned else set(self.classes)
+
+    def _warn_of_seen(self, found: ImageSplit | Features) -> int:
+        """Return how many images of an evaluation were trained on; warn if any were."""
+        seen = seen_images(found, self._record.get("image_keys"))
+        if seen:
+            warnings.warn(
+                f"{seen} of the {len(found)} test images are images that the model was trained on, so "
+                "its accuracy says little: evaluate on others (a test/ folder, or --split)",
+                UserWarning,
+                stacklevel=4,
+            )
+        return seen
 
     # -- on disk ---------------------------------------------------------------------------------
 
@@ -785,7 +899,9 @@ class RAdaClassifier:
         known = self._vectors or self._rows
         vectors = None
         if known and all(name in known for name in self.classes):
-            vectors = torch.stack([known[name] for name in self.classes])
+            rows = torch.stack([known[name] for name in self.classes])
+            biases = [self._biases[name] for name in self.classes if name in self._biases]
+            vectors = ClassVectors(rows, torch.stack(biases) if biases else None)
         head = None if self.trained is None else self.trained.head
         encoder = self.encoder if self._tuned else None
         parts = {ENCODER_FOLDER: encoder, "head": head, "classes": vectors}
@@ -858,11 +974,13 @@ class RAdaClassifier:
         self.aliases, self._record = dict(saved.aliases), training
         self._tuned = found.encoder is not None
         if found.vectors is not None:
-            rows = dict(zip(saved.classes, found.vectors, strict=True))
+            rows = dict(zip(saved.classes, found.vectors.vectors, strict=True))
             if training.get("setting", "eft") == "eft":
                 self._rows, self._rows_templates = rows, self._templates()
             else:
                 self._vectors = rows
+            if found.vectors.biases is not None:
+                self._biases = dict(zip(saved.classes, found.vectors.biases, strict=True))
         if found.head is not None:
             self._take(found.head, saved)
 
@@ -875,11 +993,11 @@ class RAdaClassifier:
             head,
             saved.strength,
             self.config,
-            int(training.get("seed", 0)),
+            training.get("seed", 0),
             list(training.get("history", [])),
             None if choice is None else StrengthChoice(**choice),
-            str(training.get("fingerprint", "")),
-            _trained_strength(training),
+            training.get("fingerprint", ""),
+            training.get("trained_strength"),
         )
 
 
@@ -891,7 +1009,7 @@ class Evaluated(NamedTuple):
         classes: Candidate class names.
         text_features: Their class features, `(K, D)`.
         zero_shot: Logits `(N, K)` without the head.
-        adapted: Logits `(N, K)` with it.
+        adapted: Logits `(N, K)` with it; None where there is no head.
         pictures: The pictures, where the data has them.
     """
 
@@ -899,7 +1017,7 @@ class Evaluated(NamedTuple):
     classes: tuple[str, ...]
     text_features: Tensor
     zero_shot: Tensor
-    adapted: Tensor
+    adapted: Tensor | None
     pictures: ImageSplit | None
 
 
@@ -975,6 +1093,15 @@ def _unchanged_on_failure(thing: object) -> Iterator[None]:
         raise
 
 
+def _finite(logits: Tensor) -> Tensor:
+    if not logits.isfinite().all():
+        raise FeatureError(
+            "logits are not finite, so there are no probabilities: the features, the class features or the "
+            "head hold far too large numbers"
+        )
+    return logits
+
+
 def _training_config(training: dict[str, Any]) -> Config:
     """Return the configuration of the kind of training that a model went through."""
     kind: type[Config] = EFTConfig
@@ -986,10 +1113,3 @@ def _training_config(training: dict[str, Any]) -> Config:
         return kind.from_dict(training.get("config", {}))
     except ConfigError as error:
         raise CheckpointError(f"the head's training configuration is damaged: {error}") from error
-
-
-def _trained_strength(training: dict[str, Any]) -> float | None:
-    found = training.get("trained_strength")
-    if found is None or (type(found) in (int, float) and 0 <= found <= 1):
-        return found
-    raise CheckpointError(f"the head's trained_strength is damaged: {found!r} is not in [0, 1]")

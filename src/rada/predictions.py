@@ -120,8 +120,8 @@ def stream_answers(
 
     def named() -> Iterator[ImageLike]:
         for index, picture in enumerate(pictures):
-            named = isinstance(picture, str | os.PathLike)
-            names.append(os.fspath(picture) if named else f"picture {index}")
+            path = os.fspath(picture) if isinstance(picture, str | os.PathLike) else None
+            names.append(path or f"picture {index}")
             yield picture
 
     for batch in iter_features(encoder, named(), **options):

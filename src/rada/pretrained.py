@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -19,10 +20,12 @@ from rada.core.hashing import fingerprint_tensors
 from rada.core.output import claim, finish_save
 from rada.core.storage import read_json
 from rada.head import RAdaHead
+from rada.records import HeadRecord, check_record
 
 __all__ = [
     "CONFIG_FILE",
     "ENCODER_FOLDER",
+    "ClassVectors",
     "HeadConfig",
     "SavedParts",
     "load_head",
@@ -39,7 +42,7 @@ _MAX_CONFIG_BYTES = 64 << 20
 CLASSES_FILE = "classes.safetensors"
 ENCODER_FOLDER = "encoder"
 _PATTERNS = [CONFIG_FILE, "head.safetensors", CLASSES_FILE, f"{ENCODER_FOLDER}/*"]
-_PARTS = {"head", "classes", ENCODER_FOLDER}
+_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LAYERS = ("query_image", "query_text", "query_rational", "key", "value", "out")
 
 
@@ -80,31 +83,8 @@ class HeadConfig:
     parts: list[str] = field(default_factory=lambda: ["head"])
 
     def __post_init__(self) -> None:
-        checks = {
-            "dim": _is_count(self.dim),
-            "num_heads": _is_count(self.num_heads)
-            and _is_count(self.dim)
-            and self.dim % self.num_heads == 0,
-            "temperature": _is_number(self.temperature) and self.temperature > 0,
-            "scale": _is_number(self.scale) and self.scale > 0,
-            "strength": _is_number(self.strength) and 0 <= self.strength <= 1,
-            "encoder": self.encoder is None
-            or (
-                isinstance(self.encoder, dict)
-                and all(isinstance(self.encoder.get(key), str) for key in ("name", "fingerprint"))
-            ),
-            "classes": _is_names(self.classes),
-            "templates": _is_names(self.templates),
-            "aliases": isinstance(self.aliases, dict) and _is_names(list(self.aliases.values())),
-            "training": isinstance(self.training, dict),
-            "weights_hash": isinstance(self.weights_hash, str),
-            "rada_version": isinstance(self.rada_version, str),
-            "parts": _is_names(self.parts) and set(self.parts) <= _PARTS and bool(self.parts),
-        }
-        wrong = [name for name, good in checks.items() if not good]
-        if wrong:
-            values = ", ".join(f"{name}={str(getattr(self, name))[:80]!r}" for name in wrong)
-            raise ConfigError(f"a head cannot have {values}")
+        values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+        check_record(HeadRecord, values, error=ConfigError, what="the description of a head")
 
     @classmethod
     def from_dict(cls, values: object) -> HeadConfig:
@@ -133,16 +113,16 @@ class HeadConfig:
         return cls(**values)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+class ClassVectors(NamedTuple):
+    """What a model learned for each of its K classes.
 
+    Attributes:
+        vectors: `(K, D)`, for the class features.
+        biases: `(K,)`, added to the logits; None for nothing.
+    """
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _is_names(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+    vectors: Tensor
+    biases: Tensor | None = None
 
 
 def save_head(directory: str | Path, head: RAdaHead, config: HeadConfig) -> None:
@@ -156,9 +136,9 @@ def save_head(directory: str | Path, head: RAdaHead, config: HeadConfig) -> None
 
 
 def save_parts(
-    directory: str | Path, head: RAdaHead | None, vectors: Tensor | None, config: HeadConfig
+    directory: str | Path, head: RAdaHead | None, vectors: ClassVectors | None, config: HeadConfig
 ) -> None:
-    """Write what there is of a head and of vectors `(K, D)` of the classes, as `save_head` does.
+    """Write what there is of a head and of vectors of the classes, as `save_head` does.
 
     Raises:
         OutputError: If the folder holds what rada did not write, or another process writes to it.
@@ -169,14 +149,15 @@ def save_parts(
 
 
 def write_parts(
-    folder: Path, head: RAdaHead | None, vectors: Tensor | None, config: HeadConfig
+    folder: Path, head: RAdaHead | None, vectors: ClassVectors | None, config: HeadConfig
 ) -> None:
     """Write the files of `save_parts` into an existing folder, one after the other."""
     states: dict[str, dict[str, Tensor]] = {}
     if head is not None:
         states[WEIGHTS_FILE] = head.state_dict()
     if vectors is not None:
-        states[CLASSES_FILE] = {"vectors": vectors}
+        found = vectors._asdict()
+        states[CLASSES_FILE] = {name: value for name, value in found.items() if value is not None}
     states = {
         name: {key: value.detach().cpu().contiguous() for key, value in state.items()}
         for name, state in states.items()
@@ -198,13 +179,13 @@ class SavedParts(NamedTuple):
 
     Attributes:
         head: The head in evaluation mode, or None.
-        vectors: Vectors `(K, D)` of the classes, or None.
+        vectors: Vectors and biases of the classes, or None.
         encoder: Folder of a tuned encoder, or None.
         config: What is known of them.
     """
 
     head: RAdaHead | None
-    vectors: Tensor | None
+    vectors: ClassVectors | None
     encoder: Path | None
     config: HeadConfig
 
@@ -257,18 +238,23 @@ def load_parts(directory: str | Path) -> SavedParts:
     if "head" in config.parts:
         state |= _read_tensors(_inside(folder, WEIGHTS_FILE), _head_shapes(config.dim))
     if "classes" in config.parts:
-        shapes: dict[str, tuple[int, ...]] = {"vectors": (len(config.classes), config.dim)}
-        state |= _read_tensors(_inside(folder, CLASSES_FILE), shapes)
+        count = len(config.classes)
+        shapes: dict[str, tuple[int, ...]] = {"vectors": (count, config.dim), "biases": (count,)}
+        # Class features of a features file have no biases, nor have models of former versions.
+        state |= _read_tensors(_inside(folder, CLASSES_FILE), shapes, optional=("biases",))
     if config.weights_hash and config.weights_hash != _hash(state):
         raise CheckpointError(
             f"{str(folder)!r} holds other weights than its configuration was written for "
             f"(hash {_hash(state)}, not {config.weights_hash}): the files are of different runs"
         )
-    vectors = state.pop("vectors", None)
+    vectors = None
+    if "classes" in config.parts:
+        vectors = ClassVectors(state.pop("vectors"), state.pop("biases", None))
     if "head" in config.parts:
         head = RAdaHead(config.dim, config.num_heads, config.temperature)
         head.to(state["out.weight"].dtype).load_state_dict(state)
         head.eval()
+        _check_finite(head, config, folder)
     if ENCODER_FOLDER in config.parts:
         encoder = folder / ENCODER_FOLDER
         if not encoder.is_dir() or not encoder.resolve().is_relative_to(folder.resolve()):
@@ -281,20 +267,41 @@ def _head_shapes(dim: int) -> dict[str, tuple[int, ...]]:
     return shapes | {f"{layer}.bias": (dim,) for layer in _LAYERS}
 
 
-def _read_tensors(path: Path, wanted: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def _read_tensors(
+    path: Path, wanted: dict[str, tuple[int, ...]], *, optional: Collection[str] = ()
+) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as stream:
             names = set(stream.keys())
             found = {name: tuple(stream.get_slice(name).get_shape()) for name in names}
-            if found != wanted:
+            absent = set(optional) - names
+            if found != {name: shape for name, shape in wanted.items() if name not in absent}:
                 raise CheckpointError(_difference(path, found, wanted))
             state = {name: stream.get_tensor(name) for name in names}
     except (SafetensorError, OSError, KeyError) as error:
         raise CheckpointError(f"{str(path)!r} is damaged: {error}") from error
     for name, value in state.items():
-        if not value.is_floating_point() or not value.isfinite().all():
-            raise CheckpointError(f"{str(path)!r} holds NaN, Inf or integers in {name!r}")
+        if value.dtype not in _TYPES:
+            raise CheckpointError(
+                f"{str(path)!r} holds {name!r} as {value.dtype}: float16, bfloat16, float32 or float64 "
+                "is needed"
+            )
+        if not value.isfinite().all():
+            raise CheckpointError(f"{str(path)!r} holds NaN or Inf in {name!r}")
     return state
+
+
+def _check_finite(head: RAdaHead, config: HeadConfig, folder: Path) -> None:
+    """Refuse weights so large that logits overflow, which would name the first class always."""
+    rows = torch.randn(5, config.dim, generator=torch.Generator().manual_seed(0))
+    rows = torch.nn.functional.normalize(rows, dim=-1).to(head.out.weight)
+    with torch.no_grad():
+        logits = head(rows[:3], rows[3:], config.scale, config.strength or 1.0).logits
+    if not logits.isfinite().all():
+        raise CheckpointError(
+            f"the head in {str(folder)!r} gives logits that are not finite: its weights are far too "
+            "large (did its training diverge?); fit it again"
+        )
 
 
 def _hash(state: dict[str, Tensor]) -> str:

@@ -67,6 +67,10 @@ class Config:
                     f"{type(self).__name__}.{field.name} should be of type {field.type}, "
                     f"but the value passed is {value!r} of type {type(value).__name__}"
                 )
+            if isinstance(value, int) and abs(value) >= 2**63:
+                raise ConfigError(
+                    f"{type(self).__name__}.{field.name} should be below 2**63, not {str(value)[:40]}..."
+                )
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(
                     f"{type(self).__name__}.{field.name} should be finite, not {value!r}"

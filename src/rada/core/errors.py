@@ -20,6 +20,7 @@ __all__ = [
     "OutputError",
     "RadaError",
     "StorageError",
+    "TrainingDivergedError",
     "one_line",
 ]
 
@@ -50,6 +51,10 @@ class CheckpointError(RadaError):
 
 class StorageError(RadaError, OSError):
     """A disk that is full or read-only, or a folder without write permission."""
+
+
+class TrainingDivergedError(RadaError):
+    """Training left the numbers that can be computed with: a loss or logits became NaN or infinite."""
 
 
 class OutputError(StorageError):

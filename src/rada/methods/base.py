@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from rada.core.config import Config
 from rada.core.errors import ConfigError, FeatureError
 from rada.core.hashing import fingerprint_tensors
+from rada.core.values import check_scale, check_seed
 from rada.data import DEFAULT_TEMPLATE
 from rada.features import check_features
 
@@ -126,6 +127,8 @@ class Task:
     encoder: DualEncoder | None = None
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
+        object.__setattr__(self, "scale", check_scale(self.scale))
         if len(self.examples) == 0:  # for the methods that learn nothing
             return
         check_features(

@@ -1,6 +1,6 @@
 """Test-time training: adapt to each unlabelled picture, many at once.
 
-`TestTimeAdapter` is in `rada.test_time.adapter`, which needs the classifier; what stands here
+`TestTimeAdapter` is in `rada.test_time_adapter`, which needs the classifier; what stands here
 works on features alone.
 """
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from rada.core.config import Config
 from rada.core.errors import FeatureError
+from rada.core.values import check_seed
 
 __all__ = ["TTTConfig"]
 
@@ -33,7 +34,7 @@ class TTTConfig(Config):
         max_entropy: Pictures are left as they are if the entropy of the kept views' mean
             prediction is above this part of `log K`, in (0, 1]; 1 adapts to every picture.
         augmentation: "crop" is a random crop, resized, and a mirror image; "augmix" mixes chains of
-            photometric and geometric operations on top (torchvision's AugMix).
+            photometric and geometric operations on top (AugMix at severity 1, as TPT's code).
         smallest_crop: Smallest part of the picture's area in a crop, in (0, 1].
         seed: Chooses the views, together with each picture's content and the view's number.
         num_heads: Attention heads of the untrained head; must divide the width of the features.
@@ -74,6 +75,8 @@ class TTTConfig(Config):
         """Check that every field is in its range."""
         for name in ("views", "steps", "num_heads", "memory_budget"):
             self.require(getattr(self, name) >= 1, name, "a positive integer")
+        for name in ("seed", "head_seed"):
+            check_seed(getattr(self, name), f"TTTConfig.{name}")
         for name in ("selection", "max_entropy", "smallest_crop"):
             self.require(0 < getattr(self, name) <= 1, name, "above 0 and at most 1")
         for name in ("learning_rate", "temperature"):

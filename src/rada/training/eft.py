@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from rada.core.config import Config, EFTConfig
-from rada.core.errors import FeatureError
+from rada.core.errors import FeatureError, TrainingDivergedError
 from rada.core.progress import progress_bar
+from rada.core.values import check_scale, check_seed
 from rada.features import check_features
 from rada.head import HeadOutput, RAdaHead
 from rada.training.schedule import warmup_cosine
@@ -140,6 +141,7 @@ def train_head(
         FeatureError: If features or labels cannot be used (shape, NaN, zero rows, label range, one
             class only).
         CheckpointError: If the state in `checkpoint_dir` is damaged.
+        TrainingDivergedError: If the loss or the logits become NaN or infinite.
         TrainingInterrupted: On Ctrl-C, with the head so far.
 
     Example:
@@ -158,7 +160,7 @@ def train_head(
     if checked.text_features is None or checked.labels is None:
         raise FeatureError("training needs text_features and labels")
     trainer = HeadTrainer(
-        checked.image_features, checked.labels, checked.text_features, float(scale), config, seed
+        checked.image_features, checked.labels, checked.text_features, scale, config, seed
     )
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     return trainer.train(folder, progress=progress)
@@ -191,8 +193,7 @@ class HeadTrainer:
         seed: int,
         steps: int | None = None,
     ) -> None:
-        if not (math.isfinite(scale) and scale > 0):
-            raise FeatureError(f"scale should be a finite number above 0, not {scale!r}")
+        scale, seed = check_scale(scale, error=FeatureError), check_seed(seed)
         if len(text) < 2 or len(labels.unique()) < 2:
             raise FeatureError(
                 f"training needs images of at least 2 classes, but there are {len(text)} classes and "
@@ -255,6 +256,7 @@ class HeadTrainer:
         """Train and return the head and the curve.
 
         Raises:
+            TrainingDivergedError: If the loss or the logits become NaN or infinite.
             TrainingInterrupted: On Ctrl-C.
         """
         head = self._initial_head()
@@ -271,7 +273,10 @@ class HeadTrainer:
                     state.epoch = epoch + 1
                     state.weights = {k: v.detach().clone() for k, v in head.state_dict().items()}
                     last = state.epoch == self.epochs
-                    if state_path is not None and (last or state.due()):
+                    due = state_path is not None and (last or state.due())
+                    if due or last:
+                        self._check_weights(head, state.epoch)
+                    if state_path is not None and due:
                         state.moments = optimizer_moments(head, optimizer)
                         state.save(state_path)
         except KeyboardInterrupt as error:
@@ -327,6 +332,11 @@ class HeadTrainer:
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
+            if not math.isfinite(float(loss.detach())):
+                at = epoch * self.steps_per_epoch + step + 1
+                raise self._diverged(
+                    f"the loss is {float(loss.detach())} at step {at}", epoch, rate
+                )
             for name, value in zip(totals, (loss, entropy, deviation), strict=True):
                 totals[name] += float(value.detach()) * len(images)
             correct += int((output.logits.argmax(1) == labels).sum())
@@ -334,6 +344,22 @@ class HeadTrainer:
             advance(1)
         entry = {name: value / seen for name, value in totals.items()}
         return entry | {"accuracy": correct / seen, "learning_rate": rate}
+
+    @torch.no_grad()
+    def _check_weights(self, head: RAdaHead, epochs: int) -> None:
+        """Check the weights that the last step made, before they are kept."""
+        output = head(self.images[: self.config.batch_size, 0], self.text, self.scale)
+        if not bool(output.logits.isfinite().all() and output.max_deviation.isfinite().all()):
+            step = epochs * self.steps_per_epoch
+            rate = self._learning_rate(step - 1)
+            raise self._diverged(f"the logits are not finite after step {step}", epochs - 1, rate)
+
+    def _diverged(self, what: str, epoch: int, rate: float) -> TrainingDivergedError:
+        return TrainingDivergedError(
+            f"{what} (epoch {epoch + 1}, learning rate {rate:.3g}, scale {self.scale:g}, alpha "
+            f"{self.config.alpha:g}): nothing of this is kept; lower the learning rate, which was at "
+            f"most {self.config.learning_rate:g}"
+        )
 
     def _batches(self, epoch: int) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
         """Yield the steps of an epoch, a pure function of the seed and the epoch."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rada.core.config import Config
+from rada.core.errors import TrainingDivergedError
 from rada.core.progress import progress_bar
 from rada.methods.base import ClassSet, Predictor, Task
 from rada.training.eft import draw_classes
@@ -118,6 +119,9 @@ def train(
         progress: Show a bar; None on a terminal only.
         description: Beside the bar.
 
+    Raises:
+        TrainingDivergedError: If the loss becomes NaN or infinite.
+
     Returns:
         The predictor; its record holds the curve, and the epochs and steps that were made.
     """
@@ -142,6 +146,7 @@ def train(
                     group["lr"] = learning_rate(recipe, epoch * per_epoch + step, per_epoch, steps)
                 candidates = task.classes if classes is None else classes
                 loss = predictor.step_loss(rows, images, labels, candidates)
+                _check_loss(loss, recipe, f"at step {epoch * per_epoch + step + 1}")
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -149,7 +154,12 @@ def train(
                 advance(1)
             state.history.append({"loss": total / max(1, seen)})
             state.epoch = epoch + 1
-            if state_path is not None and (state.epoch == epochs or state.due()):
+            due = state.epoch == epochs or (state_path is not None and state.due())
+            if due:  # what the last step made of the weights, before anything is kept
+                with torch.no_grad():
+                    loss = predictor.step_loss(rows, images, labels, candidates)
+                _check_loss(loss, recipe, f"after step {min(steps, state.epoch * per_epoch)}")
+            if state_path is not None and due:
                 state.weights = dict(predictor.state_dict())
                 state.moments = optimizer_moments(predictor, optimizer)
                 state.save(state_path)
@@ -158,6 +168,14 @@ def train(
         "effective": {"epochs": epochs, "steps": steps},
     }
     return predictor.eval()
+
+
+def _check_loss(loss: Tensor, recipe: Recipe, place: str) -> None:
+    if not bool(loss.isfinite()):
+        raise TrainingDivergedError(
+            f"the loss is {float(loss)} {place}: nothing of this is kept; lower the learning rate, "
+            f"which was at most {recipe.learning_rate:g}"
+        )
 
 
 def _optimizer(parameters: list[torch.nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:

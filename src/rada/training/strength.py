@@ -26,6 +26,7 @@ from rada.core.errors import CheckpointError
 from rada.core.storage import read_json, write_json
 from rada.evaluation import harmonic_mean
 from rada.head import RAdaHead
+from rada.records import FoldRecord, check_record
 
 if TYPE_CHECKING:
     from rada.training.eft import HeadTrainer
@@ -200,6 +201,7 @@ def _fold(
     record = folder and folder / f"strength-{name}.json"
     if record is not None and record.exists():
         saved = read_json(record, error=CheckpointError, what="the training state")
+        check_record(FoldRecord, saved, error=CheckpointError, what=f"the state {str(record)!r}")
         if saved.get("key") == learner.key:
             return [Counts(torch.tensor(c), torch.tensor(m), n) for c, m, n in saved["counts"]]
     head, _ = learner.run(

@@ -63,7 +63,8 @@ class TestTimeAdapter:
 
     Raises:
         EncoderError: If the encoder cannot be loaded.
-        ConfigError: If classes or options are given beside a classifier.
+        ConfigError: If classes or options are given beside a classifier, or if that is a fine-tuned model
+            with one learned vector a class.
 
     Example:
         >>> from torch.nn.functional import normalize
@@ -93,6 +94,12 @@ class TestTimeAdapter:
             raise ConfigError(
                 "classes, templates and options belong to the classifier, which was given: "
                 "set them there (classifier.classes = ...)"
+            )
+        if model.closed:
+            raise ConfigError(
+                "the model learned one vector and one bias for each of its classes; test-time training "
+                "adapts a head on class features, which knows no biases: give a model that asks "
+                "its text encoder (rada, rada-ft or flyp)"
             )
         self.classifier = model
         self.config = config or TTTConfig()
