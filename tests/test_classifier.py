@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -250,3 +251,20 @@ def test_bad_pictures_are_replaced_by_the_next(embedded, photos: Path, tmp_path:
     clf = RAdaClassifier(embedded, config=QUICK, skip_bad=True).fit(root, shots=3, seed=1)
     assert clf.record["images"] == 9
     assert [entry[0] for entry in clf.record["skipped"]] == [drawn.ids[0]]
+
+
+def test_an_evaluation_on_training_images_says_so(embedded, photos: Path) -> None:  # type: ignore[no-untyped-def]
+    clf = RAdaClassifier(embedded, config=QUICK).fit(photos / "train", shots=2, seed=1)
+    with pytest.warns(UserWarning, match="6 of the 18 test images are images that the model was"):
+        result, _ = clf.evaluate(photos / "train" / ".." / "train")
+    assert result["seen_in_training"] == 6 and result["trained_classes"] == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result, _ = clf.evaluate(photos)  # its test split, whose images have the same names
+    assert result["seen_in_training"] == 0 and "image_keys" not in result["training"]
+
+
+def test_features_that_were_trained_on(features: Features) -> None:
+    clf = RAdaClassifier(None, config=QUICK).fit(features.subset(range(12)))
+    with pytest.warns(UserWarning, match="12 of the"):
+        assert clf.evaluate(features)[0]["seen_in_training"] == 12

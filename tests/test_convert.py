@@ -21,7 +21,7 @@ from rada.core.errors import DataError, FeatureError
 from rada.data import ImageDataset, ImageSplit, open_image
 from rada.features import Features
 from rada.methods.finetune.sets import open_sets
-from rada.test_time.adapter import TestTimeAdapter
+from rada.test_time_adapter import TestTimeAdapter
 
 NAMES = ("cat", "dog")
 QUICK = EFTConfig(epochs=1, min_steps=0, strength=1.0)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import pickle
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from rada import EFTConfig, Features, RAdaClassifier
-from rada.core.errors import CheckpointError
-from rada.pretrained import load_head
+from rada.core.errors import CheckpointError, FeatureError
+from rada.pretrained import HeadConfig, load_head
+from rada.records import HeadRecord, RunStateRecord, StrengthRecord
+from rada.training.checkpoints import RunState
+from rada.training.strength import StrengthChoice
 from toy import SCALE, toy
 
 
@@ -60,7 +66,7 @@ def test_round_trip(saved: Path, features: Features) -> None:
 def test_damaged_strength_of_trained_classes(saved: Path, value: object) -> None:
     training = json.loads((saved / "config.json").read_text())["training"]
     edit(saved, training=training | {"trained_strength": value})
-    with pytest.raises(CheckpointError, match="trained_strength is damaged"):
+    with pytest.raises(CheckpointError, match="trained_strength"):
         RAdaClassifier.from_pretrained(saved)
 
 
@@ -190,3 +196,150 @@ def test_kill_between_files_is_noticed(saved: Path, features: Features) -> None:
     )
     with pytest.raises(CheckpointError, match="hash"):
         load_head(saved)
+
+
+HUGE = 10**400
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("dim", HUGE),
+        ("dim", True),
+        ("num_heads", HUGE),
+        ("temperature", HUGE),
+        ("temperature", 1e-300),
+        ("scale", HUGE),
+        ("scale", 1e308),
+        ("strength", HUGE),
+        ("strength", -HUGE),
+        ("classes", ["a", None]),
+        ("classes", {"a": 1}),
+        ("encoder", {"name": 1, "fingerprint": "x"}),
+        ("parts", ["head", "head.pkl"]),
+        ("parts", [[]]),
+        ("parts", []),
+        ("weights_hash", 1),
+        ("rada_version", None),
+        ("training.seed", "abc"),
+        ("training.seed", HUGE),
+        ("training.seed", None),
+        ("training.seed", 1.5),
+        ("training.history", 5),
+        ("training.history", [5]),
+        ("training.history", [{"loss": "a"}]),
+        ("training.history", {"loss": 1}),
+        ("training.strength_choice", "best"),
+        ("training.strength_choice", {"strength": 1.0}),
+        ("training.strength_choice", {"strength": 1.0, "method": "magic"}),
+        ("training.strength_choice", {"strength": 1.0, "method": "none", "more": 1}),
+        ("training.strength_choice", {"strength": HUGE, "method": "none"}),
+        ("training.trained_strength", HUGE),
+        ("training.trained_classes", 5),
+        ("training.trained_classes", "abc"),
+        ("training.trained_classes", [["a"]]),
+        ("training.trained_classes", [{}]),
+        ("training.config", []),
+        ("training.config", {"epochs": HUGE}),
+        ("training.config", {"strength": HUGE}),
+        ("training.config", {"learning_rate": HUGE}),
+        ("training.setting", {}),
+        ("training.setting", "ttt"),
+        ("training.fingerprint", 5),
+        ("training.skipped", "abc"),
+        ("training.shots", HUGE),
+        ("training.images", -1),
+        ("training.origin", ["x"]),
+    ],
+)
+def test_hostile_fields_are_named(saved: Path, field: str, value: object) -> None:
+    outer, _, inner = field.partition(".")
+    if inner:
+        training = json.loads((saved / "config.json").read_text())["training"]
+        edit(saved, training=training | {inner: value})
+    else:
+        edit(saved, **{field: value})
+    for load in (RAdaClassifier.from_pretrained, load_head):
+        if inner == "config" and load is load_head and isinstance(value, dict):
+            continue  # the head alone does not need the configuration of its training
+        with pytest.raises(CheckpointError, match=inner or outer) as told:
+            load(saved)
+        assert len(str(told.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"classes": ["\\ud800"]}',
+        '{"\\uDC00": 1}',
+        '{"scale": NaN}',
+        '{"scale": Infinity}',
+        '{"scale": 1e999}',
+        '{"dim": ' + "9" * 5000 + "}",
+        "[" * 100_000,
+        "\x00",
+        '{"dim": 16, "dim": 16}',
+    ],
+)
+def test_json_that_nobody_should_write(saved: Path, text: str) -> None:
+    (saved / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        RAdaClassifier.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int32, torch.bool])
+def test_types_of_weights(saved: Path, dtype: torch.dtype) -> None:
+    state = load_file(saved / "head.safetensors")
+    state["key.weight"] = state["key.weight"].to(dtype)
+    save_file(state, saved / "head.safetensors")
+    with pytest.raises(CheckpointError, match=r"'key\.weight' as torch\."):
+        load_head(saved)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_predicts(saved: Path, features: Features, dtype: torch.dtype) -> None:
+    whole = RAdaClassifier.from_pretrained(saved).predict_proba(features)
+    state = {name: value.to(dtype) for name, value in load_file(saved / "head.safetensors").items()}
+    save_file(state, saved / "head.safetensors")
+    edit(saved, weights_hash="")
+    half = RAdaClassifier.from_pretrained(saved).predict_proba(features)
+    assert abs(half - whole).max() < 0.05
+
+
+@pytest.mark.parametrize(
+    "layer", ["", "key.weight", "query_image.weight", "out.weight", "value.bias"]
+)
+@pytest.mark.parametrize("size", [1e15, 1e30, 3e38])
+def test_huge_weights_never_give_nan(
+    saved: Path, features: Features, layer: str, size: float
+) -> None:
+    state = load_file(saved / "head.safetensors")
+    for name, value in state.items():
+        if layer in name:
+            state[name] = value / value.abs().max().clamp(min=1e-6) * size
+    save_file(state, saved / "head.safetensors")
+    edit(saved, weights_hash="")
+    if not layer and size > 1e20:  # the case of the bug report
+        with pytest.raises(CheckpointError, match="logits that are not finite"):
+            load_head(saved)
+    with contextlib.suppress(CheckpointError, FeatureError):
+        found = RAdaClassifier.from_pretrained(saved).predict_proba(features)
+        assert np.isfinite(found).all()
+        assert found.sum(1) == pytest.approx(1, abs=1e-5)
+
+
+def test_class_features_that_overflow_are_no_probabilities(saved: Path, features: Features) -> None:
+    classifier = RAdaClassifier.from_pretrained(saved)
+    images, _, text = toy()
+    for strength in (0.0, None):
+        with pytest.raises(FeatureError, match="not finite"):
+            classifier.logits(images, text * 1e38, strength=strength)
+
+
+def test_the_schemas_have_the_fields_of_what_they_describe() -> None:
+    for record, kind in (
+        (HeadRecord, HeadConfig),
+        (StrengthRecord, StrengthChoice),
+        (RunStateRecord, RunState),
+    ):
+        assert set(record.model_fields) == {entry.name for entry in dataclasses.fields(kind)}

@@ -336,8 +336,8 @@ def _items(data: Any, accepted: str) -> _Columns:
         )
     if isinstance(data, list | tuple):
         _check_pairs(data)
-        images = [_portable(image) for image, _ in data]
-        return _Columns("the list", {"all": images}, {"all": [label for _, label in data]})
+        found = [_portable(image) for image, _ in data]
+        return _Columns("the list", {"all": found}, {"all": [label for _, label in data]})
     names = None if changed else item_names(data)
     if _comes_from(data, "torchvision") and not changed:
         images = _image_files(data) or data
@@ -510,7 +510,7 @@ def _others(images: Any) -> ImageSplit | None:
     if isinstance(images, torch.utils.data.Dataset) or _comes_from(images, "torchvision"):
         if is_array(images):  # torchvision's own tensors
             return None
-        return ImageSplit((), np.full(len(images), -1), _source(images, "images"))  # type: ignore[arg-type]
+        return ImageSplit((), np.full(len(images), -1), _source(images, "images"))
     if _comes_from(images, "datasets") or (hasattr(images, "columns") and hasattr(images, "iloc")):
         return _columns(images, ACCEPTED_IMAGES).unlabelled()
     return None

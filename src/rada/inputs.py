@@ -26,6 +26,7 @@ from rada.data.checks import name_classes, place_labels
 from rada.data.naming import Matched
 from rada.data.prompts import DEFAULT_TEMPLATE
 from rada.encoders.slot import EncoderSlot
+from rada.evaluation.sharing import shown_name
 from rada.features import ClassSet, FeatureCache, Features, ViewTransform, extract_features
 
 __all__ = [
@@ -295,7 +296,9 @@ def open_labelled(
             data = name_classes(data, naming)
     if isinstance(data, ImageDataset):
         aliases = dict(zip(data.keys or data.classes, data.classes, strict=True))
-        return Opened(data.split(*splits), aliases, data.templates)
+        found = data.split(*splits)
+        announce(data.name, next(name for name in splits if name in data.splits), found)
+        return Opened(found, aliases, data.templates)
     templates = (data.templates or None) if isinstance(data, Features) else None
     if not naming.wanted:
         return Opened(data, dict(zip(data.classes, data.classes, strict=True)), templates)
@@ -306,9 +309,12 @@ def open_labelled(
 
 
 def data_name(data: Data) -> str | None:
-    """Return what to call data in the record of a run, None where it has no name."""
-    name = str(data) if isinstance(data, str | Path) else getattr(data, "name", None)
-    return name if isinstance(name, str) else None
+    """Return what to call data in the record of a run, None where it has no name.
+
+    The folders above it are left out: a record is handed on with the model.
+    """
+    name = data if isinstance(data, str | Path) else getattr(data, "name", None)
+    return shown_name(str(name)) if isinstance(name, str | Path) else None
 
 
 def _place_features(features: Features, matched: Matched, embed: bool) -> Features:

@@ -251,7 +251,10 @@ def test_data_that_changed_in_between(plan, pets, tmp_path):
     run_plan(Plan.from_dict(plan.to_dict() | {"shots": (1,)}), tmp_path / "out")
     test = Features.load(f"{pets}/test.safetensors")
     test.subset(range(30)).save(f"{pets}/test.safetensors")
-    run_plan(plan, tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"other images, labels.*pets"):
+        run_plan(plan, tmp_path / "out")
+    others = {"shots": (2,), "methods": ("tip_adapter",), "options": {}}
+    run_plan(Plan.from_dict(plan.to_dict() | others), tmp_path / "out")
     with pytest.raises(CheckpointError, match="the data has changed in between"):
         load_runs(tmp_path / "out")
 

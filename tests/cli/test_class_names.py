@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench_samples import NAMES, write_features
-from cli.test_cli import QUICK, environment, ok, refused  # noqa: F401 - a fixture
+from cli.test_cli import QUICK, environment, ok, rada, refused  # noqa: F401 - a fixture
 from data.pictures import draw_folder
 from rada import Features
 from rada.bench.sources import EncoderSlot, open_source
@@ -133,7 +133,10 @@ def test_encode_goes_by_name(tmp_path: Path, environment: dict[str, str]) -> Non
     out = tmp_path / "f.safetensors"
     names = '["red", "green", "blue"]'
     words = ("encode", root, "--class-names", names, "--out", out, "--workers", "0")
-    ok(*words, environment=environment)
+    done = rada(*words, environment=environment)
+    assert done.returncode == 0
+    told = "d, no splits: 3 images, 3 classes (red 1, green 1, blue 1)"
+    assert done.stderr.splitlines()[0] == told and told not in done.stdout
     found = Features.load(out)
     called = {
         key.split("/")[0]: found.classes[label]

@@ -444,3 +444,81 @@ def test_names_are_never_markup(
     assert "[/c]" in refused("evaluate", head, "[/c]", environment=environment)
     exact = json.loads(ok("evaluate", head, data, "--json", environment=environment))
     assert tuple(exact["classes"]) == names
+
+
+def test_fit_says_what_was_held_out_and_the_strengths_that_evaluate_takes(
+    environment: dict[str, str], features: dict[str, Path], tmp_path: Path
+) -> None:
+    head, again = tmp_path / "head", tmp_path / "again"
+    options = ("--epochs", "8", "--min-steps", "90", "--seed", "1")
+    fitted = json.loads(
+        ok("fit", features["train"], "--out", head, "--json", *options, environment=environment)
+    )
+    choice = fitted["training"]["strength_choice"]
+    shots, classes = fitted["held_out"]
+    assert (shots["what"], classes["what"]) == ("shots", "classes")
+    assert shots["zero_shot"] == choice["base_accuracy"][0]
+    assert shots["adapted"] == max(choice["base_accuracy"])
+    place = choice["strengths"].index(choice["strength"])
+    assert classes["zero_shot"] == choice["new_accuracy"][0]
+    assert classes["adapted"] == choice["new_accuracy"][place]
+    told = ok("fit", features["train"], "--out", again, *options, environment=environment)
+    assert "in the last epoch" not in told  # what was learned by heart is no accuracy
+    assert "On held-out shots (a quarter of each learned class, at least one): zero-shot " in told
+    assert "On held-out classes (a part, in turn): zero-shot " in told
+    epochs = len(fitted["training"]["history"])
+    assert epochs > 8 and f"in {epochs} epochs (min_steps asks for more than 8)" in told
+    trained, strength = fitted["training"]["trained_strength"], fitted["strength"]
+    assert f"Mask strength {trained:g}" in told
+    known = ok("evaluate", head, features["test"], environment=environment)
+    assert f"The model was trained on 8 of these 8 classes. Mask strength {trained:g}." in known
+    new = ok("evaluate", head, features["new"], environment=environment)
+    assert f"The model was trained on 0 of these 4 classes. Mask strength {strength:g}." in new
+    told = ok(
+        "fit", features["train"], "--out", tmp_path / "given", *QUICK, environment=environment
+    )
+    assert "Nothing was held out" in told and "Mask strength 1 (given)." in told
+
+
+def test_without_a_head_there_is_one_row(
+    environment: dict[str, str], pictures: Path, fitted: Path, tmp_path: Path
+) -> None:
+    told = ok("evaluate", "embedded", pictures, environment=environment)
+    assert "Zero-shot" in told and "RAda" not in told and "wrong to right" not in told
+    report = tmp_path / "report"
+    result = json.loads(
+        ok("evaluate", "embedded", pictures, "--json", "--report", report, environment=environment)
+    )
+    assert result["rows"] == ["zero_shot"] and "adapted" not in result
+    assert result["changed"] is None
+    page = (report / "index.html").read_text()
+    assert "Zero-shot on " in page and "RAda accuracy" not in page
+    told = ok("evaluate", "embedded", pictures, "--test-time", "--views", "10", "--report",
+              report, environment=environment)  # fmt: skip
+    assert "RAda at test time" in told
+    assert "RAda at test time accuracy" in (report / "index.html").read_text()
+
+
+def test_a_report_names_no_private_folder(
+    environment: dict[str, str], pictures: Path, fitted: Path, tmp_path: Path
+) -> None:
+    report = tmp_path / "report"
+    ok("evaluate", fitted, pictures / "test", "--report", report, environment=environment)
+    for name in ("index.html", "result.json"):
+        assert str(pictures.parent) not in (report / name).read_text()
+    saved = json.loads((report / "result.json").read_text())
+    assert saved["data"] == f"{pictures.name}/test"
+    assert json.loads((fitted / "config.json").read_text())["training"]["data"] == pictures.name
+
+
+def test_a_scale_that_is_a_logarithm_is_noticed(
+    environment: dict[str, str], features: dict[str, Path], tmp_path: Path
+) -> None:
+    done = rada("fit", features["train"], "--scale", "4.6052", "--out", tmp_path / "head", *QUICK,
+                environment=environment)  # fmt: skip
+    assert done.returncode == 0
+    assert done.stderr.count("looks like a logarithm") == 1
+    assert "scale=100" in done.stderr
+    done = rada("fit", features["train"], "--scale", "100", "--out", tmp_path / "other", *QUICK,
+                environment=environment)  # fmt: skip
+    assert "logarithm" not in done.stderr

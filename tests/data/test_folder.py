@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 import pytest
 
 from data.pictures import draw, draw_folder
 from rada.core.errors import DataError
-from rada.data import open_dataset
+from rada.data import expand_pictures, open_dataset
 from rada.data.scan import list_pictures, natural_key
 
 
@@ -161,3 +162,52 @@ def test_an_empty_class_folder_beside_training(tmp_path: Path) -> None:
     for place in (root, root / "train"):
         with pytest.raises(DataError, match=r"'.*train/dog' holds no picture"):
             open_dataset(place)
+
+
+def test_a_folder_of_domains_is_no_data_set(tmp_path: Path) -> None:
+    domains = ("photo", "sketch")
+    counts = {f"{d}/{part}/{c}": 1 for d in domains for part in ("train", "test") for c in "ab"}
+    root = draw_folder(tmp_path / "pacs", counts)
+    with pytest.raises(
+        DataError, match=r"data sets of their own \('photo', 'sketch'\), .*pacs/photo'"
+    ):
+        open_dataset(root)
+    assert list(open_dataset(root / "photo").splits) == ["train", "test"]
+    alone = draw_folder(tmp_path / "alone", {f"{d}/train/{c}": 1 for d in domains for c in "ab"})
+    with pytest.raises(DataError, match="data sets of their own"):
+        open_dataset(alone)
+
+
+def test_splits_below_the_classes_are_not_pooled(tmp_path: Path) -> None:
+    root = draw_folder(
+        tmp_path, {f"{c}/{part}": 1 for c in ("cat", "dog") for part in ("train", "val")}
+    )
+    with pytest.raises(DataError, match=r"put the splits above the classes \(train/cat/...\)"):
+        open_dataset(root)
+
+
+def test_the_same_folders_below_each_class_are_worth_a_warning(tmp_path: Path) -> None:
+    root = draw_folder(
+        tmp_path, {f"{d}/{c}": 1 for d in ("photo", "sketch") for c in ("cat", "dog")}
+    )
+    with pytest.warns(UserWarning, match=r"hold the same sub-folders \(cat, dog, ...\)"):
+        open_dataset(root)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_dataset(root / "photo").classes == ("cat", "dog")
+        open_dataset(draw_folder(tmp_path / "v", {"bus/train": 2, "bus/car": 1, "cat": 1}))
+
+
+def test_images_that_are_left_out_are_counted_and_named(tmp_path: Path) -> None:
+    """HEIC is read; what is not read is said once, not met as a shortage later."""
+    draw_folder(tmp_path, {"cat": 2, "dog": 2})
+    (tmp_path / "cat" / "2.heic").write_bytes(b"x")
+    for name in ("cat/raw.CR2", "cat/other.cr2", "dog/drawing.svg", "dog/notes.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.warns(
+        UserWarning, match=r"3 images .* \(2 \.cr2, 1 \.svg; the first is 'cat/"
+    ) as said:
+        split = open_dataset(tmp_path).split("all")
+    assert len(said) == 1 and "cat/2.heic" in split.ids and len(split) == 5
+    with pytest.warns(UserWarning, match=r"1 images .*\(1 \.svg"):
+        assert len(list(expand_pictures(tmp_path / "dog"))) == 2

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
+import filelock
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 
 from data.pictures import draw
 from rada.core.errors import DataError
+from rada.data import images
 from rada.data.images import MAX_PIXELS, open_image, to_rgb
 
 
@@ -203,6 +209,110 @@ def test_to_rgb_leaves_its_argument_alone() -> None:
     image = Image.new("RGB", (2, 2), "red")
     to_rgb(image).putpixel((0, 0), (0, 0, 0))
     assert image.getpixel((0, 0)) == (255, 0, 0)
+
+
+# -- large ones ----------------------------------------------------------------------------------
+
+
+MODES = {
+    "RGB": lambda: noise((300, 250, 3)),
+    "L": lambda: noise((300, 250)),
+    "RGBA": lambda: noise((300, 250, 4)),
+    "LA": lambda: noise((300, 250, 2)),
+    "I;16": lambda: noise((300, 250)).astype(np.uint16) * 257,
+    "F": lambda: noise((300, 250)).astype(np.float32) * 3 - 100,
+    "I": lambda: noise((300, 250)).astype(np.int32) * 1000,
+}
+
+
+def noise(shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("mode", [*MODES, "P"])
+def test_a_large_image_is_shrunk_in_strips(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: str
+) -> None:
+    """Strip by strip it is what the whole would be, at a quarter of the size."""
+    if mode == "P":
+        image = Image.fromarray(noise((300, 250, 3))).quantize(32)
+        image.info["transparency"] = 3
+    else:
+        image = Image.fromarray(MODES[mode](), "LA" if mode == "LA" else None)
+    assert image.mode == mode
+    expected = to_rgb(image).reduce(4)
+    monkeypatch.setattr(images, "_LARGE", 300 * 250 // 16)
+    monkeypatch.setattr(images, "_SHORT_SIDE", 16)
+    monkeypatch.setattr(images, "_STRIP", 250 * 20)
+    assert np.array_equal(np.asarray(open_image(image)), np.asarray(expected))
+
+
+def test_a_large_image_in_a_file_and_turned(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(noise((300, 250, 3))).save(tmp_path / "large.png", exif=exif)
+    whole = open_image(tmp_path / "large.png")
+    monkeypatch.setattr(images, "_LARGE", 300 * 250 // 4)
+    monkeypatch.setattr(images, "_SHORT_SIDE", 16)
+    half = open_image(tmp_path / "large.png")
+    assert half.size == (150, 125)
+    difference = np.asarray(half).astype(int) - np.asarray(whole.reduce(2))
+    assert np.abs(difference).max() <= 1
+
+
+def hold_the_lock(ready: object, done: object) -> None:
+    with images._one_at_a_time():
+        ready.set()  # type: ignore[attr-defined]
+        done.wait(60)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_large_images_are_decoded_one_by_one_over_processes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, killed: bool
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    context = multiprocessing.get_context("fork")
+    ready, done = context.Event(), context.Event()
+    other = context.Process(target=hold_the_lock, args=(ready, done))
+    other.start()
+    assert ready.wait(60)
+    small = Image.new("RGB", (10, 10))
+    assert open_image(small).size == (10, 10)  # is not kept waiting
+    monkeypatch.setattr(images, "_LARGE", 50)
+    opened: list[Image.Image] = []
+    thread = threading.Thread(target=lambda: opened.append(open_image(small)))
+    thread.start()
+    thread.join(0.5)
+    assert not opened
+    if killed:
+        other.kill()
+    else:
+        done.set()
+    thread.join(30)
+    assert len(opened) == 1
+    other.join()
+
+
+def test_without_a_place_for_the_lock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent" / "deeper"))
+    monkeypatch.setattr(images, "_LARGE", 50)
+    with mock.patch.object(filelock.FileLock, "acquire", side_effect=PermissionError(13, "no")):
+        assert open_image(Image.new("RGB", (10, 10))).size == (10, 10)
+
+
+def test_heic_of_a_phone(tmp_path: Path) -> None:
+    pillow_heif.register_heif_opener()
+    upright = Image.new("RGB", (64, 32), "black")
+    upright.paste("white", (0, 0, 32, 16))
+    upright.save(tmp_path / "one.HEIC")
+    pixels = np.asarray(open_image(tmp_path / "one.HEIC")).astype(int)
+    assert pixels.shape == (32, 64, 3)
+    assert np.abs(pixels - np.asarray(upright)).mean() < 10
+    (tmp_path / "half.heic").write_bytes((tmp_path / "one.HEIC").read_bytes()[:200])
+    with pytest.raises(DataError, match=r"half\.heic"):
+        open_image(tmp_path / "half.heic")
 
 
 # -- the bad kinds -------------------------------------------------------------------------------

@@ -174,3 +174,26 @@ def test_names_as_json_text(root: Path) -> None:
     assert open_dataset(root, class_names='{"n01": "ant"}').classes[0] == "ant"
     with pytest.raises(DataError, match="are not JSON"):
         open_dataset(root, class_names='{"n01": ')
+
+
+def test_codes_for_names_are_worth_a_warning_with_names(tmp_path: Path) -> None:
+    root = draw_folder(tmp_path / "ids", {"n01855672": 1, "n01440764": 1, "n00015388": 1})
+    with pytest.warns(UserWarning, match="WordNet ids.*n01440764 is 'tench', n01855672 is 'goose'"):
+        assert open_dataset(root).classes == ("n00015388", "n01440764", "n01855672")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dataset = open_dataset(root, class_names="imagenet")
+        assert dataset.classes == ("animal", "tench", "goose")
+        draw_folder(tmp_path / "words", {"McLaren": 1, "iPhone": 1, "Annual crop": 1})
+        open_dataset(tmp_path / "words")
+    root = draw_folder(tmp_path / "joined", {"AnnualCrop": 1, "SeaLake": 1, "Forest": 1})
+    with pytest.warns(UserWarning, match="AnnualCrop, SeaLake.*") as caught:
+        open_dataset(root)
+    offered = str(caught[0].message).split("--class-names ")[1].strip("'")
+    assert open_dataset(root, class_names=offered).classes == ("annual crop", "Forest", "sea lake")
+
+
+def test_the_names_of_imagenet_are_different() -> None:
+    assert len(load_class_names("imagenet")) == 1000
+    names = Naming.of("imagenet").aliases
+    assert len(names) > 20000 and check_class_names(names.values())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data.pictures import draw_folder
+from data.pictures import draw, draw_folder
 from rada.core.errors import DataError
 from rada.data import load_class_names, open_dataset, write_manifest
 
@@ -211,3 +211,7 @@ def test_metadata_of_hugging_face(place: Path) -> None:
     lines = '{"file_name": "img/0.png", "label": 1}\n{"file_name": "img/1.png", "label": 0}\n'
     dataset = open_dataset(write(place / "m.jsonl", lines), class_names=["cat", "dog"])
     assert dataset.split("all").labels.tolist() == [1, 0]
+    with pytest.raises(DataError, match=r"has no class folders but a table: open .*metadata.csv'"):
+        draw(place / "loose" / "0.png")
+        write(place / "loose" / "metadata.csv", "file_name,label\n0.png,cat\n")
+        open_dataset(place / "loose")

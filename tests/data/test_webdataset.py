@@ -20,9 +20,10 @@ from rada.training.eft import EFTConfig
 
 from data.pictures import draw, draw_folder
 from features.tiny import TinyEncoder
-from rada import RAdaClassifier
+from network_samples import hanging_server
+from rada import RAdaClassifier, network
 from rada.core.errors import DataError, MissingExtraError
-from rada.data import few_shot, open_dataset
+from rada.data import few_shot, open_dataset, shard_urls
 from rada.data.shards.index import shard_folder
 from rada.data.shards.urls import expand_braces
 from rada.encoders import CustomEncoder
@@ -574,4 +575,50 @@ def test_urls_without_the_library(monkeypatch) -> None:
 
     monkeypatch.setitem(sys.modules, "webdataset.gopen", None)
     with pytest.raises(MissingExtraError, match=r"rada-vlm\[shards\]"):
-        open_dataset("https://127.0.0.1:1/a.tar")
+        open_dataset("gs://bucket/a.tar")
+
+
+def test_templates_of_clip_benchmark(tmp_path: Path) -> None:
+    shards(tmp_path / "train", 1)
+    shards(tmp_path / "test", 1)
+    text = "a photo of a {c}.\n\nart of the {c}.\n"
+    (tmp_path / "zeroshot_classification_templates.txt").write_text(text)
+    for spec in (tmp_path, tmp_path / "test"):
+        assert open_dataset(spec).templates == ("a photo of a {}.", "art of the {}.")
+    (tmp_path / "zeroshot_classification_templates.txt").write_text("a photo\n")
+    with pytest.raises(DataError, match="'a photo' should have"):
+        open_dataset(tmp_path)
+
+
+def test_compressed_shards_beside_others_are_named(tmp_path: Path) -> None:
+    shards(tmp_path, 2)
+    (tmp_path / "train-002.tar.gz").write_bytes(b"x")
+    with pytest.warns(UserWarning, match=r"1 compressed shards .* such as 'train-002.tar.gz'"):
+        assert len(open_dataset(tmp_path).splits) == 1
+
+
+def test_a_command_that_says_nothing(monkeypatch) -> None:
+    pytest.importorskip("webdataset")
+    monkeypatch.setattr(shard_urls, "SILENCE", 0.3)
+    for command in ("sleep 60; echo", "printf a; sleep 60; echo"):
+        refused(f"pipe:{command}", command, "nothing came for 0.3 seconds", class_names=NAMES)
+
+
+def test_shards_at_urls_need_no_other_library(
+    tmp_path: Path, server: tuple[str, list[str]], monkeypatch
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "webdataset.gopen", None)
+    shards(tmp_path / "www", 1)
+    assert len(open_dataset(f"{server[0]}/train-000.tar", class_names=NAMES).split("all")) == 6
+
+
+def test_a_server_that_hangs(monkeypatch, tmp_path: Path) -> None:
+    """The copy ends with the address, soon, and leaves nothing half."""
+    monkeypatch.setattr(network, "READ_TIMEOUT", 0.2)
+    monkeypatch.setattr(network, "_PAUSE", 0.0)
+    with hanging_server(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\nabc") as (address, asked):
+        url = f"{address}/a.tar"
+        refused(url, url, "cannot be copied", "nothing came in time", class_names=NAMES)
+        assert len(asked) == network.TRIES

@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 from tiny import TinyEncoder, write_pictures
 
-from rada.core.errors import CacheError
 from rada.data import ImageSplit
 from rada.features import CacheWarning, FeatureCache, ViewTransform, extract_features
 
@@ -193,8 +192,9 @@ def test_no_permission(encoder, open_folder, request, mode, workers):
     root.mkdir(mode=0o777)
     root.chmod(mode)
     request.getfixturevalue("ordinary_user")
-    with pytest.raises(CacheError, match=r"cache.*permission.*RADA_CACHE.*--no-cache"):
-        run(encoder, split, FeatureCache(root), workers=workers)
+    with pytest.warns(CacheWarning, match=r"cache.*permission.*RADA_CACHE.*--no-cache.*goes on"):
+        found = run(encoder, split, FeatureCache(root), workers=workers)
+    assert found.fingerprint == run(encoder, split, False).fingerprint
 
 
 def test_a_cache_that_may_only_be_read_is_read(encoder, open_folder, request):
@@ -207,8 +207,23 @@ def test_a_cache_that_may_only_be_read_is_read(encoder, open_folder, request):
 
 def test_a_file_where_the_cache_should_be(encoder, split, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(CacheError, match="a part of the path is a file"):
-        run(encoder, split, FeatureCache(tmp_path / "file"))
+    with pytest.warns(CacheWarning, match="a part of the path is a file.*goes on without") as said:
+        found = run(encoder, split, FeatureCache(tmp_path / "file"))
+    assert found.fingerprint == run(encoder, split, False).fingerprint
+    assert len([entry for entry in said if entry.category is CacheWarning]) == 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_folder_where_a_shard_should_be(encoder, split, cache, workers):
+    """It ended every run until somebody removed it by hand."""
+    expected = run(encoder, split, cache)
+    for path in shards(cache):
+        path.unlink()
+        (path / "something").mkdir(parents=True)
+    with pytest.warns(CacheWarning, match="goes on without"):
+        found = run(encoder, split, cache, workers=workers)
+    assert found.fingerprint == expected.fingerprint
+    assert all((path / "something").is_dir() for path in shards(cache))  # nothing of it is deleted
 
 
 def work_in_background(folder, name, cache, delay, workers):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
 from fft.conftest import COLOURS, write_pictures
+from rada.core.hashing import fingerprint_tensors
 from torch.nn.functional import cross_entropy, log_softmax
 
 from rada import FFTConfig, FineTuner, RAdaClassifier
@@ -88,7 +90,7 @@ def test_starts_as_zero_shot(name, encoder, data):
     else:
         model.register_buffer("text", encoder.encode_classes(model.classes, model.templates))
         if model.vectors is not None:
-            model.set_vectors(model.text * encoder.scale)
+            model.set_vectors(model.text * encoder.scale, torch.zeros(len(model.classes)))
         found = model.logits(features, model.candidates(model.classes))
     torch.testing.assert_close(found, zero_shot, atol=1e-4, rtol=1e-4)
 
@@ -149,7 +151,13 @@ def test_same_seed_same_weights_and_another_fit_starts_afresh(name, model_folder
 @pytest.mark.parametrize("name", NAMES)
 def test_saved_model_gives_the_same_answers(name, encoder, data, tmp_path):
     tuner, _ = tuned(name, encoder, data, fit={"output_dir": tmp_path / "out"})
+    if tuner.model.biases is not None:
+        assert tuner.model.biases.abs().max() > 1e-4
     expected = tuner.classifier().predict_proba(data / "test" / "red")
+    model, found = tuner.model, pixels(encoder, data)[-4:]  # white comes last
+    found = model.logits(encoder.infer_images(found), model.candidates(model.classes))
+    white = tuner.classifier().predict_proba(data / "test" / "white")
+    np.testing.assert_allclose(white, found.softmax(-1).numpy(), atol=1e-6)
     loaded = RAdaClassifier.from_pretrained(tmp_path / "out", progress=False)
     np.testing.assert_allclose(loaded.predict_proba(data / "test" / "red"), expected, atol=1e-6)
     from transformers import CLIPModel
@@ -215,14 +223,120 @@ def test_flyp_is_the_symmetric_contrastive_loss(same_class, encoder, data):
     assert [model.classes[label] for label in batch.labels] == classes
 
 
+@pytest.mark.parametrize("name", ["ft", "l2_sp", "lp_ft"])
+def test_the_head_is_the_linear_layer_of_the_public_code(name, encoder, data):
+    """torch's `Linear` on unit features: weights from the text tower, a bias that learns from zero."""
+    model, batch = model_of(name, encoder, data, l2_alpha=0.0, l2_beta=0.0)
+    layer = torch.nn.Linear(encoder.dim, len(model.classes))
+    with torch.no_grad():
+        layer.weight.copy_(encoder.scale * encoder.encode_classes(model.classes))
+        layer.bias.zero_()
+    images = encoder.forward_images(batch.pixels).detach()
+    for _ in range(3):  # the image tower held still, both learn the same
+        model.zero_grad()
+        model(batch)["loss"].backward()
+        layer.zero_grad()
+        cross_entropy(layer(images), batch.labels).backward()
+        torch.testing.assert_close(model.biases.grad, layer.bias.grad, atol=1e-5, rtol=1e-3)
+        with torch.no_grad():
+            for own, other in ((model.vectors, layer.weight), (model.biases, layer.bias)):
+                own -= 0.5 * other.grad
+                other -= 0.5 * other.grad
+    assert model.biases.abs().max() > 0.01
+    text = model.candidates(model.classes)
+    torch.testing.assert_close(
+        model.logits(images, text), layer(images).detach(), atol=1e-4, rtol=1e-4
+    )
+    turned = model.logits(images, model.candidates(model.classes[::-1]))
+    torch.testing.assert_close(turned, layer(images).detach().flip(1), atol=1e-4, rtol=1e-4)
+
+
+def test_the_linear_probe_is_scikit_learns_with_its_offsets(encoder, data):
+    from sklearn.linear_model import LogisticRegression
+
+    tuner, _ = tuned("linear-probe", encoder, data)
+    split = open_dataset(data).split("train")
+    images = encoder.infer_images(
+        torch.stack([encoder.preprocess(split.load(i)) for i in range(len(split))])
+    )
+    model = tuner.model
+    offsets = [
+        LogisticRegression(C=c, max_iter=2000).fit(images.numpy(), split.labels).intercept_
+        for c in np.logspace(-2, 4, 7)
+    ]
+    found = model.biases.detach().numpy()
+    assert np.abs(found).max() > 1e-3
+    assert min(np.abs(found - wanted).max() for wanted in offsets) < 1e-2
+
+
+def test_vectors_without_biases_still_load(encoder, data, tmp_path):
+    """Models that were saved before there were biases."""
+    from safetensors.torch import load_file, save_file
+
+    tuner, _ = tuned("ft", encoder, data)
+    with torch.no_grad():
+        tuner.model.biases.zero_()
+    expected = tuner.classifier().predict_proba(data / "test" / "red")
+    tuner.save(tmp_path / "out")
+    path, config = tmp_path / "out" / "classes.safetensors", tmp_path / "out" / "config.json"
+    vectors = load_file(path)["vectors"]
+    save_file({"vectors": vectors}, path, metadata={"format": "pt"})
+    said = json.loads(config.read_text())
+    config.write_text(json.dumps(said | {"weights_hash": fingerprint_tensors(vectors)}))
+    loaded = RAdaClassifier.from_pretrained(tmp_path / "out", progress=False)
+    np.testing.assert_allclose(loaded.predict_proba(data / "test" / "red"), expected, atol=1e-6)
+
+
+def test_test_time_training_refuses_a_model_with_a_bias_a_class(encoder, data):
+    from rada import TestTimeAdapter
+
+    tuner, _ = tuned("ft", encoder, data)
+    with pytest.raises(ConfigError, match="rada, rada-ft or flyp"):
+        TestTimeAdapter(tuner.classifier())
+
+
+def test_flyp_takes_its_captions_from_80_templates(encoder, data, monkeypatch):
+    seen = []
+    caption_features = TunedModel.caption_features
+
+    def watched(self, captions):
+        seen.extend(captions)
+        return caption_features(self, captions)
+
+    monkeypatch.setattr(TunedModel, "caption_features", watched)
+    tuner, result = tuned("flyp", encoder, data, epochs=6)
+    assert len(set(result["templates"])) == 80
+    assert {"a bad photo of a {}.", "a photo of many {}.", "a tattoo of the {}."} <= set(
+        result["templates"]
+    )
+    spelt = {t: {t.format(name) for name in COLOURS} for t in result["templates"]}
+    assert set(seen) <= set().union(*spelt.values())
+    assert sum(bool(words & set(seen)) for words in spelt.values()) > 40  # 120 draws of 80
+    expected = encoder.encode_classes(tuner.model.classes, result["templates"])
+    torch.testing.assert_close(tuner.model.candidates(tuner.model.classes).text, expected)
+    _, other = tuned("ft", encoder, data)
+    assert other["templates"] == ["a photo of a {}."]
+
+
+def test_templates_that_are_given_are_flyps(model_folder, data):
+    for given in ("a photo of a {}.", ["a {}.", "the {}."]):
+        tuner = FineTuner(
+            load_encoder(model_folder), "flyp", QUICK, templates=given, progress=False, workers=0
+        )
+        wanted = [given] if isinstance(given, str) else given
+        assert tuner.fit(data)["templates"] == wanted
+    assert get_fft_method("flyp").templates(("{} texture.",)) == ("{} texture.",)  # the data's own
+
+
 def test_l2_sp_is_the_distance_to_the_pretrained_weights(encoder, data):
-    model, batch = model_of("l2_sp", encoder, data, l2_alpha=0.5)
+    model, batch = model_of("l2_sp", encoder, data, l2_alpha=0.5, l2_beta=0.1)
     assert model(batch)["penalty"].item() == 0
     with torch.no_grad():
         model.towers.visual_projection.weight.add_(0.1)
         model.vectors.add_(0.2)
+        model.biases.add_(0.3)  # new weights: pulled to zero, with a weight of their own
     count, own = model.towers.visual_projection.weight.numel(), model.vectors.numel()
-    expected = 0.25 * (count * 0.01 + own * 0.04)
+    expected = 0.25 * (count * 0.01 + own * 0.04) + 0.05 * len(model.classes) * 0.09
     assert model(batch)["penalty"].item() == pytest.approx(expected, rel=1e-3)
 
 

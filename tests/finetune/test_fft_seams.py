@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
+import torch
 
 from rada import EFTConfig, FFTConfig, FineTuner, RAdaClassifier
+from rada.cli.tables import comparison_table
 from rada.encoders import load_encoder
 from rada.features import FeatureCache
 
@@ -63,3 +67,22 @@ def test_a_head_fitted_on_a_tuned_model_is_saved_with_it(model_folder, data, tmp
     images = data / "test" / "red"
     np.testing.assert_allclose(loaded.predict_proba(images), clf.predict_proba(images), atol=1e-6)
     assert loaded.encoder.fingerprint == clf.encoder.fingerprint
+
+
+def test_zero_shot_is_the_model_before_it_was_tuned(model_folder, data, tmp_path):
+    folder = shutil.copytree(model_folder, tmp_path / "clip")
+    tuner = tuned("ft", load_encoder(folder), data, workers=0)
+    tuner.save(tmp_path / "out")
+    base = RAdaClassifier(load_encoder(folder), workers=0, progress=False)
+    _, expected = base.evaluate(data)
+    clf = RAdaClassifier.from_pretrained(tmp_path / "out", workers=0, progress=False)
+    result, found = clf.evaluate(data)
+    torch.testing.assert_close(found.zero_shot, expected.zero_shot, atol=1e-5, rtol=0)
+    assert not torch.allclose(found.adapted, found.zero_shot, atol=1e-3)
+    assert result["row_names"] == {"adapted": "Tuned"} and result["trained_classes"] == 4
+    assert clf.zero_shot_score(data) == result["zero_shot"]["accuracy"]
+    folder.rename(tmp_path / "moved")
+    with pytest.warns(UserWarning, match="zero-shot accuracy cannot be measured"):
+        result, _ = clf.evaluate(data)
+    assert result["row_names"]["zero_shot"] == "Tuned (no baseline)"
+    assert "Tuned (no baseline)" in str(list(comparison_table(result).columns[0].cells))

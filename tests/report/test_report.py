@@ -205,7 +205,7 @@ def test_examples_are_those_that_changed():
     assert examples[0]["adapted"]["probability"] == pytest.approx(1 / (1 + np.exp(-5)))
     assert examples[-1]["zero_shot"]["class"] == examples[-1]["true"] == "b"
     assert len(changed_examples(photos, before, after, limit=1)) == 2
-    with pytest.raises(FeatureError, match="6 pictures"):
+    with pytest.raises(FeatureError, match="6 images"):
         changed_examples(photos, before[:5], after)
 
 
@@ -222,3 +222,130 @@ def test_blocks_make_other_pages():
 def test_words_do_not_import_matplotlib():
     code = "import sys, rada.report.text; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def text_of(html):
+    return " ".join(" ".join(read(html).text).split())
+
+
+def test_the_best_value_of_each_column_is_bold_whoever_has_it(tmp_path):
+    result = make_result(["a", "b", "c"], images=200, skill=(2.0, 0.5))[0]
+    assert result["zero_shot"]["accuracy"] > result["adapted"]["accuracy"]
+    html = write_report(tmp_path, result).read_text(encoding="utf-8")
+    table = html.split("<table", 2)[1].split("</table>")[0]
+    bold = re.findall(r'<td[^>]*class="best"[^>]*>([^<]*)<', table)
+    rows = [result[key] for key in result["rows"]]
+    assert f"{100 * max(row['accuracy'] for row in rows):.1f}" == bold[0]
+    assert f"{100 * max(row['balanced_accuracy'] for row in rows):.1f}" in bold
+    assert f"{100 * min(row['ece'] for row in rows):.1f}" in bold
+    accent = re.search(r'<tr[^>]*class="accent">.*?</tr>', table, re.DOTALL)
+    assert f">{100 * result['adapted']['accuracy']:.1f}<" in accent.group()
+    assert (
+        "accent td { color: var(--accent); }" in html
+    )  # colour says which row, weight which is best
+
+
+def test_a_class_that_fails_is_said_in_words(tmp_path):
+    from rada.evaluation import compare
+
+    labels = [0] * 30 + [1] * 36 + [2] * 10
+    right = np.eye(3)[labels]
+    failing = right.copy()
+    failing[31:66] = [1, 0, 0]  # of 36 of class 1, one is recognised
+    result = compare(right, failing, labels, ["nominal", "local defect", "global defect"])
+    text = text_of(write_report(tmp_path, result).read_text(encoding="utf-8"))
+    assert (
+        "RAda fails on “local defect”: it recognises 1 of 36 test images (2.8 %, zero-shot 100.0 %) "
+        "and takes most of them for “nominal”."
+    ) in text
+    assert "fails on “nominal”" not in text and "fails on “global" not in text
+    many = compare(
+        np.eye(40), np.roll(np.eye(40), 1, axis=1), range(40), [f"c{k}" for k in range(40)]
+    )
+    text = text_of(write_report(tmp_path, many).read_text(encoding="utf-8"))
+    assert text.count("RAda fails on “") == 5
+    assert "It fails on 40 classes in all." in text
+
+
+def test_the_headline_over_seeds_is_mean_and_deviation(tmp_path):
+    result = make_result(["a", "b", "c"], images=200)[0] | {"shots": 16, "seed": 1}
+    runs = [
+        {"method": "rada", "shots": 16, "seed": seed, "accuracy": accuracy}
+        for seed, accuracy in enumerate((0.723, 0.680, 0.694), 1)
+    ]
+    text = text_of(write_report(tmp_path, result, runs=runs).read_text(encoding="utf-8"))
+    head = text.split("Accuracy by number of shots")[0]
+    assert "RAda, mean of 3 seeds 69.9" in head
+    assert "± 2.2, from 68.0 to 72.3" in head
+    assert f"{100 * result['adapted']['accuracy']:.1f}" not in head  # one seed is no headline
+    assert "the one head of seed 1 that was saved, not the mean" in text
+    one = text_of(write_report(tmp_path, result, runs=runs[:1]).read_text(encoding="utf-8"))
+    assert f"RAda accuracy {100 * result['adapted']['accuracy']:.1f}" in one
+
+
+def test_what_training_came_to_stands_beside_what_was_asked(tmp_path):
+    result = make_result(["a", "b", "c"], images=200)[0]
+    result["config"] |= {"epochs": 10, "min_steps": 300}
+    result["training"] = {"images": 12}
+    html = write_report(tmp_path, result, curve=make_curve(150)).read_text(encoding="utf-8")
+    text = text_of(html)
+    assert "epochs 150 (10 asked for, min_steps 300)" in text
+    assert "batch_size 12, all images (32 asked for)" in text
+    assert "strength 0.75 (auto)" in text
+    result["config"]["epochs"] = 150
+    same = text_of(
+        write_report(tmp_path, result, curve=make_curve(150)).read_text(encoding="utf-8")
+    )
+    assert "epochs 150 learning" in same or "epochs 150 batch" in same
+
+
+def test_a_page_without_a_head_has_one_row(tmp_path):
+    from rada.evaluation import compare
+    from rada.report import report_examples
+
+    labels = [0, 1, 2, 2]
+    for count in (3, 30):
+        classes = [f"c{k}" for k in range(count)]
+        logits = np.eye(count)[[0, 1, 2, 0]]
+        result = compare(logits, None, labels, classes) | {
+            "dataset": "birds",
+            "encoder": "embedded",
+        }
+        assert result["rows"] == ["zero_shot"] and result["changed"] is None
+        examples = report_examples(Photos(classes, labels), logits, None)
+        assert [one["true"] for one in examples] == ["c2"] and "adapted" not in examples[0]
+        html = write_report(tmp_path, result, examples=examples).read_text(encoding="utf-8")
+        text = text_of(html)
+        assert "RAda" not in text.replace("RAda report", "")
+        assert "<title>Zero-shot on birds</title>" in html
+        assert "From wrong to right" not in text and "Wrong" in text
+
+
+def test_what_is_still_wrong_is_shown(tmp_path):
+    from rada.report import wrong_examples
+
+    photos = Photos(["a", "b"], [0, 0, 0, 1, 1])
+    before = np.array([[0, 1.0], [0, 3], [1, 0], [2, 0], [0, 1]])
+    after = np.array([[0, 1.0], [0, 2], [0, 1], [9, 0], [0, 1]])
+    found = wrong_examples(photos, before, after)
+    # Wrong before and after, the most certain first, the classes in turn: not image 2, which changed.
+    assert [one["id"] for one in found] == [photos.ids[index] for index in (3, 1, 0)]
+    assert found[0]["adapted"]["probability"] == pytest.approx(1 / (1 + np.exp(-9)))
+    result = make_result(["a", "b"], images=20)[0]
+    html = write_report(tmp_path, result, examples=found).read_text(encoding="utf-8")
+    assert text_of(html).count("Still wrong") == 1
+    assert all(one["id"] in html for one in found)
+
+
+def test_folders_do_not_leave_the_house(tmp_path):
+    result = make_result(["a", "b"], images=20)[0]
+    result |= {
+        "dataset": "/home/ann/clients/acme/birds/test",
+        "data": "/home/ann/clients/acme/birds/test",
+        "head": "/srv/private/head",
+        "command": "rada evaluate /srv/private/head /home/ann/clients/acme/birds/test",
+    }
+    html = write_report(tmp_path, result).read_text(encoding="utf-8")
+    assert "<title>RAda on birds/test</title>" in html
+    for private in ("/home", "acme", "/srv", "private"):
+        assert private not in html

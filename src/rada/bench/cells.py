@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from rada._version import __version__
 from rada.core.errors import CheckpointError, ConfigError
 from rada.core.output import claim, training_folder
 from rada.core.storage import read_json, write_json
+from rada.records import CellRecord, check_record
 
 __all__ = ["FORMAT", "Cell", "Folder", "data_name"]
 
@@ -161,11 +162,15 @@ class Folder:
             raise CheckpointError(f"'{self.root}/bench.json' is not a benchmark's description")
         return found
 
-    def finished(self, cell: Cell) -> bool:
+    def finished(self, cell: Cell, identities: Mapping[str, Any] | None = None) -> bool:
         """Whether a cell has its result.
 
+        Args:
+            cell: The cell.
+            identities: The identity that each of its data sets has now; None leaves that open.
+
         Raises:
-            ConfigError: If there is a result of other configuration under the same name.
+            ConfigError: If there is a result of other configuration or other data under the same name.
             CheckpointError: If the result is damaged.
         """
         path = self.result_path(cell)
@@ -182,6 +187,13 @@ class Folder:
             raise ConfigError(
                 f"{str(path)!r} is the result of another run ({'; '.join(differ)}): "
                 "choose another --out, or another name for the variant"
+            )
+        known = found.get("identities", {})
+        changed = [spec for spec, value in (identities or {}).items() if known.get(spec) != value]
+        if changed:
+            raise ConfigError(
+                f"{str(path)!r} is the result of other images, labels, templates or encoder weights "
+                f"than {changed[0]!r} gives now: choose another --out"
             )
         return True
 
@@ -220,12 +232,11 @@ class Folder:
 
 def _read(path: Path) -> dict[str, Any]:
     found = read_json(path, error=CheckpointError, what="the result")
-    needed = ("format", "rada_version", "cell", "parts")
-    if not isinstance(found, dict) or any(key not in found for key in needed):
-        raise CheckpointError(f"{str(path)!r} is not a result of a benchmark: delete it")
-    if found["format"] != FORMAT:
+    if isinstance(found, dict) and found.get("format", FORMAT) != FORMAT:
         raise CheckpointError(
-            f"{str(path)!r} has the format {found['format']!r}, this version reads {FORMAT!r}: "
+            f"{str(path)!r} has the format {str(found['format'])[:40]!r}, this version reads {FORMAT!r}: "
             "choose another folder"
         )
+    what = f"{str(path)!r} is not a result of a benchmark (delete it): it"
+    check_record(CellRecord, found, error=CheckpointError, what=what)
     return found

@@ -13,6 +13,7 @@ from typing import Any
 from rada.bench.cells import Cell
 from rada.core.config import Config, parse_value
 from rada.core.errors import ConfigError
+from rada.core.values import check_seed
 from rada.methods import get_method
 from rada.test_time import get_test_time_method
 
@@ -81,7 +82,8 @@ class Plan(Config):
                 hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(PROTOCOLS)}"
                 raise ConfigError(f"there is no protocol {protocol!r}: {hint}")
         self.require(all(shots >= 1 for shots in self.shots), "shots", "numbers from 1 on")
-        self.require(all(seed >= 0 for seed in self.seeds), "seeds", "numbers from 0 on")
+        for seed in self.seeds:
+            check_seed(seed, "every one of the seeds")
         if "cross-dataset" in self.protocols and not self.targets:
             raise ConfigError("the protocol cross-dataset needs --targets: data sets to test on")
         for label in self.methods:

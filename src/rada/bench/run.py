@@ -19,7 +19,7 @@ from rada.bench.memory import PeakMemory
 from rada.bench.plan import Plan
 from rada.bench.protocols import Part, set_up
 from rada.bench.sources import EncoderSlot, Source, open_source
-from rada.core.errors import StorageError
+from rada.core.errors import RadaError, StorageError
 from rada.core.output import STATE_FOLDER, check_apart
 from rada.core.progress import progress_bar
 from rada.data import Naming
@@ -74,6 +74,16 @@ class Sources:
             if spec not in self._open:
                 self._open[spec] = self._new(spec)
         return dict(self._open)
+
+    def identities(self, cell: Cell) -> dict[str, Any] | None:
+        """Return the identity of each data set of a cell; None where one cannot be opened.
+
+        A result of data that is gone stands; running such a cell says what is wrong.
+        """
+        try:
+            return identities_of(cell, self.get(cell))
+        except RadaError:
+            return None
 
     def _new(self, spec: str) -> Source:
         return open_source(
@@ -130,13 +140,14 @@ def run_plan(
         "class_names": (naming.classes and list(naming.classes)) or dict(naming.aliases),
     }
     folder.open(shared | ({"recipe": plan.recipe} if plan.recipe else {}))
-    waiting = [cell for cell in cells if not folder.finished(cell)]
-    summary = RunSummary(skipped=len(cells) - len(waiting))
-    with (
-        Locks(folder.root / STATE_FOLDER / "cells") as locks,
-        progress_bar("Benchmark", len(waiting), enabled=progress, unit="cells") as advance,
-    ):
+    with contextlib.ExitStack() as stack:
+        locks = stack.enter_context(Locks(folder.root / STATE_FOLDER / "cells"))
         sources = Sources(plan, locks, cache, device, False if progress is None else progress)
+        waiting = [cell for cell in cells if not _has_result(cell, folder, sources)]
+        summary = RunSummary(skipped=len(cells) - len(waiting))
+        advance = stack.enter_context(
+            progress_bar("Benchmark", len(waiting), enabled=progress, unit="cells")
+        )
         while waiting:
             busy = []
             for cell in waiting:
@@ -153,6 +164,21 @@ def run_plan(
     return summary
 
 
+def identities_of(cell: Cell, sources: dict[str, Source]) -> dict[str, Any]:
+    """Return the identity of what a cell takes from each of its data sets."""
+    return {
+        spec: source.identity(cell.shots, cell.seed)
+        if spec == cell.dataset
+        else source.identity(0, 0, whole=True)
+        for spec, source in sources.items()
+    }
+
+
+def _has_result(cell: Cell, folder: Folder, sources: Sources) -> bool:
+    """Whether a cell has the result of its data as it is now."""
+    return folder.finished(cell) and folder.finished(cell, sources.identities(cell))
+
+
 def _settle(
     cell: Cell,
     folder: Folder,
@@ -162,7 +188,7 @@ def _settle(
     say: Callable[[str], None],
 ) -> None:
     """Run a claimed cell unless another process has done so in the meantime."""
-    if folder.finished(cell):
+    if _has_result(cell, folder, sources):
         summary.skipped += 1
         return
     failure = folder.failure_path(cell)
@@ -223,6 +249,7 @@ def run_cell(
         "images": len(setup.train) if method.learns else 0,
         "data": source.name,
         "strength": model.strength.to_dict(),
+        "identities": identities_of(cell, sources),
         "record": model.record,
         "environment": environment(),
     }

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from rada.core.errors import DataError, FeatureError
-from rada.data import ImageDataset, ImageSplit, Naming, few_shot, open_dataset
+from rada.core.hashing import fingerprint_tensors
+from rada.data import ImageDataset, ImageSplit, Naming, data_identity, few_shot, open_dataset
 from rada.data.checks import check_labelled
 from rada.data.sources import id_bytes
 from rada.features import ClassSet, FeatureCache, Features, ViewTransform, extract_features
@@ -47,6 +48,16 @@ class Source(ABC):
     scale: float
     encoder: DualEncoder | None
     groups: tuple[int, ...] | None = None
+
+    @abstractmethod
+    def identity(self, shots: int, seed: int, *, whole: bool = False) -> dict[str, str]:
+        """Hash what a cell learns from and is tested on as it is now, under "train" and "test".
+
+        Args:
+            shots: As for `draw`; 0 where nothing is learned.
+            seed: As for `draw`.
+            whole: As for `test`.
+        """
 
     @abstractmethod
     def class_set(self) -> ClassSet:
@@ -104,6 +115,27 @@ class ImageSource(Source):
         self._train, self._test = _splits(dataset)
         self._text: ClassSet | None = None
         self._tested: dict[tuple[bool, str], Features] = {}
+        self._identities: dict[tuple[int, int, bool], dict[str, str]] = {}
+
+    def identity(self, shots: int, seed: int, *, whole: bool = False) -> dict[str, str]:
+        """Hash images, labels and names, templates and encoder; only the images used are read."""
+        assert self.encoder is not None
+        key = (shots, seed, whole)
+        if key not in self._identities:
+            test = self._tested_on(whole and "all" in self.dataset.splits)
+            drawn = self._train.subset([])
+            if shots:
+                drawn = few_shot(self._train, shots, seed, allow_fewer=True)
+            common = [self._candidates, self.groups, self.dataset.templates]
+            common += [self.encoder.fingerprint, self.trained()]
+            self._identities[key] = {
+                name: fingerprint_tensors(extra=[data_identity(part), *common])
+                for name, part in (("train", drawn), ("test", test))
+            }
+        return self._identities[key]
+
+    def _tested_on(self, whole: bool) -> ImageSplit:
+        return self.dataset.splits["all"] if whole else self._test
 
     def class_set(self) -> ClassSet:
         """Encode the class names, once."""
@@ -131,7 +163,7 @@ class ImageSource(Source):
         whole = whole and "all" in self.dataset.splits
         key = (whole, "" if views is None else repr(views))
         if key not in self._tested:
-            split = self.dataset.splits["all"] if whole else self._test
+            split = self._tested_on(whole)
             check_labelled(split.labels, split.ids, f"testing on {self.name!r}")
             self._tested = {
                 known: kept for known, kept in self._tested.items() if not known[1] or not key[1]
@@ -189,6 +221,11 @@ class FeatureSource(Source):
         self._text = train.text_features
         self._templates = train.templates
         self._train, self._test = train, test
+
+    def identity(self, shots: int, seed: int, *, whole: bool = False) -> dict[str, str]:
+        """Hash all features, which are in memory already."""
+        test = self._whole if whole else self._test
+        return {"train": self._train.fingerprint, "test": test.fingerprint}
 
     def class_set(self) -> ClassSet:
         """Return the class features of the file."""

@@ -232,7 +232,15 @@ def load_runs(directory: str | Path) -> Runs:
     folder = Folder(directory)
     runs = Runs(folder.facts(), list(folder.results()), folder.failures())
     sizes: dict[tuple[str, str, str], tuple[int, int]] = {}
+    identities: dict[tuple[str, bool], str] = {}
     for result in runs.results:
+        for spec, identity in result.get("identities", {}).items():
+            place = (spec, spec == result["cell"]["dataset"])
+            if identities.setdefault(place, identity["test"]) != identity["test"]:
+                raise CheckpointError(
+                    f"results on {spec!r} were made with different images, labels, templates or "
+                    "encoder weights: the data has changed in between; run them again in another folder"
+                )
         for name, part in result["parts"].items():
             key = (result["cell"]["protocol"], result["cell"]["dataset"], name)
             size = (part["images"], part["classes"])

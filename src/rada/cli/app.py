@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
+import os
 import sys
 import warnings
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from rada._version import __version__
 from rada.cli import bench, cache, demo, encode, evaluate, finetune, fit, models, predict
@@ -18,8 +23,29 @@ __all__ = ["app", "main"]
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
+
+class _Commands(TyperGroup):
+    """The commands; one whose reader has gone away, as `head` does, has ended well."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:  # typer would call it a failure
+            _drop_output()
+            raise typer.Exit(0) from error
+
+
+def _drop_output() -> None:
+    """Send what is still to be written nowhere: at its exit Python would complain about it."""
+    with contextlib.suppress(OSError):  # an output that is no file
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
 app = typer.Typer(
     name="rada",
+    cls=_Commands,
     help="Adapt a vision-language model to your own classes with one small attention layer.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -58,9 +84,27 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: object) -
         echo(f"warning: {message}", err=True)
 
 
+class _OnStandardError(logging.Handler):
+    """Shows what the library tells of its work."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        echo(record.getMessage(), err=True)
+
+
+def _show_messages() -> None:
+    logger = logging.getLogger("rada")
+    logger.setLevel(logging.INFO)
+    if not any(isinstance(handler, _OnStandardError) for handler in logger.handlers):
+        logger.addHandler(_OnStandardError())
+
+
 def main() -> NoReturn:
     """Run the command line and exit: 0 well, 2 for bad input, 130 when interrupted."""
+    _show_messages()
     warnings.showwarning = _show_warning  # type: ignore[assignment]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name may be none of the terminal's code page
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except RadaError as error:
@@ -69,8 +113,4 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         echo("interrupted", err=True)
         sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of our output went away, as `head` does; there is nobody left to tell.
-        sys.stderr.close()
-        sys.exit(0)
     sys.exit(0)

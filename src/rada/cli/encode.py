@@ -53,11 +53,13 @@ def encode(
     """
     import dataclasses
 
-    from rada.data import load_class_names, open_dataset
+    from rada.core.values import check_seed
+    from rada.data import announce, load_class_names, open_dataset
     from rada.encoders import load_encoder
     from rada.features import extract_features
     from rada.features.processes import OtherProcessError, Team, extract_in_team
 
+    check_seed(seed)  # before anything is loaded
     team = Team()
     try:
         with team.main_first():
@@ -68,7 +70,10 @@ def encode(
                 templates=template,
                 skip_bad=skip_bad,
             )
-            pictures = dataset.split(*(dataset.splits if split is None else (split,)))
+            part = next(iter(dataset.splits)) if split is None else split
+            pictures = dataset.split(part)
+            if team.rank == 0:
+                announce(dataset.name, part, pictures)
             encoder = load_encoder(model, device=team.device(device))
         options: dict[str, Any] = {
             "views": views,

@@ -106,12 +106,13 @@ def write(
 ) -> Path:
     """Write the report page and, beside it, the result as JSON."""
     from rada.core.output import claim
-    from rada.report import changed_examples, write_report
+    from rada.evaluation import shareable
+    from rada.report import report_examples, write_report
 
     examples: list[dict[str, Any]] = []
     if evaluated.pictures is not None and not evaluated.features.skipped:
         pictures = evaluated.pictures.rename(evaluated.classes)
-        examples = changed_examples(pictures, evaluated.zero_shot, evaluated.adapted)
+        examples = report_examples(pictures, evaluated.zero_shot, evaluated.adapted)
     history = [] if classifier.trained is None else classifier.trained.history
     training = result.get("training", {})
     facts = {
@@ -124,23 +125,39 @@ def write(
     with claim(directory, "report") as folder:
         folder.take("index.html", "result.json")
         page = write_report(directory, result | facts, examples=examples, curve=history)
-        folder.write_json("result.json", result)
+        folder.write_json("result.json", shareable(result))
     return page
 
 
 def _print(result: dict[str, Any], page: Path | None) -> None:
     from rada.cli.tables import class_table, comparison_table
+    from rada.report.rows import failures
+    from rada.report.text import count
 
     terminal = screen()
     terminal.print(comparison_table(result))
     if len(result["classes"]) <= 30:
         terminal.print(class_table(result))
-    changed = result["changed"]
-    terminal.print(
-        f"{changed['wrong_to_right']} pictures went from wrong to right, "
-        f"{changed['right_to_wrong']} from right to wrong (mask strength {result['strength']:g})."
-    )
+    lines = [*failures(result), *_head_lines(result)]
     if result["skipped"]:
-        terminal.print(f"{len(result['skipped'])} unreadable pictures were left out.")
+        lines.append(f"{count(len(result['skipped']), 'unreadable image')} left out.")
+    for line in lines:
+        terminal.print(line, soft_wrap=True)
     if page is not None:
         terminal.print("Report: ", bold(page), sep="", soft_wrap=True)
+
+
+def _head_lines(result: dict[str, Any]) -> list[str]:
+    """Say what training changed, how many of the classes it saw and with what strength."""
+    from rada.report.text import count
+
+    changed = result["changed"]
+    if changed is None:
+        return []
+    classes = count(len(result["classes"]), "class", "classes")
+    strength = "" if result["head"] is None else f" Mask strength {result['strength']:g}."
+    return [
+        f"{changed['wrong_to_right']} images went from wrong to right, "
+        f"{changed['right_to_wrong']} from right to wrong.",
+        f"The model was trained on {result['trained_classes']} of these {classes}.{strength}",
+    ]

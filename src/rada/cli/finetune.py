@@ -96,9 +96,11 @@ def finetune(
     After Ctrl-C, SIGTERM (exit code 143) or a kill the same command goes on where it stopped.
     Several processes: accelerate launch --num_processes 4 -m rada finetune ...
     """
+    from rada.core.values import check_seed
     from rada.data import load_class_names
     from rada.methods.finetune import FineTuner, FineTuningStopped
 
+    check_seed(seed)  # before anything is loaded
     given = {
         "epochs": epochs,
         "batch_size": batch_size,

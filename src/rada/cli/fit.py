@@ -81,9 +81,11 @@ def fit(
     """
     from rada.classifier import FEATURE_FILES, RAdaClassifier
     from rada.core.output import claim
+    from rada.core.values import check_seed
     from rada.data import load_class_names
     from rada.training import TrainingInterrupted
 
+    check_seed(seed)  # before anything is loaded
     given = {
         "epochs": epochs,
         "min_steps": min_steps,
@@ -143,6 +145,7 @@ def _result(classifier: RAdaClassifier, out: OutputFolder) -> dict[str, Any]:
     """Write what the run used beside the head, and return its result."""
     from rada.evaluation import environment
     from rada.evaluation.provenance import command_line, peak_memory
+    from rada.training.held_out import held_out
 
     encoder = classifier.encoder
     result = {
@@ -152,6 +155,7 @@ def _result(classifier: RAdaClassifier, out: OutputFolder) -> dict[str, Any]:
         "scale": classifier.scale,
         "encoder": encoder and {"name": encoder.name, "fingerprint": encoder.fingerprint},
         "training": classifier.record,
+        "held_out": held_out(classifier.record.get("strength_choice")),
         "environment": environment(),
         "command": command_line(),
         "peak_memory_bytes": peak_memory(),
@@ -163,26 +167,51 @@ def _result(classifier: RAdaClassifier, out: OutputFolder) -> dict[str, Any]:
 
 
 def _print_summary(result: dict[str, Any], data: str, out: Path) -> None:
-    from rada.report.text import count, percent
+    from rada.report.text import count
 
     training = result["training"]
-    last = training["history"][-1]
-    choice = training["strength_choice"]
-    how = {
-        "classes": "chosen by cross-validation over classes",
-        "shots": "chosen by cross-validation over shots",
-        "none": "nothing to choose it on",
-    }
-    reason = "given" if choice is None else how[choice["method"]]
+    epochs, asked = len(training["history"]), training["config"]["epochs"]
+    least = f" (min_steps asks for more than {asked})" if epochs > asked else ""
     folder = shlex.quote(str(out))
     screen().print(
         f"Learned {count(len(result['classes']), 'class', 'classes')} from "
-        f"{count(training['images'], 'picture')} "
-        f"({percent(last['accuracy'])} of them right in the last epoch).\n"
-        f"Mask strength {result['strength']:g} ({reason}).\n",
+        f"{count(training['images'], 'image')} in {count(epochs, 'epoch')}{least}.\n",
+        "".join(f"{line}\n" for line in (*_held_out_lines(result), _strength_line(training))),
         "The head is in ",
         bold(out),
         f". Next:\n  rada evaluate {folder} {shlex.quote(data)}\n  rada predict {folder} IMAGE...",
         sep="",
         soft_wrap=True,
+    )
+
+
+def _held_out_lines(result: dict[str, Any]) -> list[str]:
+    """Say how the head did on what it had not seen."""
+    from rada.report.text import percent
+
+    if not result["held_out"]:
+        return [
+            "Nothing was held out: `rada evaluate` compares with zero-shot on images of your own."
+        ]
+    return [
+        f"On held-out {entry['what']} ({entry['part']}): zero-shot {percent(entry['zero_shot'])}, "
+        f"RAda {percent(entry['adapted'])} at mask strength {entry['strength']:g}."
+        for entry in result["held_out"]
+    ]
+
+
+def _strength_line(training: dict[str, Any]) -> str:
+    """Say both strengths, the one that `evaluate` and `predict` take, and where they come from."""
+    choice, among = training["strength_choice"], training.get("trained_strength")
+    how = {
+        "classes": "chosen by cross-validation over classes, on the same held-out shots",
+        "shots": "chosen by cross-validation over shots, on the same held-out shots",
+        "none": "nothing to choose it on",
+    }
+    reason = "given" if choice is None else how[choice["method"]]
+    if among is None or among == training["strength"]:
+        return f"Mask strength {training['strength']:g} ({reason})."
+    return (
+        f"Mask strength {among:g} among learned classes, {training['strength']:g} where some are new "
+        f"({reason})."
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from rada.core.errors import ConfigError
+from rada.core.printable import exact_json
 
 if TYPE_CHECKING:
     from rada.features import FeatureCache
@@ -80,4 +80,4 @@ def parse_strength(text: str) -> float | str:
 
 def print_json(value: Any) -> None:
     """Print one JSON object on standard output."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    typer.echo(exact_json(value, indent=2))

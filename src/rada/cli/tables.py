@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rada.core.terminal import bold
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -22,38 +24,37 @@ def plain_table(title: str | None, first: str, *numbers: str) -> Table:
 
 
 def comparison_table(result: dict[str, Any]) -> Table:
-    """Return the table of all rows of `rada.compare`."""
-    from rada.report.text import count, interval, percent, row_name
+    """Return the table of all rows of `rada.compare`, the best value of each column in bold."""
+    from rada.report.rows import best_rows, name_of, rows_of
+    from rada.report.text import count, interval, percent
 
     title = (
-        f"{count(result['images'], 'picture')}, {count(len(result['classes']), 'class', 'classes')}"
+        f"{count(result['images'], 'image')}, {count(len(result['classes']), 'class', 'classes')}"
     )
     columns = ("accuracy", "95 % interval", "balanced accuracy", "calibration error")
     table = plain_table(title, "", *columns)
-    for key in result["rows"]:
+    best = best_rows(result)
+    for key in rows_of(result):
         row = result[key]
-        table.add_row(
-            row_name(key),
-            percent(row["accuracy"]),
-            interval(row["interval"]),
-            percent(row["balanced_accuracy"]),
-            f"{row['ece']:.3f}",
+        cells = {metric: percent(row[metric]) for metric in best}
+        accuracy, balanced, ece = (
+            bold(text) if key in best[metric] else text for metric, text in cells.items()
         )
+        table.add_row(name_of(result, key), accuracy, interval(row["interval"]), balanced, ece)
     table.add_row("Chance", percent(result["chance"]), "", percent(result["chance"]), "")
     return table
 
 
 def class_table(result: dict[str, Any]) -> Table:
-    """Return accuracy per class, the zero-shot and the adapted model side by side."""
+    """Return accuracy per class: zero-shot and, where there is one, the adapted model."""
+    from rada.report.rows import compared_rows, name_of
     from rada.report.text import percent, shorten
 
-    table = plain_table("Accuracy per class", "class", "pictures", "zero-shot", "RAda")
-    rows = zip(result["zero_shot"]["per_class"], result["adapted"]["per_class"], strict=True)
-    for before, after in rows:
-        table.add_row(
-            shorten(before["class"]),
-            str(before["images"]),
-            percent(before["accuracy"]),
-            percent(after["accuracy"]),
-        )
+    keys = compared_rows(result)
+    table = plain_table(
+        "Accuracy per class", "class", "images", *(name_of(result, key) for key in keys)
+    )
+    for index, entry in enumerate(result["zero_shot"]["per_class"]):
+        accuracies = (percent(result[key]["per_class"][index]["accuracy"]) for key in keys)
+        table.add_row(shorten(entry["class"]), str(entry["images"]), *accuracies)
     return table

@@ -10,7 +10,7 @@ from rada.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from rada.classifier import RAdaClassifier
-    from rada.test_time.adapter import TestTimeAdapter
+    from rada.test_time_adapter import TestTimeAdapter
 
 __all__ = [
     "TestTimeOptions",
@@ -189,8 +189,8 @@ class TestTimeOptions:
     def adapter(self, classifier: RAdaClassifier) -> TestTimeAdapter | None:
         """Return the adapter, or None without `--test-time`; set the strength."""
         from rada.core.storage import read_json
-        from rada.test_time.adapter import TestTimeAdapter
         from rada.test_time.config import TTTConfig
+        from rada.test_time_adapter import TestTimeAdapter
 
         if self.strength is not None and (classifier.trained is not None or not self.wanted):
             classifier.strength = self.strength

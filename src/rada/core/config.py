@@ -45,14 +45,6 @@ def _matches(value: object, annotation: Any) -> bool:
     return isinstance(value, annotation)
 
 
-def _is_finite(value: float) -> bool:
-    """Whether a number is a finite float; JSON's integers have no end."""
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
-
-
 def parse_value(text: str) -> Any:
     """Read the value of a field from a command line: JSON, or else a word.
 
@@ -82,9 +74,13 @@ class Config:
                     f"{type(self).__name__}.{field.name} should be of type {field.type}, "
                     f"but the value passed is {value!r} of type {type(value).__name__}"
                 )
-            if isinstance(value, int | float) and not _is_finite(value):
+            if isinstance(value, int) and abs(value) >= 2**63:
                 raise ConfigError(
-                    f"{type(self).__name__}.{field.name} should be finite, not {str(value)[:40]}"
+                    f"{type(self).__name__}.{field.name} should be below 2**63, not {str(value)[:40]}..."
+                )
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(
+                    f"{type(self).__name__}.{field.name} should be finite, not {value!r}"
                 )
         self.validate()
 

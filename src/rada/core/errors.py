@@ -62,6 +62,10 @@ class StorageError(RadaError, OSError):
     """A disk that is full or read-only, or a folder without write permission."""
 
 
+class TrainingDivergedError(RadaError):
+    """Training left the numbers that can be computed with: a loss or logits became NaN or infinite."""
+
+
 class OutputError(StorageError):
     """An output that is in the way: not rada's, in use by another process, or a part of the data."""
 

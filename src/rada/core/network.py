@@ -8,12 +8,9 @@ import re
 import socket
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from rada.core.errors import DataError, RadaError
-
-if TYPE_CHECKING:
-    import httpx2
 
 __all__ = [
     "CONNECT_TIMEOUT",
@@ -90,13 +87,16 @@ def fetch(url: str, *, limit: int) -> bytes:
     return content.getvalue()
 
 
-def download(url: str, target: BinaryIO, *, limit: int | None = None) -> None:
+def download(
+    url: str, target: BinaryIO, *, limit: int | None = None, failed: str = "cannot be read"
+) -> None:
     """Copy what an http or https URL holds into a file.
 
     Args:
         url: The URL.
         target: A binary file; it is emptied before another try.
         limit: Most bytes that are read; None for any number.
+        failed: What the message says where it fails.
 
     Raises:
         DataError: If it cannot be read, or holds more; the message names it.
@@ -114,9 +114,8 @@ def download(url: str, target: BinaryIO, *, limit: int | None = None) -> None:
                 target.write(content)
             return
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            again = isinstance(error, httpx2.TransportError) or _may_recover(error)
-            if not again or attempt + 1 == TRIES:
-                raise _unreadable(url, error) from error
+            if not _may_recover(error) or attempt + 1 == TRIES:
+                raise _unreadable(url, failed, error) from error
 
 
 def _chunks(url: str, limit: int | None) -> Iterator[bytes]:
@@ -134,25 +133,31 @@ def _chunks(url: str, limit: int | None) -> Iterator[bytes]:
 
 
 def _may_recover(error: Exception) -> bool:
-    response: httpx2.Response | None = getattr(error, "response", None)
-    return response is not None and response.status_code in _TRY_AGAIN
+    import httpx2
+
+    if isinstance(error, httpx2.HTTPStatusError):
+        return error.response.status_code in _TRY_AGAIN
+    lasting = isinstance(error, httpx2.UnsupportedProtocol)
+    return isinstance(error, httpx2.TransportError) and not lasting
 
 
-def _unreadable(url: str, error: Exception) -> RadaError:
-    response: httpx2.Response | None = getattr(error, "response", None)
-    if response is not None:
+def _unreadable(url: str, failed: str, error: Exception) -> RadaError:
+    import httpx2
+
+    if isinstance(error, httpx2.HTTPStatusError):
+        response = error.response
         cause = f"the server answers {response.status_code} {response.reason_phrase}".rstrip()
     else:
         cause = " ".join(filter(None, (_KINDS.get(type(error).__name__), str(error))))
     return DataError(
-        f"{url!r} cannot be read: {cause or type(error).__name__}; check the address, the network and "
+        f"{url!r} {failed}: {cause or type(error).__name__}; check the address, the network and "
         "your rights"
     )
 
 
 _KINDS = {
-    "ConnectTimeout": f"no connection within {CONNECT_TIMEOUT:g} seconds",
-    "ReadTimeout": f"nothing came for {READ_TIMEOUT:g} seconds",
+    "ConnectTimeout": "no connection in time",
+    "ReadTimeout": "nothing came in time",
 }
 
 

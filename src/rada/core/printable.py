@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+from typing import Any
 
-__all__ = ["clean"]
+__all__ = ["clean", "escape", "exact_json"]
 
 # What XML and UTF-8 cannot hold (class names come from file names, which may be any bytes), what steers a
 # terminal (escape sequences, a carriage return that overwrites its line), and the marks that turn the
@@ -23,3 +25,35 @@ def clean(text: str) -> str:
         ('a\ufffdb', '\ufffd[31mred')
     """
     return _UNPRINTABLE.sub("\ufffd", text)
+
+
+def escape(text: str) -> str:
+    r"""Replace the same characters by escapes that tell them apart; bytes that are no Unicode as bytes.
+
+    Example:
+        >>> print(escape("\x1b[31mred"), escape("caf\udce9"), escape("a\u202eb"))
+        \x1b[31mred caf\xe9 a\u202eb
+    """
+
+    def shown(match: re.Match[str]) -> str:
+        code = ord(match[0])
+        if 0xDC80 <= code <= 0xDCFF:  # how Python keeps a byte of a file name that is no Unicode
+            code -= 0xDC00
+        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+    return _UNPRINTABLE.sub(shown, text)
+
+
+def exact_json(value: Any, *, indent: int | None = None) -> str:
+    r"""Return JSON that any stream of UTF-8 takes and that no terminal obeys, and that is read back exactly.
+
+    Raises:
+        ValueError: If `value` holds NaN or an infinity, which JSON does not have.
+
+    Example:
+        >>> print(exact_json(["é", "caf\udce9", "\x9b2J"]))
+        ["é", "caf\udce9", "\u009b2J"]
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    # Such characters can only stand within strings, where an escape means the same.
+    return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -15,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from rada.core.errors import OutputError, StorageError
+from rada.core.printable import exact_json
 
 __all__ = [
     "atomic_path",
@@ -186,11 +188,18 @@ def write_json(path: str | Path, value: Any) -> None:
         StorageError: If the place cannot be written.
         ValueError: If `value` holds NaN or an infinity.
     """
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    text = exact_json(value, indent=2)
     write_bytes(path, (text + "\n").encode())
 
 
-def read_json(path: str | Path, *, error: type[Exception], what: str, limit: int = 64 << 20) -> Any:
+def read_json(
+    path: str | Path,
+    *,
+    error: type[Exception],
+    what: str,
+    limit: int = 64 << 20,
+    finite: bool = True,
+) -> Any:
     """Read JSON that somebody handed over.
 
     Args:
@@ -198,6 +207,7 @@ def read_json(path: str | Path, *, error: type[Exception], what: str, limit: int
         error: The type of error to raise, of `rada.core.errors`.
         what: What the file is, for the message.
         limit: Largest size that is read, in bytes.
+        finite: Refuse NaN, infinities and numbers beyond float64, which JSON does not have.
 
     Returns:
         The parsed value.
@@ -209,7 +219,7 @@ def read_json(path: str | Path, *, error: type[Exception], what: str, limit: int
     try:
         size = path.stat().st_size
         if size <= limit:
-            return parse_json(path.read_text(encoding="utf-8-sig"))
+            return parse_json(path.read_text(encoding="utf-8-sig"), finite=finite)
     except FileNotFoundError as cause:
         raise error(f"{what} {str(path)!r} does not exist") from cause
     except UnicodeError as cause:
@@ -239,14 +249,34 @@ def read_lines(path: str | Path, *, error: type[Exception], what: str) -> list[s
     return [line.strip() for line in lines if line.strip()]
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str | bytes, *, finite: bool = False) -> Any:
     """Parse JSON that somebody handed over.
 
+    Args:
+        text: The JSON.
+        finite: Refuse NaN, infinities and numbers beyond float64.
+
     Raises:
-        ValueError: If it is not JSON, or an object has a key twice: readers keep the last without a word.
+        ValueError: If it is not JSON, holds half a Unicode character (a lone surrogate), or an object has
+            a key twice: readers keep the last without a word.
         RecursionError: If it is nested too deeply.
     """
-    return json.loads(text, object_pairs_hook=_once)
+    strict = {"parse_constant": _finite, "parse_float": _finite} if finite else {}
+    value = json.loads(text, object_pairs_hook=_once, **strict)
+    escape, lower = ("\\ud", text.lower()) if isinstance(text, str) else (b"\\ud", text.lower())
+    if escape in lower:  # type: ignore[operator]
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"it holds half a Unicode character ({error.reason})") from None
+    return value
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is not a finite number")
+    return value
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

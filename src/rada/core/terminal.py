@@ -7,6 +7,7 @@ must be exact.
 
 from __future__ import annotations
 
+import errno
 import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -60,5 +61,9 @@ def _console_class() -> type[Console]:
         def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
             # rich turns every string, be it a line, a cell or a title, into text here.
             return super().render_str(clean(text), **options)
+
+        def on_broken_pipe(self) -> None:
+            # rich would end the program as failed; `rada.cli.app` knows that nothing has.
+            raise BrokenPipeError(errno.EPIPE, "the reader of the output has gone away")
 
     return Screen

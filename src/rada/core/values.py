@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import warnings
 from typing import Any
 
 from rada.core.errors import ConfigError, RadaError
@@ -14,6 +15,9 @@ LARGEST_SEED = 2**32 - 1
 """The largest seed of NumPy's generators; times the step numbers it stays within torch's 64 bits."""
 LARGEST_SCALE = 1e6
 """Models have scales near 100; far above this, float32 logits overflow and say nothing."""
+
+_LOGARITHMS = (2.0, 5.0)
+"""Between the logarithms of 7.4 and 148; the scales of trained models are near 100."""
 
 
 def check_seed(seed: Any, name: str = "seed") -> int:
@@ -55,7 +59,10 @@ def check_count(value: Any, name: str, *, error: type[RadaError] = ConfigError) 
 
 
 def check_scale(scale: Any, *, error: type[RadaError] = ConfigError) -> float:
-    """Return an exponentiated logit scale.
+    """Return an exponentiated logit scale; warn where it looks like its logarithm.
+
+    The parameter `logit_scale` of a CLIP checkpoint is 4.6052, for a scale of 100. Taken as it is, all
+    probabilities come out nearly equal.
 
     Raises:
         RadaError: Of type `error`, if it is no number above 0 and at most `LARGEST_SCALE`.
@@ -70,6 +77,12 @@ def check_scale(scale: Any, *, error: type[RadaError] = ConfigError) -> float:
         except (TypeError, ValueError, OverflowError, RuntimeError):
             number = math.nan
         if 0 < number <= LARGEST_SCALE:
+            if _LOGARITHMS[0] < number < _LOGARITHMS[1]:
+                warnings.warn(
+                    f"scale={number:g} looks like a logarithm (the `logit_scale` of a checkpoint), but "
+                    f"the exponentiated scale is taken: if it is one, pass scale={math.exp(number):.4g}",
+                    stacklevel=1,  # one text, one warning, however many parts look at the number
+                )
             return number
     raise error(
         f"scale should be a finite number above 0, at most {LARGEST_SCALE:g}, not {_shown(scale)}: "

@@ -3,6 +3,7 @@
 from rada.data.align import fold_name
 from rada.data.bad import find_bad, readable_shots, without_bad
 from rada.data.dataset import ImageDataset, ImageSplit, Skipped
+from rada.data.identity import data_identity
 from rada.data.images import open_image
 from rada.data.loose import expand_pictures, open_images
 from rada.data.manifest import write_manifest
@@ -16,6 +17,7 @@ from rada.data.prompts import (
 )
 from rada.data.registry import DatasetInfo, list_datasets, open_dataset, register_dataset
 from rada.data.sampling import few_shot, few_shot_indices
+from rada.data.summary import announce, summarise
 from rada.data.views import seeded_view
 
 __all__ = [
@@ -26,8 +28,10 @@ __all__ = [
     "Naming",
     "Skipped",
     "align_classes",
+    "announce",
     "build_prompts",
     "check_class_names",
+    "data_identity",
     "expand_pictures",
     "few_shot",
     "few_shot_indices",
@@ -42,6 +46,7 @@ __all__ = [
     "readable_shots",
     "register_dataset",
     "seeded_view",
+    "summarise",
     "without_bad",
     "write_manifest",
 ]

@@ -13,6 +13,7 @@ from rada.core.errors import DataError
 from rada.data.dataset import ImageDataset, ImageSplit, Skipped
 from rada.data.naming import Matched, Naming, some_names
 from rada.data.prompts import ClassNamesSource, check_class_names
+from rada.data.wordnet import warn_of_codes
 
 __all__ = ["check_labelled", "check_splits", "name_classes", "place_labels", "without_missing"]
 
@@ -120,6 +121,7 @@ def _check_own_names(dataset: ImageDataset) -> None:
         raise DataError(f"{dataset.name!r}: {dataset.unnamed}")
     check_class_names(dataset.keys or dataset.classes)  # as the data spells them, for the message
     checked = check_class_names(dataset.classes)
+    warn_of_codes(dataset.name, checked)
     if len(checked) > 1 and all(name.isdecimal() for name in checked):
         warnings.warn(
             f"the classes of {dataset.name!r} are called by numbers ({', '.join(checked[:3])}...), "

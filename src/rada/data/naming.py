@@ -12,10 +12,12 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rada.core.errors import DataError
 from rada.data.align import fold_name
 from rada.data.prompts import ClassNamesSource, check_class_names, load_class_names
+from rada.data.wordnet import IMAGENET, wordnet_names
 
 __all__ = ["Matched", "Naming", "align_classes", "some_names"]
 
@@ -67,6 +69,8 @@ class Naming:
         """
         if given is None or isinstance(given, Naming):
             return given or cls()
+        if str(given) == IMAGENET and not Path(IMAGENET).exists():
+            return cls(aliases=wordnet_names())
         names = load_class_names(given)
         return cls(aliases=names) if isinstance(names, Mapping) else cls(names)
 

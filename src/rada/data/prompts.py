@@ -11,6 +11,7 @@ from rada.core.errors import DataError
 from rada.core.storage import parse_json, read_json
 from rada.data.align import fold_name, without_invisible
 from rada.data.sources import id_bytes
+from rada.data.wordnet import IMAGENET, imagenet_names
 
 __all__ = [
     "DEFAULT_TEMPLATE",
@@ -78,7 +79,8 @@ def load_class_names(source: ClassNamesSource) -> dict[str, str] | tuple[str, ..
     """Read class names: a list, or a mapping from names of the data to class names.
 
     Args:
-        source: The value itself, JSON text of it, or a JSON file with it.
+        source: The value itself, JSON text of it, or a JSON file with it; "imagenet" stands for the names
+            of ImageNet's classes by WordNet id.
 
     Returns:
         A tuple of names, or a dict from folder name to class name.
@@ -92,6 +94,8 @@ def load_class_names(source: ClassNamesSource) -> dict[str, str] | tuple[str, ..
     """
     if isinstance(source, str) and source.lstrip()[:1] in ("{", "["):
         source = _parsed(source)
+    if str(source) == IMAGENET and not Path(IMAGENET).exists():
+        return dict(imagenet_names())
     if isinstance(source, str | Path):
         source = read_json(source, error=DataError, what="the file of class names")
     if isinstance(source, Mapping):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import operator
 import unicodedata
 from collections.abc import Sequence
 
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rada.core.errors import DataError
+from rada.core.values import check_count, check_seed
 from rada.data.dataset import ImageSplit
 from rada.data.sources import id_bytes
 
@@ -45,12 +45,13 @@ def few_shot_indices(
 
     Raises:
         DataError: If `shots` is below 1 or a class has too few pictures; the message names it.
+        ConfigError: If the seed is out of range.
 
     Example:
         >>> few_shot_indices(np.array([0, 1, 0, 1]), "abcd", 1, 7, classes=["x", "y"]).shape
         (2,)
     """
-    shots = _positive(shots)
+    shots, seed = check_count(shots, "shots", error=DataError), check_seed(seed)
     if not (labels >= 0).any():
         raise DataError("there are no labelled pictures to draw shots from")
     counts = np.bincount(labels[labels >= 0], minlength=len(classes))
@@ -68,16 +69,6 @@ def few_shot_indices(
     order = labelled[np.lexsort((low, high, labels[labelled]))]  # by class, then by rank
     place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
     return order[place < shots]
-
-
-def _positive(shots: object) -> int:
-    try:
-        number = operator.index(shots)  # type: ignore[arg-type]
-    except TypeError:
-        number = 0
-    if number < 1:
-        raise DataError(f"shots should be a positive integer, not {shots!r}")
-    return number
 
 
 def _rank(seed: int, key: str) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import re
 import warnings
 from abc import ABC, abstractmethod
@@ -18,6 +17,7 @@ from torch.nn import functional
 
 from rada.core.errors import DataError, EncoderError
 from rada.core.progress import progress_bar
+from rada.core.values import check_scale
 from rada.encoders.fingerprint import digest, module_digest, weights_version
 from rada.encoders.memory import keep_freed_memory
 from rada.encoders.prompts import deep_prompts, insert_context, output_replaced
@@ -97,8 +97,8 @@ class DualEncoder(ABC):
         train_transform: Transform,
         scale: float | None = None,
     ) -> None:
-        if scale is not None and not (math.isfinite(scale) and scale > 0):
-            raise EncoderError(f"scale should be a finite number above 0, not {scale!r}")
+        if scale is not None:
+            scale = check_scale(scale, error=EncoderError)
         self.model = model
         self.name = name
         self.dim = dim

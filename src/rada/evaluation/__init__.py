@@ -11,6 +11,7 @@ from rada.evaluation.metrics import (
     wilson_interval,
 )
 from rada.evaluation.provenance import Timer, command_line, environment
+from rada.evaluation.sharing import shareable, shown_name
 from rada.evaluation.spread import Spread, aggregate_runs, mean_std
 
 __all__ = [
@@ -29,5 +30,7 @@ __all__ = [
     "harmonic_mean",
     "mean_std",
     "paired_difference",
+    "shareable",
+    "shown_name",
     "wilson_interval",
 ]

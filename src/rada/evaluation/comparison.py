@@ -90,7 +90,7 @@ def paired_difference(first_right: ArrayLike, second_right: ArrayLike) -> Paired
 
 def compare(
     zero_shot_logits: ArrayLike,
-    adapted_logits: ArrayLike,
+    adapted_logits: ArrayLike | None,
     labels: ArrayLike,
     classes: Sequence[str],
     *,
@@ -100,7 +100,7 @@ def compare(
 
     Args:
         zero_shot_logits: `(N, K)` logits before adaptation.
-        adapted_logits: `(N, K)` logits after adaptation.
+        adapted_logits: `(N, K)` logits after adaptation; None where there was none.
         labels: `(N,)` integers in [0, K).
         classes: K class names.
         extra: Further rows by name, such as {"linear_probe": logits}, each `(N, K)`.
@@ -109,7 +109,8 @@ def compare(
         `{"images", "classes", "chance", "majority", "rows", "zero_shot", "adapted", "changed"}` and
         the extra rows: for each name in "rows" an entry of `Metrics.to_dict` (without images,
         classes, chance and majority, which all rows share), and in "changed" the
-        `PairedDifference` of adapted and zero-shot. Every row but zero_shot holds
+        `PairedDifference` of adapted and zero-shot. Without adaptation there is no row "adapted", and
+        "changed" is None. Every row but zero_shot holds
         its own comparison with zero-shot under "against_zero_shot".
 
     Raises:
@@ -123,16 +124,18 @@ def compare(
         >>> result["changed"]["wrong_to_right"], result["changed"]["right_to_wrong"]
         (1, 0)
     """
-    rows = {"zero_shot": zero_shot_logits, "adapted": adapted_logits}
+    rows = {"zero_shot": zero_shot_logits}
+    if adapted_logits is not None:
+        rows["adapted"] = adapted_logits
     result: dict[str, Any] = {
         "images": 0,
         "classes": list(classes),
         "chance": 0.0,
         "majority": 0.0,
         "rows": [*rows, *(extra or {})],
-        "changed": {},
+        "changed": None,
     }
-    taken = sorted((result.keys() | rows.keys()) & set(extra or {}))
+    taken = sorted((result.keys() | {"zero_shot", "adapted"}) & set(extra or {}))
     if taken:
         raise ValueError(f"the name {taken[0]!r} of an extra row is taken")
     rows |= dict(extra or {})
@@ -148,7 +151,8 @@ def compare(
         else:
             metrics["against_zero_shot"] = paired_difference(before, right).to_dict()
         result[name] = metrics
-    result["changed"] = dict(result["adapted"]["against_zero_shot"])
+    if adapted_logits is not None:
+        result["changed"] = dict(result["adapted"]["against_zero_shot"])
     return result
 
 

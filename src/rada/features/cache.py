@@ -37,7 +37,7 @@ _DAMAGE = (ValueError, TypeError, KeyError, RuntimeError)
 
 
 class CacheWarning(UserWarning):
-    """A damaged cache file was found; its features are computed again."""
+    """The cache cannot be used as it is: features are computed again, or are not kept."""
 
 
 @dataclass(frozen=True)
@@ -112,23 +112,19 @@ class FeatureCache:
         try:
             return self.path(key).is_file()
         except OSError:
-            return True  # no permission to look: reading it will say so
+            return False  # no permission to look: writing it will say so
 
     def read(self, key: ShardKey) -> Shard | None:
-        """Return a shard, or None where there is none or only a damaged one (with a warning)."""
+        """Return a shard, or None where there is none or none that can be read (with a warning)."""
         path = self.path(key)
         try:
             shard = _read_shard(path, key)
         except FileNotFoundError:
             return None
-        except OSError as error:
-            raise CacheError(
-                f"the feature cache cannot be read: {str(path)!r}: "
-                f"{(error.strerror or str(error)).lower()}; {_WAY_OUT}"
-            ) from error
-        except _DAMAGE as error:
+        except (OSError, *_DAMAGE) as error:
+            cause = (getattr(error, "strerror", None) or str(error)).lower()
             warnings.warn(
-                f"damaged cache file {str(path)!r} ({error}): its pictures are encoded again",
+                f"damaged cache file {str(path)!r} ({cause}): its images are encoded again",
                 CacheWarning,
                 stacklevel=2,
             )

@@ -12,7 +12,14 @@ from torch import Tensor
 
 from rada.core.errors import FeatureError
 
-__all__ = ["CheckedFeatures", "FeatureWarning", "check_features", "check_labels", "check_rows"]
+__all__ = [
+    "CheckedFeatures",
+    "FeatureWarning",
+    "check_features",
+    "check_labels",
+    "check_rows",
+    "numbered_labels",
+]
 
 # Rows of a unit-norm table that was rounded to float16 deviate by less; they are left as they are.
 NORM_TOLERANCE = 1e-3
@@ -160,6 +167,30 @@ def _count(rows: Tensor) -> str:
     place = f"row {first[0]}" + (f", view {first[1]}" if len(first) > 1 else "")
     total = int(rows.sum())
     return place if total == 1 else f"{total} of {rows.numel()} rows (the first: {place})"
+
+
+def numbered_labels(labels: Any, classes: Sequence[str]) -> Any:
+    """Return labels that are names of classes as their places among them; others as they are.
+
+    Raises:
+        FeatureError: If a name is none of the classes.
+
+    Example:
+        >>> numbered_labels(["dog", "cat"], ("cat", "dog"))
+        [1, 0]
+    """
+    if not isinstance(labels, list | tuple | np.ndarray) or not len(labels):
+        return labels
+    if not all(isinstance(label, str) for label in labels):
+        return labels
+    place = {name: index for index, name in enumerate(classes)}
+    for row, name in enumerate(labels):
+        if name not in place:
+            raise FeatureError(
+                f"label {str(name)!r} of row {row} is none of the classes "
+                f"{', '.join(map(repr, list(classes)[:10]))}: name it among them"
+            )
+    return [place[name] for name in labels]
 
 
 def check_labels(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -12,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rada.core.errors import ConfigError, DataError
+from rada.core.errors import CacheError, DataError
 from rada.core.progress import progress_bar
+from rada.core.values import check_count, check_seed
 from rada.data import ImageSplit
-from rada.features.cache import FeatureCache, Shard
+from rada.features.cache import CacheWarning, FeatureCache, Shard
 from rada.features.features import Features
 from rada.features.pictures import ListReader, PictureReader, SplitReader
 from rada.features.work import Answer, BatchWork, Job, ViewTransform
@@ -98,13 +100,11 @@ def iter_features(
     Raises:
         ConfigError: If a number is out of range.
         DataError: If a picture cannot be read and `skip_bad` is off.
-        CacheError: If the cache cannot be written.
         FeatureError: If the encoder gives NaN, infinite or zero features.
         EncoderError: If a worker process dies.
     """
-    for name, value in (("views", views), ("batch_size", batch_size)):
-        if value < 1:
-            raise ConfigError(f"{name} should be a positive integer, not {value!r}")
+    views, batch_size = check_count(views, "views"), check_count(batch_size, "batch_size")
+    seed = check_seed(seed)
     total, reader = _reader(pictures, limit=2 * batch_size if workers is None else 0)
     work = BatchWork(
         encoder,
@@ -190,8 +190,12 @@ def _complete(work: BatchWork, answer: Answer) -> tuple[Shard, list[BadPicture]]
             return shard, _named(work, answer.job, reasons)
         answer = work.do(answer.job, anew=True)
     shard = work.finish(answer)
-    if work.cache is not None and answer.key is not None:
-        work.cache.write(answer.key, shard, work.encoder.name)
+    if work.cache is not None and answer.key is not None and work.keeping:
+        try:
+            work.cache.write(answer.key, shard, work.encoder.name)
+        except CacheError as error:  # what was computed is worth more than its copy
+            work.keeping = False
+            warnings.warn(f"{error}; this run goes on without it", CacheWarning, stacklevel=2)
     return shard, _named(work, answer.job, answer.bad)
 
 

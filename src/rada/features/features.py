@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +15,9 @@ import torch
 from torch import Tensor
 
 from rada.core.errors import FeatureError
+from rada.core.values import check_scale
 from rada.data import DEFAULT_TEMPLATE
-from rada.features.checks import check_features
+from rada.features.checks import check_features, numbered_labels
 from rada.features.classes import ClassSet
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ class Features:
     Attributes:
         image_features: `(N, V, D)` float32 (float64 stays): V views of N pictures, view 0 the plain
             picture. `(N, D)` is accepted and becomes `(N, 1, D)`.
-        labels: `(N,)` int64, -1 where a picture has no label.
+        labels: `(N,)` int64, -1 where an image has no label; names of classes are accepted and become
+            their numbers.
         classes: The K class names, index = label.
         ids: One stable key a picture; default: its index.
         text_features: `(K, D)` class features, or None.
@@ -75,7 +76,7 @@ class Features:
         checked = check_features(
             self.image_features,
             self.text_features,
-            self.labels,
+            numbered_labels(self.labels, self.classes),
             num_classes=len(self.classes),
             allow_unlabelled=True,
         )
@@ -93,8 +94,8 @@ class Features:
             raise FeatureError(f"{len(self.ids)} ids for {len(images)} images: give one an image")
         if self.images is not None and len(self.images) != len(images):
             raise FeatureError(f"{len(self.images)} images stand behind {len(images)} features")
-        if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
-            raise FeatureError(f"scale should be a finite number above 0, not {self.scale!r}")
+        if self.scale is not None:
+            self._set(scale=check_scale(self.scale, error=FeatureError))
 
     def _set(self, **values: object) -> None:
         for name, value in values.items():

@@ -104,6 +104,7 @@ class BatchWork(Dataset[Answer]):
         self.cache = cache
         self.keep = keep
         self.encode_here = True  # False: the workers decode, the main process encodes
+        self.keeping = True  # False: the cache cannot be written
         self.one_thread = False  # as the workers do, so that the main process can stand in for one
         self._plain = ViewTransform(encoder.preprocess, encoder.transform_key("preprocess"))
         self._folder = _folder_name(encoder)

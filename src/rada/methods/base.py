@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from rada.core.config import Config
 from rada.core.errors import ConfigError, FeatureError, UnknownClassError
+from rada.core.values import check_seed
 from rada.features import ClassSet, Features
 from rada.head import RAdaHead
 from rada.training.feature_loop import Losses, Recipe, Step, class_logits_loss, seeded, train
@@ -95,6 +96,9 @@ class Run:
     select: Callable[[AdaptedModel], dict[str, Any]] | None = None
     log_path: Path | None = None
     trackers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
 
     def state_file(self, name: str) -> Path | None:
         """Return the path of a state, or None if none is kept."""

@@ -39,13 +39,14 @@ class TunedPredictor(Predictor):
     def prepare(self, classes: ClassSet) -> ClassSet:
         """Return the class set with the tuned model's own class features."""
         try:
-            return replace(classes, text_features=self.model.candidates(classes.names))
+            return replace(classes, text_features=self.model.candidates(classes.names).text)
         except DataError as error:
             raise UnknownClassError(str(error)) from error
 
     def score(self, images: Tensor, classes: ClassSet) -> Tensor:
         """Return logits of features of the tuned encoder."""
-        return self.model.logits(images, classes.text_features)
+        candidates = self.model.candidates(classes.names)
+        return self.model.logits(images, candidates._replace(text=classes.text_features))
 
     def predict(self, queries: Examples, classes: ClassSet, *, batch_size: int = 128) -> Tensor:
         """Return logits `(N, K)` of the pictures; features of the frozen encoder say nothing here.
@@ -63,7 +64,7 @@ class TunedPredictor(Predictor):
         features = extract_features(
             self.model.encoder, queries.pictures, cache=False, workers=0, progress=False
         )
-        return self.model.logits(features.plain(), prepared.text_features)
+        return self.score(features.plain(), prepared)
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,10 @@ class FullFineTuning(Method):
         """Return the zero-shot model, with an encoder of its own."""
         assert task.encoder is not None
         names, text = list(task.classes.names), task.classes.text_features
-        model = self._model(task.encoder, config, names, task.classes.templates, text, task.seed)
+        templates = self.inner.templates(task.classes.templates)
+        if templates != task.classes.templates:
+            text = task.encoder.encode_classes(names, templates)
+        model = self._model(task.encoder, config, names, templates, text, task.seed)
         return TunedPredictor(model)
 
     def build(self, facts: dict[str, Any], encoder: DualEncoder | None) -> Predictor:

@@ -58,27 +58,27 @@ def linear_probe(
 
 def class_weights(
     image_features: Tensor, labels: Tensor, num_classes: int, *, seed: int = 0
-) -> Tensor:
-    """Return one weight vector a class, `(K, D)`, of a logistic regression without offsets.
+) -> tuple[Tensor, Tensor]:
+    """Return weights `(K, D)` and biases `(K,)` of a logistic regression.
 
     Args:
         image_features: `(N, D)`, unit-norm.
         labels: `(N,)` in `[0, num_classes)`.
-        num_classes: K; the vector of a class without images is zero.
+        num_classes: K; a class without images has the weights 0 and the bias -1e4.
         seed: Shuffles the folds on which C is chosen.
 
     Raises:
         FeatureError: If fewer than two classes have images.
 
     Example:
-        >>> class_weights(torch.eye(3), torch.arange(3), 3).argmax(1)
+        >>> class_weights(torch.eye(3), torch.arange(3), 3)[0].argmax(1)
         tensor([0, 1, 2])
     """
-    return _regression(image_features, labels, num_classes, seed, offsets=False)[0]
+    return _regression(image_features, labels, num_classes, seed)[:2]
 
 
 def _regression(
-    image_features: Tensor, labels: Tensor, num_classes: int, seed: int, *, offsets: bool = True
+    image_features: Tensor, labels: Tensor, num_classes: int, seed: int
 ) -> tuple[Tensor, Tensor, float]:
     """Return weights `(K, D)`, biases `(K,)` and the C that was chosen."""
     from sklearn.linear_model import LogisticRegression
@@ -88,7 +88,7 @@ def _regression(
     present, counts = np.unique(targets, return_counts=True)
     if len(present) < 2:
         raise FeatureError("a linear probe needs images of at least 2 classes")
-    model = LogisticRegression(C=1.0, max_iter=2000, fit_intercept=offsets)
+    model = LogisticRegression(C=1.0, max_iter=2000)
     folds = min(_MOST_FOLDS, int(counts.min()))
     if folds >= 2:
         splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         render_page,
         write_page,
     )
-    from rada.report.examples import changed_examples
+    from rada.report.examples import changed_examples, report_examples, wrong_examples
     from rada.report.html import write_report
     from rada.report.svg import responsive_figure
 
@@ -49,15 +49,19 @@ __all__ = [
     "Text",
     "changed_examples",
     "render_page",
+    "report_examples",
     "responsive_figure",
     "write_page",
     "write_report",
+    "wrong_examples",
 ]
 
 _ELSEWHERE = {
     "changed_examples": "rada.report.examples",
+    "report_examples": "rada.report.examples",
     "responsive_figure": "rada.report.svg",
     "write_report": "rada.report.html",
+    "wrong_examples": "rada.report.examples",
 }
 
 

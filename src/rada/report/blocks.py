@@ -78,6 +78,7 @@ class Cell:
         shade: Strength of its background in [0, 1].
         wrong: Shade in the colour of errors.
         title: A longer form, shown on hovering.
+        best: Bold, as the best value of its column.
     """
 
     text: str
@@ -85,6 +86,13 @@ class Cell:
     shade: float = 0.0
     wrong: bool = False
     title: str = ""
+    best: bool = False
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of its style classes."""
+        flags = {"shade": self.shade, "wrong": self.shade and self.wrong, "best": self.best}
+        return [*([self.tone] if self.tone else []), *(name for name in flags if flags[name])]
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Table(Block):
-    """A table that scrolls in its own box where it is too wide.
+    """A table; on a phone the cells of a wide one stand below each other.
+
+    What is still too wide scrolls in its own box.
 
     Attributes:
         caption: What it shows; also its name for screen readers.
@@ -121,6 +131,11 @@ class Table(Block):
     show_caption: bool = True
     matrix: bool = False
     words: Sequence[int] = ()
+
+    @property
+    def stacked(self) -> bool:
+        """Whether narrow screens get the cells of a row below each other, with their headings."""
+        return not self.matrix and len(self.columns) > 4
 
 
 @dataclass(frozen=True)
@@ -219,10 +234,16 @@ class Details(Block):
 
 @dataclass(frozen=True)
 class SideBySide(Block):
-    """Blocks beside each other where the screen is wide enough."""
+    """Blocks beside each other where the screen is wide enough.
+
+    Attributes:
+        blocks: The blocks.
+        natural: Each as wide as its content, instead of columns of one width.
+    """
 
     template: ClassVar[str] = "columns.html.j2"
     blocks: Sequence[Block]
+    natural: bool = False
 
 
 @dataclass(frozen=True)

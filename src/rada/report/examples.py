@@ -1,4 +1,4 @@
-"""Pictures whose prediction the adaptation turned from wrong to right or from right to wrong."""
+"""Images for the report: those that the adaptation turned right or wrong, and those still wrong."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rada.evaluation.metrics import ArrayLike, checked_labels, checked_logits
 if TYPE_CHECKING:
     import PIL.Image
 
-__all__ = ["Pictures", "changed_examples"]
+__all__ = ["Pictures", "changed_examples", "report_examples", "wrong_examples"]
 
 
 class Pictures(Protocol):
@@ -56,14 +56,7 @@ def changed_examples(
         FeatureError: If logits, labels and pictures do not fit together.
         DataError: If a chosen picture cannot be read.
     """
-    classes, labels = list(split.classes), checked_labels(split.labels, split.classes)
-    logits = [checked_logits(rows, classes) for rows in (zero_shot_logits, adapted_logits)]
-    if any(len(rows) != len(labels) for rows in logits):
-        raise FeatureError(
-            f"{len(labels)} pictures, but {len(logits[0])} zero-shot and {len(logits[1])} adapted "
-            f"rows of logits; every picture needs both"
-        )
-    before, after = (rows.softmax(dim=1) for rows in logits)
+    labels, before, after = _probabilities(split, zero_shot_logits, adapted_logits)
     row = torch.arange(len(labels))
     shift = (after[row, labels] - before[row, labels]).tolist()
     right_before, right_after = (rows.argmax(dim=1) == labels for rows in (before, after))
@@ -72,16 +65,90 @@ def changed_examples(
         candidates = changed.nonzero().flatten().tolist()
         candidates.sort(key=lambda index: (-sign * shift[index], index))
         chosen += _take_turns(candidates, labels.tolist(), limit)
-    return [
-        {
-            "image": split.load(index),
-            "id": split.ids[index],
-            "true": classes[int(labels[index])],
-            "zero_shot": _prediction(before[index], classes),
-            "adapted": _prediction(after[index], classes),
-        }
-        for index in chosen
-    ]
+    return [_example(split, index, labels, before, after) for index in chosen]
+
+
+def wrong_examples(
+    split: Pictures,
+    zero_shot_logits: ArrayLike,
+    adapted_logits: ArrayLike | None = None,
+    *,
+    limit: int = 6,
+) -> list[dict[str, Any]]:
+    """Pick images that are still wrong, those where the model is most certain of its error.
+
+    The true classes take turns, so that one class does not fill the page.
+
+    Args:
+        split: The test images, labelled.
+        zero_shot_logits: `(N, K)` logits before adaptation.
+        adapted_logits: `(N, K)` logits after adaptation; None where there was none.
+        limit: Most images.
+
+    Returns:
+        As `changed_examples`; without adaptation the entries have no "adapted".
+
+    Raises:
+        FeatureError: If logits, labels and images do not fit together.
+        DataError: If a chosen image cannot be read.
+    """
+    labels, before, after = _probabilities(split, zero_shot_logits, adapted_logits)
+    last = before if after is None else after
+    wrong = (before.argmax(dim=1) != labels) & (last.argmax(dim=1) != labels)
+    certainty = last.amax(dim=1).tolist()
+    candidates = sorted(
+        wrong.nonzero().flatten().tolist(), key=lambda index: (-certainty[index], index)
+    )
+    chosen = _take_turns(candidates, labels.tolist(), limit)
+    return [_example(split, index, labels, before, after) for index in chosen]
+
+
+def report_examples(
+    split: Pictures,
+    zero_shot_logits: ArrayLike,
+    adapted_logits: ArrayLike | None,
+    *,
+    limit: int = 6,
+) -> list[dict[str, Any]]:
+    """Pick the images of a report: `changed_examples`, where there was adaptation, and `wrong_examples`."""
+    found = wrong_examples(split, zero_shot_logits, adapted_logits, limit=limit)
+    if adapted_logits is None:
+        return found
+    return changed_examples(split, zero_shot_logits, adapted_logits, limit=limit) + found
+
+
+def _probabilities(
+    split: Pictures, zero_shot_logits: ArrayLike, adapted_logits: ArrayLike | None
+) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    """Return labels and probabilities before and, where there was adaptation, after it."""
+    labels = checked_labels(split.labels, split.classes)
+    before = checked_logits(zero_shot_logits, split.classes)
+    after = None if adapted_logits is None else checked_logits(adapted_logits, split.classes)
+    if len(before) != len(labels) or (after is not None and len(after) != len(labels)):
+        adapted = "no" if after is None else len(after)
+        raise FeatureError(
+            f"{len(labels)} images, but {len(before)} zero-shot and {adapted} adapted "
+            f"rows of logits; every image needs both"
+        )
+    return labels, before.softmax(dim=1), None if after is None else after.softmax(dim=1)
+
+
+def _example(
+    split: Pictures,
+    index: int,
+    labels: torch.Tensor,
+    before: torch.Tensor,
+    after: torch.Tensor | None,
+) -> dict[str, Any]:
+    example = {
+        "image": split.load(index),
+        "id": split.ids[index],
+        "true": split.classes[int(labels[index])],
+        "zero_shot": _prediction(before[index], split.classes),
+    }
+    if after is not None:
+        example["adapted"] = _prediction(after[index], split.classes)
+    return example
 
 
 def _prediction(probabilities: torch.Tensor, classes: Sequence[str]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from rada.report.blocks import FigureBlock
+from rada.report.rows import main_row, name_of
 from rada.report.svg import COLOURS, MARKERS, SERIES, responsive_figure, tidy
 from rada.report.text import percent, row_name, shorten
 
@@ -27,7 +28,7 @@ __all__ = [
 _CURVES = (
     ("loss", "Loss"),
     ("max_deviation", "Largest deviation of the mask"),
-    ("accuracy", "Accuracy on the shots, %"),
+    ("accuracy", "Training accuracy, %"),
 )
 _METRICS = (("accuracy", "Accuracy, %"), ("balanced_accuracy", "Balanced accuracy, %"))
 
@@ -58,7 +59,13 @@ def class_bars(result: Mapping[str, Any], rows: Sequence[str]) -> FigureBlock:
             place = np.arange(len(classes)) + (index - (len(rows) - 1) / 2) * thickness
             values = np.array([_percentage(entry["accuracy"]) for entry in table])
             ends = np.array([_ends(entry) for entry in table]).T
-            axes.barh(place, values, thickness * 0.9, color=colours[name], label=row_name(name))
+            axes.barh(
+                place,
+                values,
+                thickness * 0.9,
+                color=colours[name],
+                label=name_of(result, name),
+            )
             whisker: dict[str, Any] = {
                 "fmt": "none",
                 "ecolor": COLOURS["ink"],
@@ -84,11 +91,13 @@ def class_bars(result: Mapping[str, Any], rows: Sequence[str]) -> FigureBlock:
 
 def class_scatter(result: Mapping[str, Any]) -> FigureBlock:
     """Draw each class as a point, zero-shot against adapted accuracy; for many classes."""
+    after_row = main_row(result)
+    name = name_of(result, after_row)
     pairs = np.array(
         [
             (_percentage(before["accuracy"]), _percentage(after["accuracy"]))
             for before, after in zip(
-                result["zero_shot"]["per_class"], result["adapted"]["per_class"], strict=True
+                result["zero_shot"]["per_class"], result[after_row]["per_class"], strict=True
             )
         ]
     )
@@ -98,8 +107,8 @@ def class_scatter(result: Mapping[str, Any]) -> FigureBlock:
         axes = figure.subplots()
         axes.plot([0, 100], [0, 100], color=COLOURS["grid"], linewidth=1.2, zorder=1)
         parts = (
-            (better, "accent", "better with RAda"),
-            (worse, "rust", "worse with RAda"),
+            (better, "accent", f"better with {name}"),
+            (worse, "rust", f"worse with {name}"),
             (~(better | worse) & ~np.isnan(pairs[:, 0]), "zero", "unchanged"),
         )
         style: dict[str, Any] = {"s": 22, "alpha": 0.6, "linewidths": 0, "zorder": 2}
@@ -107,26 +116,29 @@ def class_scatter(result: Mapping[str, Any]) -> FigureBlock:
             if chosen.any():
                 axes.scatter(*pairs[chosen].T, color=COLOURS[colour], label=label, **style)
         axes.set(xlim=(-3, 103), ylim=(-3, 103), aspect="equal")
-        axes.set(xlabel="Zero-shot accuracy, %", ylabel="RAda accuracy, %", anchor="W")
+        axes.set(xlabel="Zero-shot accuracy, %", ylabel=f"{name} accuracy, %", anchor="W")
         tidy(axes, grid="both")
         _legend(figure, axes, columns=1 if narrow else 3)
 
     alt = (
-        f"Accuracy of each of {len(pairs)} classes, zero-shot against RAda: {int(better.sum())} "
-        f"are better, {int(worse.sum())} worse with RAda."
+        f"Accuracy of each of {len(pairs)} classes, zero-shot against {name}: {int(better.sum())} "
+        f"are better, {int(worse.sum())} worse with {name}."
     )
-    caption = "Each point is a class; above the diagonal RAda is better."
+    caption = f"Each point is a class; above the diagonal {name} is better."
     return responsive_figure(paint, wide=480, narrow=420, alt=alt, caption=caption)
 
 
 def confusion_heat_map(
-    tables: Mapping[str, Sequence[Sequence[int]]], classes: Sequence[str]
+    tables: Mapping[str, Sequence[Sequence[int]]],
+    classes: Sequence[str],
+    row_names: Mapping[str, str] | None = None,
 ) -> FigureBlock:
     """Draw confusion matrices as heat maps without numbers, side by side.
 
     Args:
         tables: `(K, K)` counts by name of the row, rows true.
         classes: K class names; written beside the map where there is room.
+        row_names: Other names of the rows than the usual ones.
     """
     count, labelled = len(classes), len(classes) <= 30
 
@@ -135,7 +147,7 @@ def confusion_heat_map(
         grid = figure.subplots(*shape, squeeze=False).flatten()
         for number, (axes, (name, table)) in enumerate(zip(grid, tables.items(), strict=True)):
             axes.imshow(_heat(np.asarray(table)), interpolation="none", aspect="equal")
-            axes.set_title(row_name(name))
+            axes.set_title(row_name(name, row_names))
             axes.set_xlabel("Predicted class")
             axes.set_xticks([])
             axes.set_yticks([])
@@ -147,7 +159,7 @@ def confusion_heat_map(
             for spine in axes.spines.values():
                 spine.set_visible(True)
 
-    names = " and ".join(map(row_name, tables))
+    names = " and ".join(row_name(key, row_names) for key in tables)
     alt = f"Confusion of {count} classes as a heat map, {names}; the table below lists the errors."
     caption = (
         "Each row is a true class, each column a predicted one, in the same order; the darker, the "
@@ -287,7 +299,7 @@ def _ends(entry: Mapping[str, Any]) -> tuple[float, float]:
 
 def _spoken(result: Mapping[str, Any], rows: Sequence[str], index: int) -> str:
     accuracies = ((row, result[row]["per_class"][index]["accuracy"]) for row in rows)
-    return ", ".join(f"{row_name(row)} {percent(accuracy)}" for row, accuracy in accuracies)
+    return ", ".join(f"{name_of(result, row)} {percent(accuracy)}" for row, accuracy in accuracies)
 
 
 def _first_last(history: Sequence[Mapping[str, Any]], key: str) -> str:

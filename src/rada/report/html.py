@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rada.core.output import claim
+from rada.evaluation.sharing import shareable, shown_name
 from rada.report.blocks import (
     Block,
     Card,
@@ -25,6 +26,7 @@ from rada.report.blocks import (
     thumbnail,
 )
 from rada.report.figures import training_curve
+from rada.report.rows import SeedSummary, main_row, name_of, over_seeds
 from rada.report.tables import (
     class_blocks,
     confusion_blocks,
@@ -61,11 +63,12 @@ def write_report(
         result: The dictionary of `rada.evaluation.compare`, and whatever of this is known:
             "dataset", "encoder", "head", "shots", "seed" or "seeds", "strength", "config",
             "environment", "timing", "command" (to run it again) and "summary" (one sentence
-            instead of the one composed of these).
-        examples: Pictures that changed, as from `changed_examples`.
+            instead of the one composed of these). Folders are shown by their names: a page is
+            handed on, and where the data lies is nobody's business.
+        examples: Images to show, as from `report_examples`.
         curve: The training history, one mapping an epoch with "loss", "max_deviation", "accuracy".
-        runs: Runs with several shots and seeds, such as `{"method": "rada", "shots": 4, "seed": 1,
-            "accuracy": 0.6, "balanced_accuracy": 0.5}`.
+        runs: Runs with several shots and seeds, over which the headline is averaged, such as
+            `{"method": "rada", "shots": 4, "seed": 1, "accuracy": 0.6, "balanced_accuracy": 0.5}`.
         title: Heading of the page.
 
     Returns:
@@ -98,30 +101,56 @@ def build_report(
     title: str | None = None,
 ) -> Page:
     """Return the page of `write_report` without writing it; arguments are the same."""
+    result = shareable(result)
+    seeds = over_seeds(runs, result)
+    one: list[Block] = [] if seeds is None else [Text(_one_of_the_runs(result))]
     sections = [
-        Section("Results", [result_table(result), Text(_READING, note=True)]),
+        Section("Results", [*one, result_table(result), Text(_READING, note=True)]),
         Section("Accuracy per class", class_blocks(result)),
         Section("Confusion", confusion_blocks(result)),
     ]
     if runs:
-        sections.insert(1, Section("Accuracy by number of shots", shots_blocks(runs, result)))
+        place = 1 if seeds is None else 0  # what speaks of all seeds comes before one of them
+        sections.insert(place, Section("Accuracy by number of shots", shots_blocks(runs, result)))
     figure = training_curve(curve)
     if figure is not None:
         sections.append(Section("Training", [figure]))
     if examples:
-        sections.append(Section("Pictures that changed", _galleries(examples)))
-    provenance = _provenance(result)
+        sections.append(Section("Examples", _galleries(examples, result)))
+    provenance = _provenance(result, len(curve))
     if provenance:
         sections.append(Section("Run it again", provenance))
-    dataset = result.get("dataset")
     date = str(result.get("environment", {}).get("date", ""))[:10]
     return Page(
-        title=title or (f"RAda on {dataset}" if dataset else "RAda beside zero-shot"),
+        title=title or _title(result),
         lead=str(result.get("summary") or _summary(result)),
-        top=[_headline(result)],
+        top=[_headline(result) if seeds is None else _seeds_headline(result, seeds)],
         sections=sections,
         eyebrow=f"rada report · {date}" if date else "rada report",
         footer="Written by rada. This page needs no network and no other file.",
+    )
+
+
+def _title(result: Mapping[str, Any]) -> str:
+    dataset, adapted = result.get("dataset"), main_row(result) != "zero_shot"
+    if not dataset:
+        return "RAda beside zero-shot" if adapted else "Zero-shot"
+    what = "Zero-shot" if not adapted else "Tuned model" if _tuned(result) else "RAda"
+    return f"{what} on {dataset}"
+
+
+def _tuned(result: Mapping[str, Any]) -> bool:
+    """Whether the result is of a model whose encoder was tuned."""
+    return "adapted" in (result.get("row_names") or {})
+
+
+def _one_of_the_runs(result: Mapping[str, Any]) -> str:
+    seed = f" of seed {result['seed']}" if result.get("seed") is not None else ""
+    changed = result[main_row(result)]["against_zero_shot"]
+    return (
+        f"From here on: the one head{seed} that was saved, not the mean over the seeds. It turned "
+        f"{count(changed['wrong_to_right'], 'image')} from wrong to right and "
+        f"{changed['right_to_wrong']:,} from right to wrong."
     )
 
 
@@ -130,34 +159,43 @@ def _summary(result: Mapping[str, Any]) -> str:
     training = ""
     if result.get("shots"):
         training = f" trained on {count(result['shots'], 'picture')} a class"
-    encoder = f" on the frozen encoder “{result['encoder']}”" if result.get("encoder") else ""
+    kind = "tuned" if _tuned(result) else "frozen"
+    encoder = f" on the {kind} encoder “{result['encoder']}”" if result.get("encoder") else ""
     place = f" of “{result['dataset']}”" if result.get("dataset") else ""
     strength = (
         f", at mask strength {result['strength']:g}" if _number(result.get("strength")) else ""
     )
+    if main_row(result) == "zero_shot":
+        model = f"The zero-shot model{encoder.replace(' frozen', '')}"
+        classes = count(len(result["classes"]), "class", "classes")
+        return f"{model} on {count(result['images'], 'test image')}{place} in {classes}."
     return (
-        f"A RAda head{training}{encoder}{strength}, compared with the zero-shot model on "
+        f"{'A tuned model' if _tuned(result) else 'A RAda head'}{training}{encoder}{strength}, compared with the zero-shot model on "
         f"{count(result['images'], 'test picture')}{place} in "
         f"{count(len(result['classes']), 'class', 'classes')}."
     )
 
 
 def _headline(result: Mapping[str, Any]) -> Headline:
-    changed = result["changed"]
+    zero_shot, key = result["zero_shot"], main_row(result)
+    first = HeadlineNumber(
+        f"{name_of(result, 'zero_shot')} accuracy",
+        percent(zero_shot["accuracy"]),
+        f"95 % interval {interval(zero_shot['interval'])}",
+    )
+    if key == "zero_shot":
+        return Headline([first])
+    adapted = result[key]
+    changed = adapted["against_zero_shot"]
     low, high = (points(bound) for bound in changed["interval"])
     tone: Tone = (
         "gain" if changed["interval"][0] > 0 else "loss" if changed["interval"][1] < 0 else ""
     )
-    zero_shot, adapted = result["zero_shot"], result["adapted"]
     return Headline(
         [
+            first,
             HeadlineNumber(
-                "Zero-shot accuracy",
-                percent(zero_shot["accuracy"]),
-                f"95 % interval {interval(zero_shot['interval'])}",
-            ),
-            HeadlineNumber(
-                "RAda accuracy",
+                f"{name_of(result, key)} accuracy",
                 percent(adapted["accuracy"]),
                 f"95 % interval {interval(adapted['interval'])}",
                 "accent",
@@ -177,40 +215,81 @@ def _headline(result: Mapping[str, Any]) -> Headline:
     )
 
 
-def _galleries(examples: Sequence[Mapping[str, Any]]) -> list[Block]:
-    gained = [one for one in examples if one["adapted"]["class"] == one["true"]]
-    lost = [one for one in examples if one["adapted"]["class"] != one["true"]]
-    return [
-        Text("Those where the probability of the true class moved most, class by class in turn."),
-        Gallery("From wrong to right", [_card(one, "gain") for one in gained]),
-        Gallery("From right to wrong", [_card(one, "loss") for one in lost]),
-    ]
-
-
-def _card(example: Mapping[str, Any], tone: Tone) -> Card:
-    def spelled(prediction: Mapping[str, Any]) -> tuple[str, str]:
-        return str(prediction["class"]), percent(prediction["probability"])
-
-    return Card(
-        image=thumbnail(example["image"]),
-        alt=f"Picture {example['id']}, a {example['true']}",
-        lines=[
-            ("True class", str(example["true"]), "", ""),
-            ("Zero-shot", *spelled(example["zero_shot"]), ""),
-            ("RAda", *spelled(example["adapted"]), tone),
-        ],
-        footer=str(example["id"]),
+def _seeds_headline(result: Mapping[str, Any], seeds: SeedSummary) -> Headline:
+    """Put mean and deviation over the seeds first; one seed may be the best or the worst of them."""
+    zero_shot = result["zero_shot"]["accuracy"]
+    ahead = sum(value > zero_shot for value in seeds.values)
+    tone: Tone = "gain" if ahead == len(seeds.values) else "loss" if not ahead else ""
+    low, high = (percent(end(seeds.values), sign=False) for end in (min, max))
+    deviation = percent(seeds.accuracy["std"], sign=False)
+    return Headline(
+        [
+            HeadlineNumber("Zero-shot accuracy", percent(zero_shot)),
+            HeadlineNumber(
+                f"RAda, mean of {count(len(seeds.values), 'seed')}",
+                percent(seeds.accuracy["mean"]),
+                f"± {deviation}, from {low} to {high}; {count(seeds.shots, 'image')} a class",
+                "accent",
+            ),
+            HeadlineNumber(
+                "Difference, in points",
+                points(seeds.accuracy["mean"] - zero_shot),
+                f"± {deviation} over the seeds",
+                tone,
+            ),
+            HeadlineNumber("Ahead of zero-shot", f"{ahead} of {len(seeds.values)}", "seeds"),
+        ]
     )
 
 
-def _provenance(result: Mapping[str, Any]) -> list[Block]:
+def _galleries(examples: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> list[Block]:
+    adapted = [one for one in examples if "adapted" in one]
+    gained = [one for one in adapted if one["adapted"]["class"] == one["true"]]
+    lost = [one for one in adapted if one["zero_shot"]["class"] == one["true"]]
+    wrong = [one for one in examples if one not in gained and one not in lost]
+    changed = [
+        Text("Where the probability of the true class moved most, class by class in turn."),
+        Gallery("From wrong to right", [_card(one, "gain", result) for one in gained]),
+        Gallery("From right to wrong", [_card(one, "loss", result) for one in lost]),
+    ]
+    return [
+        *(changed if adapted else []),
+        Gallery(
+            "Still wrong" if adapted else "Wrong", [_card(one, "loss", result) for one in wrong]
+        ),
+        Text("Of the wrong ones those of which the model is most certain.", note=True),
+    ]
+
+
+def _card(example: Mapping[str, Any], tone: Tone, result: Mapping[str, Any]) -> Card:
+    def spelled(prediction: Mapping[str, Any]) -> tuple[str, str]:
+        return str(prediction["class"]), percent(prediction["probability"])
+
+    adapted, name = "adapted" in example, shown_name(str(example["id"]))
+    return Card(
+        image=thumbnail(example["image"]),
+        alt=f"Image {name}, a {example['true']}",
+        lines=[
+            ("True class", str(example["true"]), "", ""),
+            (name_of(result, "zero_shot"), *spelled(example["zero_shot"]), "" if adapted else tone),
+            *(
+                [(name_of(result, "adapted"), *spelled(example["adapted"]), tone)]
+                if adapted
+                else []
+            ),
+        ],
+        footer=name,
+    )
+
+
+def _provenance(result: Mapping[str, Any], epochs: int) -> list[Block]:
     blocks: list[Block] = []
     if result.get("command"):
         blocks.append(Command(str(result["command"])))
     what = {name: result[name] for name in _LABELS if result.get(name) is not None}
     parts = [
         Pairs("What was run", what),
-        Pairs("Configuration", result.get("config") or {}),
+        Pairs("Configuration", _effective(result, epochs)),
         Pairs("Time and memory", _spelled_timing(result.get("timing") or {})),
     ]
     shown = [part for part in parts if part.values]
@@ -226,6 +305,20 @@ def _provenance(result: Mapping[str, Any]) -> list[Block]:
     if shown[2:]:
         blocks.append(Details("Libraries, machine, time", [SideBySide(shown[2:])]))
     return blocks
+
+
+def _effective(result: Mapping[str, Any], epochs: int) -> dict[str, Any]:
+    """Return the configuration with what came of it where that is another number."""
+    config = dict(result.get("config") or {})
+    asked = config.get("epochs")
+    if epochs and _number(asked) and epochs != asked:
+        config["epochs"] = f"{epochs} ({asked} asked for, min_steps {config.get('min_steps')})"
+    images, batch = (result.get("training") or {}).get("images"), config.get("batch_size")
+    if _number(images) and _number(batch) and images < batch:
+        config["batch_size"] = f"{images}, all images ({batch} asked for)"
+    if config.get("strength") == "auto" and _number(result.get("strength")):
+        config["strength"] = f"{result['strength']:g} (auto)"
+    return config
 
 
 def _spelled_timing(timing: Mapping[str, Any]) -> dict[str, Any]:

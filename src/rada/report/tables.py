@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from rada.evaluation.spread import aggregate_runs
-from rada.report.blocks import Block, Cell, Details, Row, SideBySide, Table, Text
+from rada.report.blocks import Block, Cell, Details, Row, SideBySide, Table, Text, Tone
 from rada.report.figures import class_bars, class_scatter, confusion_heat_map, shots_figure
+from rada.report.rows import best_rows, compared_rows, failures, main_row, name_of, rows_of
 from rada.report.text import DASH, count, interval, percent, points, row_name, shorten, spread
 
-__all__ = ["class_blocks", "confusion_blocks", "result_table", "rows_of", "shots_blocks"]
+__all__ = ["class_blocks", "confusion_blocks", "result_table", "shots_blocks"]
 
 MOST_BARS = 25
 """Up to so many classes have a bar each; more are points."""
@@ -26,25 +27,22 @@ MOST_CONFUSIONS = 15
 """Length of the list of the most frequent errors."""
 
 
-def rows_of(result: Mapping[str, Any]) -> list[str]:
-    """Return the keys of the rows of a result, zero-shot first."""
-    return list(result.get("rows") or ("zero_shot", "adapted"))
-
-
 def result_table(result: Mapping[str, Any]) -> Table:
-    """Put all rows beside chance: accuracy, balance, calibration, difference to zero-shot."""
+    """Put all rows beside chance: accuracy, balance, calibration, difference to zero-shot.
+
+    The best value of a column is bold, whichever row it is in.
+    """
     rows = []
+    best = best_rows(result)
     for key in rows_of(result):
         metrics = result[key]
-        against = metrics.get("against_zero_shot")
-        cells: list[Cell | str] = [
-            percent(metrics["accuracy"], sign=False),
-            interval(metrics["interval"]),
-            percent(metrics["balanced_accuracy"], sign=False),
-            percent(metrics["ece"], sign=False),
-            _difference(against),
-        ]
-        rows.append(Row(row_name(key), cells, "accent" if key == "adapted" else ""))
+        accuracy, balanced, ece = (
+            Cell(percent(metrics[name], sign=False), best=key in best[name]) for name in best
+        )
+        difference = _difference(metrics.get("against_zero_shot"), key in best["accuracy"])
+        cells = [accuracy, interval(metrics["interval"]), balanced, ece, difference]
+        tone: Tone = "accent" if key == "adapted" else ""
+        rows.append(Row(name_of(result, key), cells, tone))
     chance = percent(result["chance"], sign=False)
     majority = percent(result["majority"], sign=False)
     rows.append(Row("Chance", [chance, "", chance, "", ""], "muted"))
@@ -57,13 +55,17 @@ def class_blocks(result: Mapping[str, Any]) -> list[Block]:
     """Show accuracy per class: bars, or for many classes points and the classes that moved most."""
     rows, classes = rows_of(result), result["classes"]
     table = _class_table(result, rows, range(len(classes)), "Accuracy per class, %")
+    words: list[Block] = [Text(sentence) for sentence in failures(result)]
     if len(classes) <= MOST_BARS:
-        return [class_bars(result, rows), Details("The numbers", [table])]
+        return [*words, class_bars(result, rows), Details("The numbers", [table])]
+    every = Details(f"All {len(classes)} classes", [table])
+    if main_row(result) == "zero_shot":
+        return [*words, every]
     moved = _moved(result)
     gained = [k for k, change in moved if change > 0][:10]
     lost = [k for k, change in reversed(moved) if change < 0][:10]
-    both = ["zero_shot", "adapted"]
-    parts: list[Block] = [class_scatter(result)]
+    both = compared_rows(result)
+    parts: list[Block] = [*words, class_scatter(result)]
     parts.append(
         SideBySide(
             [
@@ -72,20 +74,23 @@ def class_blocks(result: Mapping[str, Any]) -> list[Block]:
             ]
         )
     )
-    return [*parts, Details(f"All {len(classes)} classes", [table])]
+    return [*parts, every]
 
 
 def confusion_blocks(result: Mapping[str, Any]) -> list[Block]:
     """Show the confusion matrices: with numbers, as heat maps, or only their largest errors."""
     classes = result["classes"]
-    keys = ("zero_shot", "adapted")
+    keys = compared_rows(result)
     if len(classes) <= MOST_NUMBERS:
-        matrices = [_matrix(row_name(key), result[key]["confusion"], classes) for key in keys]
+        matrices = [
+            _matrix(name_of(result, key), result[key]["confusion"], classes) for key in keys
+        ]
         note = "Rows are true classes, columns predicted ones; errors are shaded red."
-        return [SideBySide(matrices), Text(note, note=True)]
+        return [SideBySide(matrices, natural=True), Text(note, note=True)]
     blocks: list[Block] = []
     if len(classes) <= MOST_HEAT:
-        blocks.append(confusion_heat_map({key: result[key]["confusion"] for key in keys}, classes))
+        tables = {key: result[key]["confusion"] for key in keys}
+        blocks.append(confusion_heat_map(tables, classes, result.get("row_names")))
     else:
         many = count(len(classes), "class", "classes")
         blocks.append(Text(f"With {many} only the most frequent errors are listed."))
@@ -110,8 +115,10 @@ def shots_blocks(runs: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -
             row_name(str(row["method"])),
             [
                 str(row["shots"]),
-                spread(row.get("accuracy")),
-                spread(row.get("balanced_accuracy")),
+                *(
+                    Cell(spread(row.get(key)), best=_is_best(row, key, table))
+                    for key in ("accuracy", "balanced_accuracy")
+                ),
                 str(row["accuracy"]["runs"]) if "accuracy" in row else DASH,
             ],
             "accent" if row["method"] in ("rada", "adapted") else "",
@@ -122,22 +129,31 @@ def shots_blocks(runs: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -
         cells = [percent(level[key], sign=False) for key in ("accuracy", "balanced_accuracy")]
         rows.append(Row(row_name(name), [DASH, *cells, DASH], "muted"))
     columns = ("", "Pictures a class", "Accuracy, %", "Balanced, %", "Seeds")
-    caption = "Mean and standard deviation over the seeds"
+    caption = "Mean and standard deviation over the seeds; the best mean for each number is bold"
     return [shots_figure(table, levels), Details("The numbers", [Table(caption, columns, rows)])]
 
 
-def _difference(against: Mapping[str, Any] | None) -> Cell:
+def _is_best(row: Mapping[str, Any], metric: str, table: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether no other method has a better mean with the same number of shots, as it is shown."""
+    rivals = [other for other in table if other["shots"] == row["shots"] and metric in other]
+    if metric not in row or len(rivals) < 2:
+        return False
+    shown = [round(100 * other[metric]["mean"], 1) for other in rivals]
+    return round(100 * row[metric]["mean"], 1) == max(shown)
+
+
+def _difference(against: Mapping[str, Any] | None, best: bool) -> Cell:
     if against is None:
         return Cell(DASH, "muted")
     low, high = against["interval"]
     text = f"{points(against['difference'])} ({points(low)} to {points(high)})"
-    return Cell(text, title=f"McNemar p = {against['p_value']:.2g}")
+    return Cell(text, title=f"McNemar p = {against['p_value']:.2g}", best=best)
 
 
 def _class_table(
     result: Mapping[str, Any], rows: Sequence[str], chosen: Sequence[int], caption: str
 ) -> Table:
-    columns = ["Class", "Pictures", *(row_name(row) for row in rows)]
+    columns = ["Class", "Pictures", *(name_of(result, row) for row in rows)]
     body = []
     for k in chosen:
         cells: list[Cell | str] = [f"{result['zero_shot']['per_class'][k]['images']:,}"]
@@ -153,7 +169,8 @@ def _class_table(
 
 def _moved(result: Mapping[str, Any]) -> list[tuple[int, float]]:
     """Return classes with test pictures and their change of accuracy, largest gain first."""
-    pairs = zip(result["zero_shot"]["per_class"], result["adapted"]["per_class"], strict=True)
+    after = result[main_row(result)]["per_class"]
+    pairs = zip(result["zero_shot"]["per_class"], after, strict=True)
     changes = [
         (k, after["accuracy"] - before["accuracy"])
         for k, (before, after) in enumerate(pairs)
@@ -178,13 +195,14 @@ def _matrix(title: str, table: Sequence[Sequence[int]], classes: Sequence[str]) 
 
 
 def _confusions(result: Mapping[str, Any]) -> Block:
-    """List the largest entries off the diagonal of the adapted model, beside zero-shot's."""
+    """List the largest entries off the diagonal of the main row, beside zero-shot's."""
+    name = name_of(result, main_row(result))
     before = np.array(result["zero_shot"]["confusion"])
-    after = np.array(result["adapted"]["confusion"])
+    after = np.array(result[main_row(result)]["confusion"])
     errors = after.copy()
     np.fill_diagonal(errors, 0)
     if not errors.any():
-        return Text("RAda makes no error on these pictures.")
+        return Text(f"{name} makes no error on these images.")
     parts = errors / np.maximum(after.sum(axis=1, keepdims=True), 1)
     # The most pictures first; of equals the larger part of its class.
     order = np.lexsort((-parts.flatten(), -errors.flatten()))[:MOST_CONFUSIONS]
@@ -197,4 +215,4 @@ def _confusions(result: Mapping[str, Any]) -> Block:
             cells = [names[predicted], f"{number:,}", part, f"{before[true, predicted]:,}"]
             rows.append(Row(names[true], cells))
     columns = ("True class", "Taken for", "Pictures", "Of the class, %", "Zero-shot, pictures")
-    return Table("The most frequent errors of RAda", columns, rows, words=(1,))
+    return Table(f"The most frequent errors of {name}", columns, rows, words=(1,))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rada.core.printable import clean
@@ -46,14 +46,19 @@ def shorten(text: str, length: int = 28) -> str:
     return f"{line[: length - tail - 1]}…{line[-tail:]}"
 
 
-def row_name(key: str) -> str:
-    """Return the name under which a row or method is shown.
+def row_name(key: str, names: Mapping[str, str] | None = None) -> str:
+    """Return the name under which a row or method is shown: that in `names`, or the usual one.
 
     Example:
         >>> row_name("adapted"), row_name("tip_adapter")
         ('RAda', 'Tip adapter')
     """
-    return ROW_NAMES.get(key) or key.replace("_", " ").strip().capitalize() or DASH
+    return (
+        (names or {}).get(key)
+        or ROW_NAMES.get(key)
+        or key.replace("_", " ").strip().capitalize()
+        or DASH
+    )
 
 
 def percent(value: float | None, *, sign: bool = True) -> str:

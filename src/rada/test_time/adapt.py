@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rada.core.errors import ConfigError
+from rada.core.errors import ConfigError, TrainingDivergedError
 from rada.core.progress import progress_bar
 from rada.head import RAdaHead
 from rada.test_time.base import check_views
@@ -85,6 +85,7 @@ def adapt_views(
         FeatureError: If features cannot be used (shape, NaN, zero rows, widths) or the views are too
             few to keep one.
         ConfigError: If scale or batch size is out of range.
+        TrainingDivergedError: If adaptation makes NaN or infinite logits.
 
     Example:
         >>> import torch
@@ -151,6 +152,13 @@ def _adapt(start: Start, views: Tensor, method: Method) -> tuple[Tensor, ...]:
     chosen = start.choose(views, plainly=method is adapt_by_loop)
     logits, peaks = method(start, views[:, 0], chosen)
     active = chosen.active
+    broken = active & ~logits.isfinite().all(-1)
+    if broken.any():
+        raise TrainingDivergedError(
+            f"adaptation made NaN or infinite logits of {int(broken.sum())} of {len(views)} images: lower "
+            f"the learning rate ({start.config.learning_rate:g}) or the number of steps "
+            f"({start.config.steps})"
+        )
     return (
         torch.where(active[:, None], logits, chosen.logits),
         chosen.logits,

@@ -7,6 +7,7 @@ from typing import Literal
 
 from rada.core.config import Config
 from rada.core.errors import FeatureError
+from rada.core.values import check_seed
 
 __all__ = ["TTTConfig", "ViewConfig"]
 
@@ -19,7 +20,7 @@ class ViewConfig(Config):
         views: V, the original and V - 1 random views of it; for features, their own V counts.
         selection: Part of the views with the lowest entropy that is kept, in (0, 1]; 1 keeps all.
         augmentation: "crop" is a random crop, resized, and a mirror image; "augmix" mixes chains of
-            photometric and geometric operations on top.
+            photometric and geometric operations on top (AugMix at severity 1, as TPT's code).
         smallest_crop: Smallest part of the image's area in a crop, in (0, 1].
         seed: Chooses the views, together with each image's content and the view's number.
     """
@@ -35,6 +36,7 @@ class ViewConfig(Config):
         self.require(self.views >= 1, "views", "a positive integer")
         for name in ("selection", "smallest_crop"):
             self.require(0 < getattr(self, name) <= 1, name, "above 0 and at most 1")
+        check_seed(self.seed, f"{type(self).__name__}.seed")
 
     def kept(self, views: int) -> int:
         """Return how many of `views` views are kept.
@@ -107,6 +109,7 @@ class TTTConfig(ViewConfig):
     def validate(self) -> None:
         """Check that every field is in its range."""
         super().validate()
+        check_seed(self.head_seed, "TTTConfig.head_seed")
         for name in ("steps", "num_heads", "memory_budget"):
             self.require(getattr(self, name) >= 1, name, "a positive integer")
         self.require(0 < self.max_entropy <= 1, "max_entropy", "above 0 and at most 1")

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rada.core.errors import ConfigError, FeatureError
+from rada.core.errors import FeatureError
+from rada.core.values import check_scale
 from rada.features.checks import check_rows
 from rada.head import RAdaHead
 from rada.test_time.config import TTTConfig
@@ -141,8 +142,7 @@ def make_start(
         ConfigError: If the scale is not a finite number above 0.
     """
     text = check_rows(text_features, "text_features").to(dtype)
-    if isinstance(scale, bool) or not (math.isfinite(scale) and scale > 0):
-        raise ConfigError(f"scale should be a finite number above 0, not {scale!r}")
+    scale = check_scale(scale)
     dim = text.shape[1]
     strength = config.strength
     if head is None:
@@ -156,7 +156,7 @@ def make_start(
     else:
         head = _frozen_copy(head, text)
     untrained = not (head.out.weight.any() or head.out.bias.any())
-    return Start(head, text, float(scale), 1.0 if strength is None else strength, config, untrained)
+    return Start(head, text, scale, 1.0 if strength is None else strength, config, untrained)
 
 
 def _frozen_copy(head: RAdaHead, like: Tensor) -> RAdaHead:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from rada.encoders.transforms import TrainTransform
 from rada.features import ViewTransform
+from rada.test_time.augmix import augment_and_mix
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,9 +29,9 @@ class AugMixTransform:
     """AugMix as TPT uses it: on the crop, severity 1, three chains, no colour operations.
 
     Attributes:
-        crop: Takes a picture to pixels at random. Of a transform that is not rada's own the inside is
+        crop: Takes an image to pixels at random. Of a transform that is not rada's own the inside is
             not known: there the mixing comes first.
-        severity: Strength of each operation.
+        severity: Strength of the operations, 1 to 10.
         width: Chains that are mixed.
     """
 
@@ -36,21 +39,19 @@ class AugMixTransform:
     severity: int = 1
     width: int = 3
 
-    @cached_property
-    def _steps(self) -> Any:
-        from torchvision import transforms
-        from torchvision.transforms import v2
-
-        mix = v2.AugMix(severity=self.severity, mixture_width=self.width, all_ops=False)
-        if not isinstance(self.crop, TrainTransform):
-            return transforms.Compose([mix, self.crop])
-        crop, flip, *to_pixels = self.crop._steps.transforms
-        return transforms.Compose([crop, flip, mix, *to_pixels])
-
     def __call__(self, image: Image) -> Tensor:
         """Turn a PIL image into float32 pixels `(3, H, W)`."""
-        pixels: Tensor = self._steps(image.convert("RGB"))
-        return pixels
+        image = image.convert("RGB")
+        if isinstance(self.crop, TrainTransform):
+            crop, flip, to_pixels = self.crop._steps.transforms
+            return self._mixed(flip(crop(image)), to_pixels)
+        mixed = self._mixed(image, pil_to_tensor).round().to(torch.uint8)
+        return self.crop(to_pil_image(mixed))
+
+    def _mixed(self, image: Image, pixels: Callable[[Image], Tensor]) -> Tensor:
+        # Drawn from torch's generator, like the crop, so that one seed decides the whole view.
+        generator = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
+        return augment_and_mix(image, pixels, generator, severity=self.severity, width=self.width)
 
 
 def view_transform(encoder: DualEncoder, config: TTTConfig) -> ViewTransform:
@@ -66,5 +67,5 @@ def view_transform(encoder: DualEncoder, config: TTTConfig) -> ViewTransform:
         key = encoder.transform_key("train_transform")
     if config.augmentation == "augmix":
         mixed = AugMixTransform(crop)
-        return ViewTransform(mixed, f"augmix {mixed.severity} {mixed.width} {key}")
+        return ViewTransform(mixed, f"augmix-of-tpt {mixed.severity} {mixed.width} {key}")
     return ViewTransform(crop, key)

@@ -42,7 +42,8 @@ class BestEpoch:
             self.weights = self.model.tuned()
             if self.path is not None and accelerator.is_main_process:
                 with atomic_path(self.path) as temporary:
-                    save_file(self.weights, temporary)
+                    # The image encoder's convolutions lie channels last, which safetensors refuses.
+                    save_file({k: v.contiguous() for k, v in self.weights.items()}, temporary)
         return found
 
     def restore(self) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rada.core.errors import CheckpointError
 from rada.core.storage import read_json, whole_directory, write_json
+from rada.records import RunStateRecord, check_record
 
 __all__ = ["Checkpoints", "RunState", "collect", "differences", "restore"]
 
@@ -145,6 +146,8 @@ class Checkpoints:
             return None
         newest = found[-1]
         values = read_json(newest / "state.json", error=CheckpointError, what="the checkpoint")
+        what = f"the checkpoint {str(newest)!r}"
+        check_record(RunStateRecord, values, error=CheckpointError, what=what)
         try:
             state = RunState(**values)
             tensors = [_read(newest / f"{name}.safetensors") for name in ("weights", "optimizer")]

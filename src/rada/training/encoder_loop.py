@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, distributed
 
-from rada.core.errors import RadaError
+from rada.core.errors import RadaError, TrainingDivergedError
 from rada.core.progress import progress_bar
 from rada.methods.finetune.model import Batch, TunedModel
 from rada.training.batches import Order, Step, StepData
@@ -31,10 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["FineTuningStopped", "OutOfMemoryError", "TowerTraining", "TrainingDivergedError"]
 
 _SUMS = ("loss", "cross_entropy", "smoothness", "contrastive", "penalty", "accuracy")
-
-
-class TrainingDivergedError(RadaError):
-    """The loss became infinite or no number."""
 
 
 class OutOfMemoryError(RadaError, MemoryError):
@@ -95,7 +91,8 @@ class TowerTraining:
         """Train until the last epoch, from a checkpoint if there is one.
 
         Raises:
-            TrainingDivergedError: If the loss is not finite.
+            TrainingDivergedError: If the loss is not finite, or would not be after the last step; the
+                checkpoint before is kept then.
             OutOfMemoryError: If a step does not fit.
             FineTuningStopped: If a signal came; a checkpoint was written.
         """
@@ -117,7 +114,7 @@ class TowerTraining:
                         {k: v for k, v in values.items() if k != "step"}, state.step
                     )
                     advance(1)
-                    self._end_of_step(at, state, log)
+                    self._end_of_step(at, batches, state, log)
         finally:
             log.close()
         return state
@@ -204,8 +201,11 @@ class TowerTraining:
 
     # -- between steps -----------------------------------------------------------------------------
 
-    def _end_of_step(self, at: Step, state: RunState, log: StepLog) -> None:
+    def _end_of_step(self, at: Step, batches: list[Batch], state: RunState, log: StepLog) -> None:
         ended = at.step == self.order.steps_per_epoch - 1
+        saved = self.stop.signal or ended or state.step % self.config.checkpoint_every == 0
+        if saved:
+            self._check_weights(at, batches, state)
         if ended:
             means = {k: v / self.order.steps_per_epoch for k, v in state.sums.items()}
             entry: dict[str, Any] = {"epoch": at.epoch + 1, **means}
@@ -214,10 +214,24 @@ class TowerTraining:
             state.history.append(entry)
             state.sums = {}
             log.write({"step": state.step, **{k: v for k, v in entry.items() if k not in means}})
-        if self.stop.signal or ended or state.step % self.config.checkpoint_every == 0:
+        if saved:
             self._save(state)
         if self.stop.signal and state.step < self.total:
             raise FineTuningStopped(self.stop.signal, state.step)
+
+    @torch.no_grad()
+    def _check_weights(self, at: Step, batches: list[Batch], state: RunState) -> None:
+        """Check the weights that the last step made, before anything is kept or judged."""
+        self.plain.eval()  # statistics and dropout stay out of it
+        sums: dict[str, Tensor] = {}
+        for batch in batches:
+            for name, value in self.model(batch).items():
+                sums[name] = sums.get(name, torch.zeros_like(value)) + value
+        self.plain.train_towers()
+        found, _ = self._over_processes(sums)
+        if not all(math.isfinite(value) for value in found.values()):
+            rate = self._set_rates(state.step - 1)
+            raise TrainingDivergedError(self._diverged(at, state, rate, found["loss"], after=True))
 
     def _save(self, state: RunState) -> None:
         if self.checkpoints is None:
@@ -243,11 +257,14 @@ class TowerTraining:
 
     # -- messages ------------------------------------------------------------------------------------
 
-    def _diverged(self, at: Step, state: RunState, rate: float, loss: float) -> str:
+    def _diverged(
+        self, at: Step, state: RunState, rate: float, loss: float, *, after: bool = False
+    ) -> str:
+        place = f"after step {state.step}" if after else f"at step {state.step + 1}"
         pictures = self.order.pictures(at).tolist()
         names = ", ".join(repr(self.data.split.ids[index]) for index in pictures[:3])
         return (
-            f"the loss is {loss} at step {state.step + 1} (epoch {at.epoch + 1}, learning rate {rate:.3g}, "
+            f"the loss is {loss} {place} (epoch {at.epoch + 1}, learning rate {rate:.3g}, "
             f"a batch of {len(pictures)} pictures that begins with {names}); the last checkpoint is "
             "kept: lower the learning rate or max_grad_norm, or look at these pictures"
         )

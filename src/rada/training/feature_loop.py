@@ -228,15 +228,24 @@ def train(
                     learning_rate(recipe, epoch * per_epoch + number, per_epoch, steps)
                     for number in itertools.count()
                 )
-                entry = _epoch(model, loss, optimizer, zip(batches, rates, strict=False), advance)
+                entry, last = _epoch(
+                    model, loss, optimizer, zip(batches, rates, strict=False), advance
+                )
                 state.history.append(entry)
                 state.epoch = epoch + 1
+                due = state.epoch == epochs or (state_path is not None and state.due())
+                if due:  # what the last step made of the weights, before anything is kept
+                    with torch.no_grad():
+                        _check_loss(loss(last), "after the last step", entry["learning_rate"])
                 state.weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
-                if state_path is not None and (state.epoch == epochs or state.due()):
+                if state_path is not None and due:
                     state.moments = optimizer_moments(model, optimizer)
                     state.save(state_path)
     except TrainingDivergedError as error:
-        raise TrainingDivergedError(f"{error} in epoch {state.epoch + 1}{_ADVICE}") from None
+        raise TrainingDivergedError(
+            f"{error} of epoch {state.epoch + 1}: nothing of this is kept; lower the learning rate, which "
+            f"was at most {recipe.learning_rate:g}"
+        ) from None
     except KeyboardInterrupt as error:
         if state.weights:
             model.load_state_dict(state.weights)
@@ -245,39 +254,38 @@ def train(
     return state.history
 
 
-_ADVICE = "; nothing of it is kept: lower the learning rate, or check the scale and the features"
-
-
 def _epoch(
     model: nn.Module,
     loss: Callable[[Step], Losses],
     optimizer: torch.optim.Optimizer,
     steps: Iterable[tuple[Step, float]],
     advance: Callable[[int], None],
-) -> dict[str, float]:
+) -> tuple[dict[str, float], Step]:
+    """Take the steps of an epoch; return the means of the losses, and the last step."""
     totals: dict[str, float] = {}
     seen, rate = 0, 0.0
-    for step, rate in steps:
+    for step, rate in steps:  # noqa: B007 - the last rate is told
         for group in optimizer.param_groups:
             group["lr"] = rate
         losses = loss(step)
+        _check_loss(losses, f"at step {step.number + 1}", rate)
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         optimizer.step()
         for name, value in losses.items():
             totals[name] = totals.get(name, 0.0) + float(value.detach()) * len(step.labels)
-        if not math.isfinite(totals["loss"]):
-            raise TrainingDivergedError(
-                f"training diverged: the loss is not finite at step {step.number + 1}, with the learning "
-                f"rate {rate:.3g},"
-            )
         seen += len(step.labels)
         advance(1)
-    if not all(bool(value.isfinite().all()) for value in model.parameters()):
-        raise TrainingDivergedError(
-            f"training diverged: a weight is not finite, with the learning rate {rate:.3g},"
-        )
-    return {name: value / max(1, seen) for name, value in totals.items()} | {"learning_rate": rate}
+    means = {name: value / max(1, seen) for name, value in totals.items()}
+    return means | {"learning_rate": rate}, step
+
+
+def _check_loss(losses: Losses, place: str, rate: float) -> None:
+    for name, value in losses.items():
+        if not bool(value.isfinite()):
+            raise TrainingDivergedError(
+                f"the loss ({name}) is {float(value)} at the learning rate {rate:.3g}, {place}"
+            )
 
 
 def _restored(

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn, optim
 
 from rada.core.errors import CheckpointError
-from rada.core.storage import atomic_path
+from rada.core.storage import atomic_path, parse_json
+from rada.records import StateRecord, check_record
 
 __all__ = ["TrainingState", "optimizer_moments", "restore_moments"]
 
@@ -76,13 +77,17 @@ class TrainingState:
         """
         try:
             with safe_open(path, framework="pt") as stream:
-                metadata: dict[str, Any] = json.loads(stream.metadata()["rada_training"])
-                state = cls(metadata["key"], int(metadata["epoch"]), history=metadata["history"])
+                metadata: dict[str, Any] = parse_json(stream.metadata()["rada_training"])
+                check_record(StateRecord, metadata, error=CheckpointError, what="its description")
+                state = cls(metadata["key"], metadata["epoch"], history=metadata["history"])
                 for name in stream.keys():  # noqa: SIM118 - safe_open is not a mapping
                     kind, _, rest = name.partition("/")
                     target = state.weights if kind == "weights" else state.moments
                     target[rest] = stream.get_tensor(name)
-        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        except (
+            *(SafetensorError, KeyError, TypeError, ValueError, OSError, RecursionError),
+            CheckpointError,
+        ) as error:
             raise CheckpointError(
                 f"the training state {str(path)!r} is damaged ({error}): delete it to start afresh"
             ) from error

@@ -27,6 +27,7 @@ from torch import Tensor
 from rada.core.config import Config
 from rada.core.errors import CheckpointError
 from rada.core.hashing import fingerprint_tensors
+from rada.core.records import FoldRecord, check_record
 from rada.core.storage import read_json, write_json
 from rada.evaluation import harmonic_mean
 from rada.features import ClassSet, Features
@@ -195,6 +196,8 @@ class _Folds:
         identity = fingerprint_tensors(extra=[self.key, learned.fingerprint, parts])
         if record is not None and record.exists():
             saved = read_json(record, error=CheckpointError, what="the training state")
+            what = f"the state {str(record)!r}"
+            check_record(FoldRecord, saved, error=CheckpointError, what=what)
             if saved.get("key") == identity:
                 return [Counts(torch.tensor(c), torch.tensor(m), n) for c, m, n in saved["counts"]]
         model = self.train(learned, folder and folder / f"strength-{name}.safetensors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,14 @@ from rada.core.errors import DataError
 from rada.data.dataset import ImageDataset, ImageSplit
 from rada.data.prompts import display_name
 from rada.data.registry import register_dataset
-from rada.data.scan import has_pictures, is_folder, list_folders, list_pictures, natural_key
+from rada.data.scan import (
+    has_pictures,
+    is_folder,
+    list_folders,
+    list_pictures,
+    natural_key,
+    warn_of_skipped,
+)
 from rada.data.splits import SPLITS, split_name
 
 __all__ = ["load_folder"]
@@ -56,6 +64,7 @@ def _layout(root: Path) -> dict[str, str]:
     if len(above) < len(names):
         above = [name for name in above if _holds_classes(root / name)]
     if not above:
+        _check_below(root, names)
         return {"all": ""}
     others = [name for name in names if name not in above and has_pictures(root / name)]
     if others:
@@ -71,6 +80,42 @@ def _layout(root: Path) -> dict[str, str]:
     return {split: folders[split] for split in SPLITS if split in folders}
 
 
+def _check_below(root: Path, names: list[str]) -> None:
+    """Check that what lies in the class folders are not data sets, or splits, of their own.
+
+    Raises:
+        DataError: If each has folders of splits; the message says whether data sets or classes have them.
+    """
+    below = {name: list_folders(root / name) for name in names}
+    split = {name for name, inner in below.items() if inner and all(map(split_name, inner))}
+    split = {name for name in split if not list_pictures(root / name, recursive=False)}
+    nested = [name for name in names if name in split and len(below[name]) > 1]
+    if not nested and split == set(names):
+        nested = names
+    if nested:
+        first = root / nested[0] / below[nested[0]][0]
+        shown = ", ".join(map(repr, nested[:5])) + (", ..." if len(nested) > 5 else "")
+        if _holds_classes(first):
+            raise DataError(
+                f"{str(root)!r} holds data sets of their own ({shown}), not classes: each has its own "
+                f"{', '.join(below[nested[0]])} with classes inside. Open one, such as "
+                f"{str(root / nested[0])!r}; `rada bench --protocol domain` takes them all"
+            )
+        raise DataError(
+            f"the classes in {str(root)!r} ({shown}) have the splits {', '.join(below[nested[0]])} inside: "
+            f"put the splits above the classes ({below[nested[0]][0]}/{nested[0]}/...)"
+        )
+    inner = [frozenset(found) for found in below.values()]
+    if len(inner) > 1 and len(set(inner)) == 1 and len(inner[0]) > 1:
+        warnings.warn(
+            f"the folders {', '.join(map(repr, names[:3]))} of {str(root)!r} hold the same sub-folders "
+            f"({', '.join(below[names[0]][:3])}, ...), whose images are pooled: if these are the classes, "
+            f"open one folder, such as {str(root / names[0])!r}",
+            UserWarning,
+            stacklevel=6,
+        )
+
+
 def _holds_classes(folder: Path) -> bool:
     return bool(list_folders(folder)) and not list_pictures(folder, recursive=False)
 
@@ -78,8 +123,19 @@ def _holds_classes(folder: Path) -> bool:
 def _pictures(folder: Path, split: str) -> dict[str, list[str]]:
     """Return the pictures of each class folder, relative to it; only training needs some of each."""
     judges = (split if split != "all" else split_name(folder.resolve().name)) in ("val", "test")
-    classes = {name: list_pictures(folder / name) for name in list_folders(folder)}
+    classes: dict[str, list[str]] = {}
+    skipped: list[str] = []
+    for name in list_folders(folder):
+        others: list[str] = []
+        classes[name] = list_pictures(folder / name, skipped=others)
+        skipped += (f"{name}/{entry}" for entry in others)
+    warn_of_skipped(folder, skipped)
     if not classes:
+        table = folder / "metadata.csv"  # of Hugging Face's image folders
+        if table.is_file():
+            raise DataError(
+                f"{str(folder)!r} has no class folders but a table: open {str(table)!r} itself"
+            )
         loose = len(list_pictures(folder, recursive=False))
         found = f"{loose} pictures" if loose else "nothing"
         raise DataError(

@@ -24,7 +24,13 @@ from rada.data.registry import register_dataset
 from rada.data.scan import list_folders, list_pictures
 from rada.data.sources import FileSource
 
-__all__ = ["GroupedDataset", "data_root", "imagenet_classes", "load_imagenet"]
+__all__ = [
+    "GroupedDataset",
+    "data_root",
+    "imagenet_classes",
+    "imagenet_synsets",
+    "load_imagenet",
+]
 
 # Twice in the published list; here each class has its own name, as in torchvision's list.
 _SECOND_NAMES = {744: "projectile", 836: "sunglass"}
@@ -59,7 +65,7 @@ def imagenet_classes() -> tuple[str, ...]:
 
 
 @functools.cache
-def _synsets() -> tuple[str, ...]:
+def imagenet_synsets() -> tuple[str, ...]:
     """Return the WordNet id of each class."""
     from timm import data
 
@@ -143,10 +149,10 @@ def _names(root: Path) -> tuple[str, ...]:
         return imagenet_classes()
     lines = read_lines(path, error=DataError, what="the file of class names")
     named = {synset: name for synset, _, name in (line.partition(" ") for line in lines) if name}
-    missing = [synset for synset in _synsets() if synset not in named]
+    missing = [synset for synset in imagenet_synsets() if synset not in named]
     if missing:
         raise DataError(f"{str(path)!r} has no line for {missing[0]}")
-    names = [named[synset] for synset in _synsets()]
+    names = [named[synset] for synset in imagenet_synsets()]
     for label, name in _SECOND_NAMES.items():
         if names.count(names[label]) > 1:
             names[label] = name
@@ -158,30 +164,30 @@ def _imagenet(name: str, root: Path) -> ImageDataset:
     splits = {}
     for split, part in (("train", "train"), ("test", "val")):
         if (folder / part).is_dir():
-            splits[split] = _split(folder / part, dict(enumerate(_synsets())), names)
+            splits[split] = _split(folder / part, dict(enumerate(imagenet_synsets())), names)
     if not splits:
         raise DataError(f"{str(folder)!r} has neither train nor val: {_PLACES[name][1]}")
-    return ImageDataset(name, names, splits, keys=_synsets())
+    return ImageDataset(name, names, splits, keys=imagenet_synsets())
 
 
 def _v2(name: str, root: Path) -> ImageDataset:
     folder, names = _folder(name, root), _names(root)
     # Folders are numbers; as text, 10 would come before 2.
     split = _split(folder, {label: str(label) for label in range(1000)}, names)
-    return ImageDataset(name, names, {"test": split}, keys=_synsets())
+    return ImageDataset(name, names, {"test": split}, keys=imagenet_synsets())
 
 
 def _by_synset(name: str, root: Path) -> ImageDataset:
     """Open a set of some or all classes; its candidates are those that it has folders of."""
     folder = _folder(name, root)
     there = set(list_folders(folder))
-    labels = [label for label, synset in enumerate(_synsets()) if synset in there]
+    labels = [label for label, synset in enumerate(imagenet_synsets()) if synset in there]
     if len(labels) < 2:
         raise DataError(
-            f"{str(folder)!r} has no folders such as {_synsets()[0]}: {_PLACES[name][1]}"
+            f"{str(folder)!r} has no folders such as {imagenet_synsets()[0]}: {_PLACES[name][1]}"
         )
     names = tuple(_names(root)[label] for label in labels)
-    folders = {k: _synsets()[label] for k, label in enumerate(labels)}
+    folders = {k: imagenet_synsets()[label] for k, label in enumerate(labels)}
     keys = tuple(folders.values())
     return ImageDataset(name, names, {"test": _split(folder, folders, names)}, keys=keys)
 

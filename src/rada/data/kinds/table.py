@@ -215,7 +215,7 @@ def _line_records(path: Path, stream: Any) -> Iterator[tuple[int, dict[str, Any]
 
 
 def _items(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    records = read_json(path, error=DataError, what="the table")
+    records = read_json(path, error=DataError, what="the table", finite=False)
     if not isinstance(records, list):
         raise DataError(
             f"the table {str(path)!r} should hold a list of objects, not {type(records).__name__}"

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rada.core.errors import DataError
+from rada.core.network import socket_timeout
 from rada.data.dataset import ImageDataset, ImageSplit
 from rada.data.items import item_labels, item_names
 from rada.data.prompts import display_name
@@ -146,7 +147,8 @@ def _open(
         if split in opened:
             continue
         try:
-            opened[split] = make(**options, **arguments)
+            with socket_timeout():  # what it downloads has none
+                opened[split] = make(**options, **arguments)
         except Exception as error:  # whatever the reader of another library raises for its files
             if not ("split" in arguments and "Unknown value" in str(error)):
                 failures[split] = error

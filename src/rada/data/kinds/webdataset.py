@@ -9,16 +9,19 @@ import glob
 import os
 import posixpath
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from rada.core.errors import DataError
+from rada.core.storage import read_lines
 from rada.data.dataset import ImageDataset, ImageSplit
+from rada.data.prompts import load_templates
 from rada.data.registry import register_dataset
 from rada.data.scan import has_pictures, is_folder, list_folders, natural_key
 from rada.data.shards.index import Shard, index_shards
-from rada.data.shards.labels import find_class_names, label_shards
+from rada.data.shards.labels import find_class_names, label_shards, places_of_shards
 from rada.data.shards.tar_scan import ShardIndex
 from rada.data.shards.urls import copy_shards, expand_braces, is_url, local_path
 from rada.data.splits import SPLITS, split_name
@@ -26,6 +29,7 @@ from rada.data.splits import SPLITS, split_name
 __all__ = ["load_shards"]
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_TEMPLATES = "zeroshot_classification_templates.txt"  # of CLIP_benchmark
 _BETWEEN_WORDS = re.compile(r"[-_.\s]+")
 
 
@@ -73,9 +77,10 @@ def _open(
     shards = [shard for part in splits.values() for shard in part]
     indexes = iter(_index_copies(shards) if copies else index_shards(shards))
     folders = [shard.path.absolute().parent for shard in shards]
+    places = folders if above is None else [above.absolute(), *folders]
     found = label_shards(
         {split: (part, [next(indexes) for _ in part]) for split, part in splits.items()},
-        find_class_names(folders if above is None else [above.absolute(), *folders]),
+        find_class_names(places),
     )
     return ImageDataset(
         name,
@@ -84,9 +89,20 @@ def _open(
             split: ImageSplit(found.classes, labels, source)
             for split, (labels, source) in found.splits.items()
         },
+        _templates(places),
         keys=found.keys,
         unnamed=found.unnamed,
     )
+
+
+def _templates(folders: Iterable[Path]) -> tuple[str, ...]:
+    """Return the templates that CLIP_benchmark keeps beside shards, or the default."""
+    for place in places_of_shards(folders):
+        path = place / _TEMPLATES
+        if path.is_file():
+            lines = read_lines(path, error=DataError, what="the file of templates")
+            return load_templates([line.replace("{c}", "{}") for line in lines])
+    return load_templates(None)
 
 
 def _index_copies(shards: Sequence[Shard]) -> list[ShardIndex]:
@@ -200,16 +216,27 @@ def _url_ids(urls: Sequence[str]) -> list[str]:
 
 
 def _tars(folder: Path) -> list[str]:
-    return sorted(_tar_names(folder), key=natural_key)
+    found = sorted(_tar_names(folder), key=natural_key)
+    left = sorted(_tar_names(folder, _COMPRESSED), key=natural_key)
+    if found and left:
+        warnings.warn(
+            f"{len(left)} compressed shards of {str(folder)!r} are left out, such as {left[0]!r}: unpack "
+            "them to plain .tar files",
+            UserWarning,
+            stacklevel=5,
+        )
+    return found
 
 
-def _tar_names(folder: str | Path) -> Iterable[str]:
+def _tar_names(folder: str | Path, suffixes: tuple[str, ...] = (".tar",)) -> list[str]:
     try:
         with os.scandir(folder) as entries:
             return [
                 entry.name
                 for entry in entries
-                if entry.name.lower().endswith(".tar") and entry.name[0] != "." and entry.is_file()
+                if entry.name.lower().endswith(suffixes)
+                and entry.name[0] != "."
+                and entry.is_file()
             ]
     except OSError:
         return []

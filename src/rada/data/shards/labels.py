@@ -19,7 +19,7 @@ from rada.data.shards.sample_labels import Fault
 from rada.data.shards.tar_scan import ShardIndex
 from rada.data.splits import split_name
 
-__all__ = ["ClassNames", "LabelledShards", "find_class_names", "label_shards"]
+__all__ = ["ClassNames", "LabelledShards", "find_class_names", "label_shards", "places_of_shards"]
 
 _FILES = ("classnames.txt", "classes.txt", "classnames.json", "classes.json")
 
@@ -64,16 +64,21 @@ def find_class_names(folders: Iterable[Path]) -> ClassNames | None:
     Raises:
         DataError: If a file is there but cannot be used.
     """
+    for place in places_of_shards(folders):
+        for name in _FILES:
+            if (place / name).is_file():
+                return _read_names(place / name)
+    return None
+
+
+def places_of_shards(folders: Iterable[Path]) -> list[Path]:
+    """Return folders of shards, and those above the ones that are called like a split."""
     places: dict[Path, None] = {}
     for folder in dict.fromkeys(folders):
         places[folder] = None
         if split_name(folder.name):
             places[folder.parent] = None
-    for place in places:
-        for name in _FILES:
-            if (place / name).is_file():
-                return _read_names(place / name)
-    return None
+    return list(places)
 
 
 def _read_names(path: Path) -> ClassNames:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import re
+import select
 import shlex
+import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 from rada.core.errors import DataError, MissingExtraError
+from rada.core.network import download, is_web_url
 from rada.core.progress import progress_bar
 from rada.core.storage import atomic_path
 from rada.data.shards.index import shard_folder
@@ -24,6 +28,9 @@ _SCHEMES = "https? s3 gs htgs hf ais ftps sftp scp".split()
 _URL = re.compile(rf"pipe:|file:|(?:{'|'.join(_SCHEMES)})://", re.IGNORECASE)
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
 _CHUNK = 1 << 20
+
+SILENCE = 300.0
+"""Seconds to wait for the next bytes of a program that reads a URL; it may have to log in first."""
 
 
 def is_url(spec: str) -> bool:
@@ -82,7 +89,8 @@ def copy_shards(urls: Iterable[str], *, progress: bool | None = None) -> list[Pa
     An interrupted copy goes on with the shard that it was at.
 
     Args:
-        urls: What `webdataset.gopen` can open; `s3://` is read by the program `aws`.
+        urls: http and https URLs, and what `webdataset.gopen` can open; `s3://` is read by the program
+            `aws`.
         progress: Whether to show a bar; None shows it on a terminal.
 
     Returns:
@@ -90,7 +98,7 @@ def copy_shards(urls: Iterable[str], *, progress: bool | None = None) -> list[Pa
 
     Raises:
         DataError: If one cannot be read; the message names it.
-        MissingExtraError: If the library `webdataset` is not installed.
+        MissingExtraError: If the library `webdataset` is needed and not installed.
         StorageError: If the cache cannot be written.
     """
     wanted = list(urls)
@@ -107,10 +115,13 @@ def _copy(url: str) -> Path:
     path = shard_folder("copies") / name / shard_name(url)
     if path.is_file():
         return path
-    stream = _open(url)
+    stream = None if is_web_url(url) else _open(url)
     with atomic_path(path) as temporary, temporary.open("wb") as target:
-        for content in _contents(stream, url):
-            target.write(content)
+        if stream is None:
+            download(url, target, failed="cannot be copied")
+        else:
+            for content in _contents(stream, url):
+                target.write(content)
     return path
 
 
@@ -154,8 +165,25 @@ def _contents(stream: Any, url: str) -> Iterator[bytes]:
     The end is the end only if the program that reads the URL has ended well.
     """
     try:
-        while content := stream.read(_CHUNK):
+        while content := _next(stream):
             yield content
         stream.close()
-    except OSError as error:
+    except (OSError, subprocess.SubprocessError) as error:
         raise _unreadable(url, error) from error
+
+
+def _next(stream: Any) -> bytes:
+    """Return the next bytes of a stream, nothing at its end.
+
+    Raises:
+        TimeoutError: If the program that the stream comes from says nothing for too long.
+    """
+    program = getattr(stream, "proc", None)
+    if program is None or os.name != "posix":  # files cannot be waited for on other systems
+        return bytes(stream.read(_CHUNK))
+    stream.timeout = SILENCE  # the program may close its output and go on for ever
+    if not select.select([stream.stream], [], [], SILENCE)[0]:
+        program.kill()
+        raise TimeoutError(f"nothing came for {SILENCE:g} seconds")
+    content: bytes = stream.stream.read1(_CHUNK)
+    return content

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rada.core.errors import EncoderError
+from rada.core.network import socket_timeout
 
 __all__ = ["checkpoint", "directory_checkpoint", "is_local"]
 
@@ -103,7 +104,8 @@ def _download(name: str, settings: dict[str, Any]) -> Path:
     if _url_cache(url).is_file():
         return _url_cache(url)
     try:
-        return Path(download_pretrained_from_url(url))
+        with socket_timeout():
+            return Path(download_pretrained_from_url(url))
     except Exception as error:
         raise EncoderError(
             f"the weights of open_clip's {name!r} cannot be fetched from {url!r}: {error}; "

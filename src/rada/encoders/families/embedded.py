@@ -299,9 +299,9 @@ def _cached(key: str, classes: int, dim: int) -> Tensor | None:
     from safetensors import SafetensorError, safe_open
 
     path = _cache_path(key)
-    if not path.is_file():
-        return None
     try:
+        if not path.is_file():
+            return None
         with safe_open(path, framework="pt") as file:
             sentences: Tensor = file.get_tensor("sentences")
             checksum = (file.metadata() or {}).get("checksum")

@@ -55,7 +55,7 @@ class FFTMethod(ABC):
         learning_rate: Peak learning rate unless the configuration says otherwise.
         weight_decay: Weight decay unless the configuration says otherwise.
         has_head: Whether it has a RAda head.
-        has_vectors: Whether it learns one vector a class instead of asking the text tower.
+        has_vectors: Whether it learns one vector and one bias a class instead of asking the text tower.
         captions: Whether a step needs a caption of each picture.
         learns_scale: Whether the logit scale learns.
     """
@@ -96,6 +96,10 @@ class FFTMethod(ABC):
             weight_decay=self.weight_decay if config.weight_decay is None else config.weight_decay,
         )
 
+    def templates(self, data: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the prompt templates where the user names none: the data's, unless a method differs."""
+        return data
+
     def first(self, model: TunedModel, stage: FirstStage) -> None:
         """Change `model` on features of the frozen encoder before the towers learn.
 
@@ -111,6 +115,9 @@ class FFTMethod(ABC):
         images = model.image_features(batch.pixels)
         text = model.class_features(batch.classes, batch.template)
         logits = model.scale() * images @ text.T
+        biases = model.class_biases(batch.classes)
+        if biases is not None:
+            logits = logits + biases
         losses = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="none")
         return weighted(batch, logits, cross_entropy=losses)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rada.data.prompts import DEFAULT_TEMPLATE
 from rada.methods.finetune.base import FFTMethod, Losses, weighted
 from rada.methods.finetune.model import Batch, TunedModel
 from rada.methods.finetune.registry import register_fft_method
@@ -36,6 +37,14 @@ def contrast(logits: Tensor, targets: Tensor, known: Tensor) -> Tensor:
 class FLYP(FFTMethod):
     """Contrastive fine-tuning of both towers and the scale; the classifier is the text tower's."""
 
+    def templates(self, data: tuple[str, ...]) -> tuple[str, ...]:
+        """Return OpenAI's 80 templates, as published, unless the data set has templates of its own."""
+        if data != (DEFAULT_TEMPLATE,):
+            return data
+        from open_clip import OPENAI_IMAGENET_TEMPLATES
+
+        return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+
     def loss(self, model: TunedModel, batch: Batch) -> Losses:
         """Return the symmetric contrastive loss over the pictures of all processes."""
         images = model.image_features(batch.pixels)
@@ -63,8 +72,8 @@ register_fft_method(
     FLYP(
         "flyp",
         "FLYP",
-        "Goyal et al., Finetune like you pretrain, CVPR 2023: AdamW 1e-5, weight decay 0.1; clipping and "
-        "the warm-up's part are this library's",
+        "Goyal et al., Finetune like you pretrain, CVPR 2023: AdamW 1e-5, weight decay 0.1, captions "
+        "from 80 templates; clipping and the warm-up's part are this library's",
         learning_rate=1e-5,
         captions=True,
         learns_scale=True,

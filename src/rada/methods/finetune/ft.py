@@ -1,4 +1,4 @@
-"""FT: the image tower and one vector a class, from the zero-shot classifier, by cross-entropy."""
+"""FT: the image tower and one vector and bias a class, from the zero-shot classifier, by cross-entropy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["FineTuning"]
 
 @dataclass(frozen=True)
 class FineTuning(FFTMethod):
-    """Starts as zero-shot: the vector of a class is its text features times the scale."""
+    """Starts as zero-shot: the vector of a class is its text features times the scale, its bias 0."""
 
 
 register_fft_method(

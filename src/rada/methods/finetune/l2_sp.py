@@ -19,16 +19,18 @@ class L2SP(FFTMethod):
     """FT with `alpha / 2 |w - w0|^2` for pretrained and `beta / 2 |w|^2` for new weights."""
 
     def penalty(self, model: TunedModel) -> Tensor:
-        """Return the two terms; the vectors of the classes are pretrained, by the text tower."""
+        """Return the two terms; the vectors of the classes are pretrained, by the text tower.
+
+        Their biases are new.
+        """
         total = torch.zeros((), device=model.text.device)
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
-            start = model.start.get(name)
-            if start is None:
+            if name == "biases":
                 total = total + model.config.l2_beta / 2 * parameter.float().square().sum()
                 continue
-            moved = parameter.float() - start.to(parameter.device)
+            moved = parameter.float() - model.start[name].to(parameter.device)
             total = total + model.config.l2_alpha / 2 * moved.square().sum()
         return total
 

@@ -1,4 +1,4 @@
-"""Linear probe: one vector a class on features of the frozen encoder."""
+"""Linear probe: one vector and one bias a class on features of the frozen encoder."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["LinearProbe", "probe_vectors"]
 
 
 def probe_vectors(model: TunedModel, stage: FirstStage) -> None:
-    """Set the vectors of the classes to a logistic regression on the training features."""
+    """Set vectors and biases of the classes to a logistic regression on the training features."""
     from rada.methods.linear_probe import class_weights
 
     features = stage.features()
-    found = class_weights(features.plain(), features.labels, len(model.classes), seed=stage.seed)
-    model.set_vectors(found)
+    labels, count = features.labels, len(model.classes)
+    model.set_vectors(*class_weights(features.plain(), labels, count, seed=stage.seed))
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ register_fft_method(
         "linear_probe",
         "LP",
         "Radford et al., Learning transferable visual models from natural language supervision, ICML 2021; "
-        "scikit-learn's logistic regression, without offsets, C by cross-validation",
+        "scikit-learn's logistic regression, C by cross-validation",
         towers=frozenset(),
         train=None,
         has_vectors=True,

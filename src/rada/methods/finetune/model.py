@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rada.encoders.base import Part
     from rada.methods.finetune.base import FFTMethod, Losses
 
-__all__ = ["Batch", "TunedModel"]
+__all__ = ["Batch", "Candidates", "TunedModel"]
 
 
 @dataclass
@@ -49,6 +49,18 @@ class Batch:
     captions: tuple[str, ...] = ()
 
 
+class Candidates(NamedTuple):
+    """Classes to choose among.
+
+    Attributes:
+        text: Their features `(C, D)`.
+        biases: What is added to their logits, `(C,)`, or None.
+    """
+
+    text: Tensor
+    biases: Tensor | None = None
+
+
 class TunedModel(nn.Module):
     """An encoder, and what a method adds to it.
 
@@ -67,6 +79,7 @@ class TunedModel(nn.Module):
         towers: The encoder's module.
         head: The RAda head, or None.
         vectors: `(K, D)`, one learned vector a class (text features times the scale), or None.
+        biases: `(K,)`, one learned bias for each of these, zero at the start; None without vectors.
         start: The pretrained weights by name, on the CPU, with the head whose mask is one.
     """
 
@@ -95,8 +108,10 @@ class TunedModel(nn.Module):
                     encoder.dim, num_heads=config.num_heads, temperature=config.temperature
                 )
         self.vectors: nn.Parameter | None = None
+        self.biases: nn.Parameter | None = None
         if method.has_vectors:
             self.vectors = nn.Parameter(self.text * encoder.scale)
+            self.biases = nn.Parameter(torch.zeros_like(self.vectors[:, 0]))
         self._tokens: dict[int, Tokens] = {}
         self._choose_parameters()
         self._learning = {name for name, p in self.named_parameters() if p.requires_grad}
@@ -128,7 +143,7 @@ class TunedModel(nn.Module):
     def own_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that the method added."""
         head = [] if self.head is None else list(self.head.parameters())
-        return head if self.vectors is None else [*head, self.vectors]
+        return head + [p for p in (self.vectors, self.biases) if p is not None]
 
     def changes(self, name: str) -> bool:
         """Whether an entry of the state dict can differ from the pretrained one."""
@@ -171,6 +186,12 @@ class TunedModel(nn.Module):
             tokens = {name: rows[classes.to(rows.device)] for name, rows in tokens.items()}
         return self.encoder.forward_texts_chunked(tokens, chunk_size=self.config.text_chunk)
 
+    def class_biases(self, classes: Tensor | None) -> Tensor | None:
+        """Return `(C,)`, what is added to the logits of the classes at `classes`; None for nothing."""
+        if self.biases is None or classes is None:
+            return self.biases
+        return self.biases[classes]
+
     def _class_tokens(self, template: int) -> Tokens:
         if template not in self._tokens:
             words = self.templates[template]
@@ -191,8 +212,8 @@ class TunedModel(nn.Module):
     # -- answers -----------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def candidates(self, names: Sequence[str]) -> Tensor:
-        """Return class features `(C, D)` for evaluation, the mean over the templates.
+    def candidates(self, names: Sequence[str]) -> Candidates:
+        """Return classes for evaluation; features from the text tower are the mean over the templates.
 
         Raises:
             DataError: If the method learned one vector a class and a name is none of the classes.
@@ -205,18 +226,22 @@ class TunedModel(nn.Module):
                     f"{self.method.name} knows its {len(place)} training classes alone, "
                     f"not {strangers[0]!r}"
                 )
-            return self.class_features(torch.tensor([place[name] for name in names])).cpu()
+            rows = torch.tensor([place[name] for name in names])
+            biases = self.class_biases(rows)
+            return Candidates(
+                self.class_features(rows).cpu(), None if biases is None else biases.cpu()
+            )
         if "text" not in self.trained_towers and tuple(names) == self.classes:
-            return self.text.cpu()
-        return self.encoder.encode_classes(names, self.templates)
+            return Candidates(self.text.cpu())
+        return Candidates(self.encoder.encode_classes(names, self.templates))
 
     @torch.no_grad()
     def logits(
-        self, image_features: Tensor, candidates: Tensor, *, batch_size: int = 256
+        self, image_features: Tensor, candidates: Candidates, *, batch_size: int = 256
     ) -> Tensor:
         """Return `(N, C)` on the CPU of features `(N, D)`; the head sees these candidates."""
         device = self.text.device
-        text, scale = candidates.to(device), self.scale()
+        text, scale = candidates.text.to(device), self.scale()
         parts = []
         for images in image_features.split(batch_size):
             images = images.to(device)
@@ -224,13 +249,15 @@ class TunedModel(nn.Module):
                 parts.append(scale * images @ text.T)
             else:
                 parts.append(self.head(images, text, scale, self.config.strength).logits)
-        return torch.cat(parts).float().cpu()
+        logits = torch.cat(parts).float().cpu()
+        return logits if candidates.biases is None else logits + candidates.biases.float()
 
-    def set_vectors(self, vectors: Tensor) -> None:
-        """Replace the vectors of the classes, `(K, D)`, scale included."""
-        assert self.vectors is not None
+    def set_vectors(self, vectors: Tensor, biases: Tensor) -> None:
+        """Replace the vectors of the classes, `(K, D)`, scale included, and their biases `(K,)`."""
+        assert self.vectors is not None and self.biases is not None
         with torch.no_grad():
             self.vectors.copy_(vectors)
+            self.biases.copy_(biases)
 
     # -- weights -----------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rada.core.output import claim
 from rada.core.storage import write_json
-from rada.pretrained import ENCODER_FOLDER, HeadConfig, SavedParts
+from rada.pretrained import ENCODER_FOLDER, ClassVectors, HeadConfig, SavedParts
 from rada.report.robustness import accuracies, draw_robustness
 
 if TYPE_CHECKING:
@@ -26,7 +26,10 @@ def _parts(model: TunedModel, result: dict[str, Any]) -> SavedParts:
     """Return a tuned model in the form of one that was loaded."""
     encoder, config, head = model.encoder, model.config, model.head
     # The learned class features, where the text tower does not give them.
-    vectors = None if model.vectors is None else model.class_features(None).detach().cpu()
+    vectors = None
+    if model.vectors is not None and model.biases is not None:
+        features = model.class_features(None).detach().cpu()
+        vectors = ClassVectors(features, model.biases.detach().cpu())
     described = HeadConfig(
         dim=encoder.dim,
         num_heads=config.num_heads if head is not None else 1,
@@ -36,7 +39,8 @@ def _parts(model: TunedModel, result: dict[str, Any]) -> SavedParts:
         encoder={"name": ENCODER_FOLDER, "fingerprint": encoder.fingerprint},
         classes=list(model.classes),
         templates=list(model.templates),
-        training={key: result[key] for key in _TOLD if key in result},
+        training={key: result[key] for key in _TOLD if key in result}
+        | {"pretrained": result["encoder"]},
         parts=[
             ENCODER_FOLDER,
             *(["head"] if head is not None else []),

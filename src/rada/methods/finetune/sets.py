@@ -9,12 +9,21 @@ from pathlib import Path
 
 from rada.convert import convert_data
 from rada.core.errors import ConfigError, DataError
-from rada.data import ImageDataset, ImageSplit, Naming, few_shot, open_dataset, readable_shots
+from rada.data import (
+    ImageDataset,
+    ImageSplit,
+    Naming,
+    announce,
+    few_shot,
+    open_dataset,
+    readable_shots,
+)
 from rada.data.checks import check_labelled, name_classes, place_labels
 from rada.data.prompts import DEFAULT_TEMPLATE, ClassNamesSource, check_class_names
 from rada.evaluation.robustness import IN_DISTRIBUTION, TestSet, shared_classes
 from rada.features import Features
-from rada.inputs import Data
+from rada.inputs import Data, data_name
+from rada.training.distributed import process_rank
 
 __all__ = ["Data", "RunData", "open_sets"]
 
@@ -94,6 +103,11 @@ def open_sets(
         if isinstance(other, ImageDataset):
             other = other.split("test", "val", "all", "train")
         tests.append(matched(name, other))
+    if process_rank() == 0:
+        named = data_name(data) or "the data"
+        announce(named, "train" if "train" in splits else "all", train)
+        for found_set in tests:
+            announce(named, found_set.name.replace("_", " "), found_set.split)
     if shots is not None and skip_bad:
         train, _ = readable_shots(train, shots, seed, allow_fewer=allow_fewer)
     elif shots is not None:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from rada.core.errors import CheckpointError, ConfigError, OutputError, StorageError
-from rada.core.hashing import fingerprint_tensors
+from rada.core.errors import CheckpointError, ConfigError, DataError, OutputError, StorageError
 from rada.core.output import OutputFolder, claim, training_folder
 from rada.core.storage import read_json
-from rada.data import ImageSplit
+from rada.core.values import check_count, check_seed
+from rada.data import ImageSplit, data_identity
 from rada.data.prompts import load_templates
 from rada.encoders import DualEncoder, load_encoder
 from rada.encoders.memory import keep_freed_memory
@@ -26,8 +26,9 @@ from rada.methods.finetune import FirstStage, get_fft_method
 from rada.methods.finetune.config import FFTConfig
 from rada.methods.finetune.model import TunedModel
 from rada.methods.finetune.saving import LOG_FILE, RESULT_FILE, save_tuned
-from rada.methods.finetune.sets import Data, open_sets
+from rada.methods.finetune.sets import Data, RunData, open_sets
 from rada.pretrained import CONFIG_FILE, load_parts
+from rada.records import ResultRecord, check_record
 from rada.training.batches import Order, StepData, training_transform
 from rada.training.best_epoch import BestEpoch
 from rada.training.checkpoints import Checkpoints, RunState, differences
@@ -148,7 +149,8 @@ class FineTuner:
             all that is needed to run it again. The tuned numbers stand at the top level, too.
 
         Raises:
-            DataError: If pictures or classes cannot be used.
+            ConfigError: If the seed is out of range.
+            DataError: If pictures, classes or the number of shots cannot be used.
             CheckpointError: If `output_dir` holds another run, or a damaged checkpoint.
             OutputError: If `output_dir` holds what rada did not write, lies in the data or around it, or
                 another process writes to it.
@@ -156,6 +158,8 @@ class FineTuner:
             TrainingDivergedError: If the loss is not finite.
             OutOfMemoryError: If a step does not fit into memory.
         """
+        seed = check_seed(seed)
+        shots = None if shots is None else check_count(shots, "shots", error=DataError)
         out = None if output_dir is None else Path(output_dir)
         if out is not None:
             self.encoder.require("save")
@@ -200,8 +204,9 @@ class FineTuner:
             workers=self.workers,
             skip_bad=self.skip_bad,
         )
-        classes, templates = train.classes, self.templates or opened.templates
-        run = self._describe(data, ood, train, judge, shots, seed)
+        classes = train.classes
+        templates = self.templates or self.method.templates(opened.templates)
+        run = self._describe(data, ood, opened, templates, shots, seed, wise)
         checkpoints = None
         if out is not None:
             checkpoints = Checkpoints(training_folder(out), run, self.config.keep_checkpoints)
@@ -441,12 +446,25 @@ class FineTuner:
         self,
         data: Data,
         ood: Mapping[str, Data] | None,
-        train: ImageSplit,
-        judge: Judge,
+        opened: RunData,
+        templates: Sequence[str],
         shots: int | None,
         seed: int,
+        wise: Sequence[float],
     ) -> dict[str, Any]:
-        return {
+        """Return all that decides the result; the main process reads the images for all of them."""
+        from accelerate.utils import broadcast_object_list
+
+        told: list[Any] = [None]
+        if self.is_main_process:
+            selects = opened.validation
+            told[0] = {
+                "data_fingerprint": self._identity(opened.train),
+                "test_fingerprints": {t.name: self._identity(t.split) for t in opened.tests},
+                "validation_fingerprint": selects and self._identity(selects.split),
+            }
+        broadcast_object_list(told)
+        return told[0] | {
             "setting": "fft",
             "method": self.method.name,
             "config": self.config.to_dict(),
@@ -454,11 +472,14 @@ class FineTuner:
             "shots": shots,
             "encoder": {"name": self.encoder.name, "fingerprint": self.encoder.fingerprint},
             "data": data_name(data),
-            "data_fingerprint": _split_key(train),
-            "images": len(train),
-            "test_fingerprints": {test.name: _split_key(test.split) for test in judge.sets},
+            "images": len(opened.train),
+            "templates": list(templates),
+            "wise_alphas": sorted(set(wise)),
             "out_of_distribution_data": {k: data_name(v) for k, v in (ood or {}).items()},
         }
+
+    def _identity(self, split: ImageSplit) -> str:
+        return data_identity(split, progress=self.progress)
 
     def _finished(
         self,
@@ -545,18 +566,11 @@ def _saved_run(out: Path, run: dict[str, Any]) -> tuple[dict[str, Any] | None, l
     """Return the saved result, and what is another or damaged about it and its model."""
     try:
         found = read_json(out / RESULT_FILE, error=CheckpointError, what="the result")
-        if not isinstance(found, dict):
-            raise CheckpointError(f"'{out / RESULT_FILE}' is not the result of a run")
+        what = f"'{out / RESULT_FILE}'"
+        check_record(ResultRecord, found, error=CheckpointError, what=what)
         told = differences({key: found.get(key) for key in run}, run)
         if not told:
             load_parts(out)
         return found, told
     except CheckpointError as error:
         return None, [str(error)]
-
-
-def _split_key(split: ImageSplit) -> str:
-    """Hash names and labels; the pictures of ImageNet would take an hour to read."""
-    return fingerprint_tensors(
-        torch.from_numpy(split.labels.copy()), extra=[list(split.classes), list(split.ids)]
-    )

@@ -1,0 +1,248 @@
+"""The schemas of what rada reads from disk: fields, types and ranges, nothing converted.
+
+Whatever a file says, a record that passes can be used without further checks. Text is checked by
+`rada.core.storage.parse_json`, which refuses NaN, numbers beyond float64 and broken Unicode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rada.core.errors import RadaError
+from rada.core.values import LARGEST_SCALE
+
+__all__ = [
+    "CellRecord",
+    "FoldRecord",
+    "HeadRecord",
+    "ResultRecord",
+    "RunStateRecord",
+    "StateRecord",
+    "StrengthRecord",
+    "TrainingRecord",
+    "check_record",
+]
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Size = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Unit = Annotated[float, Field(ge=0, le=1)]
+Names = Sequence[str]
+
+
+class _Record(BaseModel):
+    """Unknown fields are errors: a newer version wrote them, and they may change what the others mean."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class _OpenRecord(_Record):
+    """Unknown fields are facts for people, which nothing depends on."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+
+class StrengthRecord(_Record):
+    """How a strength was chosen; the fields of `StrengthChoice`."""
+
+    strength: Unit
+    method: Literal["classes", "shots", "none"]
+    strengths: Sequence[Unit] = ()
+    base_accuracy: Sequence[Unit] = ()
+    new_accuracy: Sequence[Unit] = ()
+    trained_strength: Unit | None = None
+
+
+class TrainingRecord(_OpenRecord):
+    """How a saved head was trained; `training` in its `config.json`."""
+
+    setting: Literal["eft", "fft"] = "eft"
+    method: str = ""
+    config: dict[str, Any] = {}
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] = 0
+    shots: Size | None = None
+    images: Count = 0
+    data: str | None = None
+    data_fingerprint: str | None = None
+    skipped: Sequence[Names] = ()
+    trained_classes: Names = ()
+    origin: str | None = None
+    origin_name: str | None = None
+    on_features: bool = False
+    strength: Unit | None = None
+    trained_strength: Unit | None = None
+    strength_choice: StrengthRecord | None = None
+    history: Sequence[dict[str, float]] = ()
+    fingerprint: str = ""
+
+
+class EncoderRecord(_OpenRecord):
+    """Which encoder a head was trained with."""
+
+    name: str
+    fingerprint: str
+
+
+class HeadRecord(_Record):
+    """`config.json` of a saved head; the fields of `HeadConfig`."""
+
+    dim: Annotated[int, Field(ge=1, le=1 << 20)]
+    num_heads: Size
+    temperature: Annotated[float, Field(ge=1e-6, le=1e6)]
+    scale: Annotated[float, Field(gt=0, le=LARGEST_SCALE)]
+    strength: Unit
+    encoder: EncoderRecord | None
+    classes: list[str]
+    templates: list[str]
+    aliases: dict[str, str]
+    training: TrainingRecord
+    weights_hash: str
+    rada_version: str
+    parts: Annotated[list[Literal["head", "classes", "encoder"]], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> HeadRecord:
+        if self.dim % self.num_heads:
+            raise ValueError(f"num_heads={self.num_heads} should divide dim={self.dim}")
+        return self
+
+
+class StateRecord(_Record):
+    """Where the training of a head stands; the metadata of a `TrainingState`."""
+
+    key: str
+    epoch: Count
+    history: list[dict[str, float]]
+
+
+class FoldRecord(_Record):
+    """What a fold of the choice of a strength counted: right answers, changed ones, images."""
+
+    key: str
+    counts: list[Annotated[list[list[Count] | Count], Field(min_length=3, max_length=3)]]
+
+    @model_validator(mode="after")
+    def _whole(self) -> FoldRecord:
+        for correct, changed, images in self.counts:
+            lists = isinstance(correct, list) and isinstance(changed, list)
+            if not lists or isinstance(images, list) or len(correct) != len(changed):  # type: ignore[arg-type]
+                raise ValueError("a count is two lists of one length and a number")
+        return self
+
+
+class RunStateRecord(_Record):
+    """Where a fine-tuning run stands; `state.json` of a checkpoint, the fields of `RunState`."""
+
+    step: Count
+    history: list[dict[str, Any]]
+    sums: dict[str, float]
+    best: dict[str, float]
+    groups: list[dict[str, Any]]
+    scaler: dict[str, Any]
+
+
+class _Judged(_OpenRecord):
+    accuracy: Unit
+    images: Count
+
+
+class _Shifted(BaseModel):
+    """Test sets by name, and their `mean`."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    __pydantic_extra__: dict[str, _Judged | Unit | None]
+
+
+class _Both(_OpenRecord):
+    in_distribution: _Judged | None
+    out_of_distribution: _Shifted
+
+
+class _Point(_Both):
+    alpha: Unit
+
+
+class ResultRecord(_OpenRecord):
+    """`result.json` of a fine-tuning run."""
+
+    method: str
+    data: str | None
+    zero_shot: _Both
+    tuned: _Both
+    wise: list[_Point]
+
+
+class _CellName(_OpenRecord):
+    protocol: str
+    label: str
+    method: str
+    dataset: str
+    shots: Count
+    seed: Count
+    model: str
+    targets: list[str]
+    options: dict[str, Any]
+
+
+class _Part(_OpenRecord):
+    images: Count
+    classes: Count
+    accuracy: Unit | None
+    balanced_accuracy: Unit | None = None
+
+
+class CellRecord(_OpenRecord):
+    """The result of a cell of a benchmark."""
+
+    format: str
+    rada_version: str
+    cell: _CellName
+    parts: dict[str, _Part]
+    trainable_parameters: Count
+    fit_seconds: float
+    predict_seconds: float
+    memory: Count | None
+    harmonic_mean: Unit | None = None
+
+
+def check_record(
+    kind: type[BaseModel], values: object, *, error: type[RadaError], what: str
+) -> None:
+    """Check what was read from disk, or is about to be written there.
+
+    Args:
+        kind: The schema.
+        values: Parsed JSON.
+        error: The type of error to raise.
+        what: What the values are, for the message.
+
+    Raises:
+        RadaError: Of type `error`; the message names fields, values and what they should be.
+
+    Example:
+        >>> from rada.core.errors import CheckpointError
+        >>> check_record(StateRecord, {"key": 1}, error=CheckpointError, what="the state")
+        Traceback (most recent call last):
+        ...
+        rada.core.errors.CheckpointError: the state cannot be used: 'key' should be a valid string, not 1; ...
+    """
+    try:
+        kind.model_validate(values)
+    except ValidationError as cause:
+        told = [_told(entry) for entry in cause.errors(include_url=False)]
+        raise error(f"{what} cannot be used: {'; '.join(told[:4])}") from None
+
+
+def _told(entry: Any) -> str:
+    name = ".".join(map(str, entry["loc"]))
+    if entry["type"] == "missing":
+        return f"missing field {name!r}"
+    if entry["type"] == "extra_forbidden":
+        return f"unknown field {name!r}"
+    expected = entry["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    if not name:
+        return str(expected)
+    shown = repr(entry["input"])
+    return f"{name!r} {expected}, not {shown if len(shown) <= 60 else shown[:60] + '...'}"

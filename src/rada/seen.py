@@ -1,0 +1,56 @@
+"""Which images a model was trained on, so that an evaluation on them is said to be one."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from rada.data import ImageSplit
+from rada.data.sources import PackedSource, id_bytes
+from rada.features import Features
+
+__all__ = ["MOST_KEYS", "image_keys", "remembered", "seen_images"]
+
+MOST_KEYS = 4096
+"""Most images that are remembered: the smallest hashes, which tell an overlap just as well."""
+
+
+def image_keys(found: ImageSplit | Features) -> list[str]:
+    """Return a hash of the place of each image, or of its features; no path can be read from it."""
+    return [hashlib.blake2b(key, digest_size=8).hexdigest() for key in _places(found)]
+
+
+def _places(found: ImageSplit | Features) -> Iterable[bytes]:
+    if isinstance(found, Features):
+        return (row.numpy().tobytes() for row in found.plain())
+    real = functools.cache(os.path.realpath)  # of folders, which are few
+    source = found.source
+
+    def place(index: int) -> str:
+        path = found.path(index)
+        if path is not None:
+            return str(Path(real(path.parent)) / path.name)
+        return source.name(index) if isinstance(source, PackedSource) else found.ids[index]
+
+    return (id_bytes(place(index)) for index in range(len(found)))
+
+
+def remembered(keys: Iterable[str]) -> list[str]:
+    """Return the keys to keep with a model."""
+    return sorted(set(keys))[:MOST_KEYS]
+
+
+def seen_images(found: ImageSplit | Features, kept: object) -> int:
+    """Return how many images of an evaluation are among those that a model remembers.
+
+    Args:
+        found: The images.
+        kept: What `remembered` returned, from a file that anybody may have written.
+    """
+    if not isinstance(kept, list) or not kept:
+        return 0
+    known = {key for key in kept if isinstance(key, str)}
+    return sum(key in known for key in image_keys(found))

@@ -1,0 +1,240 @@
+"""No command replaces or deletes what rada did not write; see `rada.core.output`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rada import EFTConfig, Features, FineTuner, RAdaClassifier, write_report
+from rada.core.errors import CheckpointError, OutputError
+from rada.core.output import STATE_FOLDER
+from rada.encoders import load_encoder
+from toy import SCALE, toy
+
+QUICK = ("--epochs", "2", "--min-steps", "0", "--strength", "1")
+
+
+@pytest.fixture
+def features(tmp_path: Path) -> Path:
+    images, labels, text = toy(classes=4)
+    names = tuple(f"class {index}" for index in range(4))
+    found = Features(images, labels, names, text_features=text, scale=SCALE)
+    return found.save(tmp_path / "data" / "toy.safetensors")
+
+
+def photos(folder: Path, *names: str) -> Path:
+    for name in names:
+        for index in range(2):
+            path = folder / name / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((8, 8, 3), 40 * index, np.uint8)).save(path)
+    return folder
+
+
+def rada(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "rada", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+    )
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("command", "classes"),
+    [
+        (("fit", ".", "--out", "."), ("test/cat", "test/dog", "training/cat", "training/dog")),
+        (("fit", ".", "--out", "out"), ("train/cat", "train/dog")),
+        (("fit", "train", "--out", "."), ("train/cat", "train/dog")),
+        (("finetune", ".", "--out", "."), ("encoder", "checkpoints")),
+        (("finetune", "encoder", "--out", ".", "--overwrite"), ("encoder/a", "encoder/b")),
+        (("evaluate", "--model", "embedded", ".", "--report", "."), ("cat", "dog")),
+        (("evaluate", "--model", "embedded", "cat", "--report", "dog"), ("cat/a", "cat/b", "dog")),
+        (("demo", "--out", "."), ("runs/a", "head")),
+        (("bench", "--methods", "zero_shot", "--datasets", "textiles", "--out", "."), ("cells",)),
+        (("bench", "--methods", "zero_shot", "--datasets", "a", "--out", "a/b"), ("a/c", "a/d")),
+    ],
+)
+def test_folders_of_pictures_stay_as_they_are(
+    tmp_path: Path, command: tuple[str, ...], classes: tuple[str, ...]
+) -> None:
+    photos(tmp_path, *classes)
+    before = tree(tmp_path)
+    done = rada(*command, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert "choose" in done.stderr and "Traceback" not in done.stderr
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["training", "checkpoints", "encoder", "result.json", "config.json"]
+)
+def test_fit_into_a_folder_that_is_in_use(features: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    if "." in name:
+        out.mkdir()
+        (out / name).write_text('{"mine": true}')
+    else:
+        photos(out, f"{name}/cat")
+    before = tree(out)
+    for more in ((), ("--overwrite",)):
+        done = rada("fit", features, "--out", out, *QUICK, *more)
+        assert done.returncode == 2 and "rada did not write" in done.stderr, done.stderr
+    assert tree(out) == before
+
+
+def test_python_obeys_the_same_rule(features: Path, tmp_path: Path) -> None:
+    out = photos(tmp_path / "out", "training/cat")
+    before = tree(out)
+    config = EFTConfig(epochs=1, min_steps=0, strength=1.0)
+    classifier = RAdaClassifier(None, config=config, progress=False)
+    with pytest.raises(OutputError):
+        classifier.fit(features, output_dir=out, overwrite=True)
+    classifier.fit(features)
+    result, _ = classifier.evaluate(features)
+    tuner = FineTuner("embedded", progress=False)
+    for call in (
+        lambda: classifier.save_pretrained(out),
+        lambda: write_report(out, result),
+        lambda: load_encoder("embedded").save(out),
+        lambda: tuner.fit(photos(tmp_path / "data", "train/cat", "train/dog"), output_dir=out),
+    ):
+        with pytest.raises(OutputError, match="rada did not write"):
+            call()
+    assert tree(out) == before
+    for _ in range(2):  # what rada wrote itself, it replaces
+        classifier.save_pretrained(tmp_path / "head")
+        write_report(tmp_path / "report", result)
+
+
+def test_two_fits_at_once(features: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "rada", "fit", features, "--out", tmp_path / "out", "--json"]
+    command += ["--min-steps", "3000", "--strength", "1"]
+    first = subprocess.Popen(
+        [*map(str, command), "--seed", "1"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    while not (tmp_path / "out" / STATE_FOLDER / "training").exists():
+        assert first.poll() is None
+        time.sleep(0.02)
+    second = rada(*command[3:], "--seed", "2")
+    third = rada(*command[3:], "--seed", "3", "--overwrite")
+    out, _ = first.communicate()
+    assert first.returncode == 0
+    for done in (second, third):
+        assert done.returncode == 2 and "another rada process" in done.stderr
+    assert json.loads(out)["training"]["seed"] == 1
+    saved = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert saved["training"]["seed"] == 1
+
+
+@pytest.mark.parametrize(
+    "config", ["", "{", "[]", '{"model_type": "clip"}', '{"dim": 16}', "\ud800", "1" * 5000]
+)
+def test_overwrite_gets_out_of_a_damaged_head(features: Path, tmp_path: Path, config: str) -> None:
+    out = tmp_path / "out"
+    settings = EFTConfig(epochs=1, min_steps=0, strength=1.0)
+
+    def fit(**more: bool) -> RAdaClassifier:
+        fresh = RAdaClassifier(None, config=settings, progress=False)
+        return fresh.fit(features, output_dir=out, **more)
+
+    fit()
+    (out / "config.json").write_bytes(config.encode("utf-8", "surrogatepass"))
+    with pytest.raises(CheckpointError, match="--overwrite"):
+        fit()
+    fit(overwrite=True)
+    RAdaClassifier.from_pretrained(out)
+    (out / "head.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="--overwrite"):
+        fit()
+    fit(overwrite=True)
+    state = out / STATE_FOLDER / "training" / "head.safetensors"
+    state.parent.mkdir()
+    state.write_bytes(b"damaged")
+    (out / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="damaged"):
+        fit()
+    fit(overwrite=True)
+    RAdaClassifier.from_pretrained(out)
+
+
+def test_a_kill_between_the_renames_of_0_1(features: Path, tmp_path: Path) -> None:
+    """A new head beside the configuration of an old one, as 0.1 left them: --overwrite gets out."""
+    out = tmp_path / "out"
+    config = EFTConfig(epochs=1, min_steps=0, strength=1.0)
+    for seed, name in ((1, "old"), (2, "new")):
+        classifier = RAdaClassifier(None, config=config, progress=False).fit(features, seed=seed)
+        classifier.save_pretrained(tmp_path / name)
+    out.mkdir()
+    (tmp_path / "old" / "config.json").rename(out / "config.json")
+    (tmp_path / "new" / "head.safetensors").rename(out / "head.safetensors")
+    photos(out, "training/cat")
+    refused = rada("fit", features, "--out", out, *QUICK)
+    assert refused.returncode == 2 and "--overwrite" in refused.stderr
+    done = rada("fit", features, "--out", out, *QUICK, "--overwrite", "--json")
+    assert done.returncode == 0, done.stderr
+    RAdaClassifier.from_pretrained(out)
+    assert len(list((out / "training").rglob("*.png"))) == 2
+
+
+def test_head_of_0_1_is_rada_s_own(features: Path, tmp_path: Path) -> None:
+    config = EFTConfig(epochs=1, min_steps=0, strength=1.0)
+    RAdaClassifier(None, config=config, progress=False).fit(features).save_pretrained(
+        tmp_path / "h"
+    )
+    for path in (tmp_path / "h" / STATE_FOLDER).iterdir():
+        path.unlink()
+    (tmp_path / "h" / STATE_FOLDER).rmdir()
+    again = RAdaClassifier(None, config=config, progress=False)
+    again.fit(features, output_dir=tmp_path / "h")
+    assert again.trained is not None
+
+
+def test_predictions_never_replace_a_file_unasked(features: Path, tmp_path: Path) -> None:
+    folder = photos(tmp_path / "photos", "cat")
+    notes = tmp_path / "notes.csv"
+    notes.write_text("mine")
+    picture = folder / "cat" / "1.png"
+    before = tree(tmp_path)
+    model = ("predict", "--model", "embedded", "--class", "cat", "--class", "dog")
+    for out, *more in (
+        (notes,),
+        (picture,),
+        (picture, "--overwrite"),
+        (os.devnull, "--overwrite"),
+    ):
+        done = rada(*model, folder, "--out", out, *more)
+        assert done.returncode == 2 and "choose another name" in done.stderr, done.stderr
+    assert tree(tmp_path) == before
+    assert not Path(os.devnull).is_file()
+    assert rada(*model, folder, "--out", notes, "--overwrite").returncode == 0
+    assert len(notes.read_text().splitlines()) == 3
+
+
+def test_modes_follow_the_umask(features: Path, tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        config = EFTConfig(epochs=1, min_steps=0, strength=1.0)
+        classifier = RAdaClassifier(None, config=config, progress=False)
+        classifier.fit(features, output_dir=tmp_path / "head")
+        Features.load(features).save(tmp_path / "copy" / "a.safetensors")
+    finally:
+        os.umask(old)
+    for path in [*(tmp_path / "head").rglob("*"), *(tmp_path / "copy").rglob("*")]:
+        expected = 0o750 if path.is_dir() else 0o640
+        assert path.stat().st_mode & 0o777 == expected, path
+    assert torch.is_tensor(Features.load(features).labels)
