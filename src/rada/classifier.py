@@ -255,11 +255,11 @@ class Classifier(ClassifierBase):
 
     def score(self, data: Data, y: Any = None) -> float:
         """Return the accuracy on labelled data among the classifier's candidates, in [0, 1]."""
-        return accuracy(self, data, None) if y is None else share_right(self.predict(data), y)
+        return accuracy(self, data) if y is None else share_right(self.predict(data), y)
 
     def zero_shot_score(self, data: Data) -> float:
         """Return the accuracy of the model without adaptation, in [0, 1]."""
-        return accuracy(self, data, 0.0)
+        return accuracy(self, data, zero_shot=True)
 
     def evaluate(
         self,

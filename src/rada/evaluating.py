@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
-from rada.core.errors import CheckpointError, EncoderError
+from rada.core.errors import CheckpointError, EncoderError, FeatureError
 from rada.data import ImageSplit, Naming
 from rada.data.checks import check_labelled
 from rada.data.prompts import ClassNamesSource
 from rada.evaluation import Evaluation, compare, evaluate_logits
+from rada.evaluation.seen import seen_images
 from rada.features import Features
 from rada.inputs import TEST_SPLITS, Data, Opened, data_name, open_labelled
 
@@ -63,16 +65,19 @@ def aliases(classifier: ClassifierBase) -> Mapping[str, str]:
     return classifier.classes if isinstance(classifier.classes, Mapping) else {}
 
 
-def accuracy(classifier: ClassifierBase, data: Data, strength: float | None) -> float:
-    """Return the accuracy among the classifier's candidates, in [0, 1]."""
+def accuracy(classifier: ClassifierBase, data: Data, *, zero_shot: bool = False) -> float:
+    """Return the accuracy among the classifier's candidates, in [0, 1], after or before training."""
     naming = Naming()
     if classifier.is_fitted or classifier.classes is not None:
         naming = Naming(classifier.candidates(), aliases(classifier))
     opened = _opened(classifier, data, naming, None, embed=True)
     features = classifier.inputs.features(opened.found, opened.templates)
-    logits = classifier.model_logits(
-        features.plain(), features.class_set(), strength, features.scale
-    )
+    if zero_shot:
+        logits, _ = _before_training(classifier, opened, features)
+    else:
+        logits = classifier.model_logits(
+            features.plain(), features.class_set(), scale=features.scale
+        )
     return evaluate_logits(logits, features.labels, features.classes).accuracy
 
 
@@ -113,42 +118,76 @@ def evaluate_opened(
     """
     features = classifier.inputs.features(opened.found, opened.templates)
     classes, model = features.class_set(), classifier.model_
-    adapted = None if model is None else classifier.model_logits(features.plain(), classes)
-    zero_shot = zero_shot_logits(classifier, opened, features)
+    images, scale = features.plain(), features.scale
+    adapted = None  # without a fit there is nothing to compare
+    if model is not None:
+        adapted = classifier.model_logits(images, classes, scale=scale)
+    zero_shot, row_names = _before_training(classifier, opened, features)
     result = compare(zero_shot, adapted, features.labels, classes.names, extra=extra)
     encoder = classifier.encoder_id()
+    trained = set() if model is None else set(model.strength.classes)
     result |= {
         "skipped": [list(entry) for entry in features.skipped],
         "strength": classifier.strength_for(classes.names),
-        "scale": features.scale,
+        "scale": scale,
         "templates": list(classes.templates),
         "encoder": None if encoder is None else encoder.to_dict(),
         "data": name,
         "data_fingerprint": features.fingerprint,
         "training": run_facts(classifier),
+        "row_names": row_names,
+        "trained_classes": sum(name in trained for name in classes.names),
+        "seen_in_training": _warn_of_seen(classifier, opened.found),
     }
     rows = {"zero_shot": zero_shot, "adapted": adapted, **extra}
-    images = opened.found if isinstance(opened.found, ImageSplit) else None
+    split = opened.found if isinstance(opened.found, ImageSplit) else None
     present = {row: logits for row, logits in rows.items() if logits is not None}
-    return Evaluation(result, features, classes.names, present, images)
+    return Evaluation(result, features, classes.names, present, split)
 
 
-def zero_shot_logits(
+def _before_training(
     classifier: ClassifierBase, opened: Opened, features: Features
-) -> Tensor | None:
-    """Return the zero-shot logits, by the pretrained encoder; None where it cannot be had."""
+) -> tuple[Tensor, dict[str, str]]:
+    """Return logits of the model as it was before any training, and names for the rows."""
     model = classifier.model_
-    if model is None or not model.method.train_encoder:
-        return classifier.model_logits(features.plain(), features.class_set(), 0.0, features.scale)
+    names = {} if model is None else {"adapted": model.method.title}
+    if model is not None and model.method.train_encoder:
+        try:
+            return _pretrained_logits(classifier, opened), names
+        except (EncoderError, CheckpointError, FeatureError) as error:
+            warnings.warn(
+                f"the zero-shot accuracy cannot be measured: {error}", UserWarning, stacklevel=4
+            )
+        names["zero_shot"] = f"{model.method.title}, no head"
+    logits = classifier.model_logits(features.plain(), features.class_set(), 0.0, features.scale)
+    return logits, names
+
+
+def _pretrained_logits(classifier: ClassifierBase, opened: Opened) -> Tensor:
+    """Return the zero-shot logits of the encoder as it was before it was tuned."""
     inputs = classifier.pretrained_inputs
-    if isinstance(opened.found, Features) or inputs is None:
-        return None
-    try:
-        before = inputs.features(opened.found, opened.templates)
-    except (EncoderError, CheckpointError):
-        return None
+    if isinstance(opened.found, Features):
+        raise FeatureError("the features are those of the tuned encoder")
+    if inputs is None:
+        raise EncoderError("the model does not say which encoder was tuned: tune it again")
+    before = inputs.features(opened.found, opened.templates)
     assert before.text_features is not None and before.scale is not None
     return before.scale * before.plain() @ before.text_features.T
+
+
+def _warn_of_seen(classifier: ClassifierBase, found: ImageSplit | Features) -> int:
+    """Return how many images of an evaluation were trained on; warn if any were."""
+    if not classifier.is_fitted:
+        return 0
+    seen = seen_images(found, list(classifier.fitted_.record.image_keys))
+    if seen:
+        warnings.warn(
+            f"{seen} of the {len(found)} test images are images that the model was trained on, so "
+            "its accuracy says little: evaluate on others (a test/ folder, or --split)",
+            UserWarning,
+            stacklevel=4,
+        )
+    return seen
 
 
 def run_facts(classifier: ClassifierBase) -> dict[str, Any]:
@@ -157,6 +196,7 @@ def run_facts(classifier: ClassifierBase) -> dict[str, Any]:
         return {}
     fitted = classifier.fitted_
     model, record = fitted.model, fitted.record.to_dict()
+    del record["image_keys"]
     details = {key: value for key, value in record.pop("details").items() if key != "history"}
     return {
         "method": model.method.name,

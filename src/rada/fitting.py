@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from rada.core.config import Config
-from rada.core.errors import CheckpointError, DataError
+from rada.core.errors import CheckpointError
 from rada.core.hashing import fingerprint_tensors
 from rada.data import ImageSplit, Naming
 from rada.data.checks import check_labelled
+from rada.evaluation.seen import image_keys, remembered
 from rada.features import Features
 from rada.inputs import TRAIN_SPLITS, Data, Inputs, data_name, open_labelled
 from rada.methods import Method, Run
@@ -99,7 +100,8 @@ def fit_model(plan: FitPlan, data: Data, out: OutputFolder | None) -> tuple[Fitt
             images=len(features),
             data=data_name(data),
             data_fingerprint=features.fingerprint,
-            skipped=tuple((str(key), reason) for key, reason in skipped),
+            skipped=tuple((str(name), reason) for name, reason in skipped),
+            image_keys=tuple(remembered(image_keys(found))),
             details=model.record,
             key=key,
         ),

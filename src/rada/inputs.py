@@ -17,6 +17,7 @@ from rada.data import (
     ImageDataset,
     ImageSplit,
     Naming,
+    announce,
     few_shot,
     fold_name,
     open_dataset,

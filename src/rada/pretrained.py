@@ -84,6 +84,7 @@ class Record(Config):
         data: What the data is called.
         data_fingerprint: Hash of the training data.
         skipped: Identifier and reason of each image that was left out.
+        image_keys: Which images it saw, as hashes (`rada.evaluation.seen`).
         details: What the method tells: the curve `history`, `strength_choice`, `seconds`, ...
         key: Hash of everything that determines the run.
     """
@@ -94,6 +95,7 @@ class Record(Config):
     data: str | None = None
     data_fingerprint: str | None = None
     skipped: tuple[tuple[str, ...], ...] = ()
+    image_keys: tuple[str, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
     key: str = ""
 
@@ -291,7 +293,7 @@ def _encoder_for(
         if not place.is_dir() or not place.resolve().is_relative_to(folder.resolve()):
             raise CheckpointError(f"{str(folder)!r} lacks the tuned encoder in {ENCODER_FOLDER}/")
         tuned = load_encoder(place, device=device)
-        if tuned.fingerprint != config.tuned:
+        if config.tuned is None or not tuned.has_fingerprint(config.tuned):
             raise CheckpointError(
                 f"{str(place)!r} is not the encoder that was tuned: it has the fingerprint "
                 f"{tuned.fingerprint}, not {config.tuned}"
@@ -321,7 +323,7 @@ def check_encoder(encoder: DualEncoder, saved: EncoderId, dim: int) -> None:
             f"the model has the width {dim}, the encoder {encoder.name!r} has {encoder.dim}: "
             f"load it with the encoder {saved.name!r}"
         )
-    if encoder.fingerprint != saved.fingerprint:
+    if not encoder.has_fingerprint(saved.fingerprint):
         raise CheckpointError(
             f"the model was trained with the encoder {saved.name!r}, fingerprint {saved.fingerprint}; "
             f"{encoder.name!r} has {encoder.fingerprint}: its weights, architecture, preprocessing or "

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from fft.conftest import COLOURS, write_pictures
-from rada.core.hashing import fingerprint_tensors
 from torch.nn.functional import cross_entropy, log_softmax
 
 from rada import FFTConfig, FineTuner, RAdaClassifier
 from rada.core.errors import ConfigError, DataError, EncoderError
+from rada.core.hashing import fingerprint_tensors
 from rada.data import open_dataset
 from rada.encoders import load_encoder
 from rada.methods.finetune import get_fft_method, list_fft_methods

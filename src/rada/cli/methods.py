@@ -50,7 +50,9 @@ def methods(
     for column in ("trains", "needs", "runs in a step", "new classes"):
         table.add_column(column)
     for entry in entries:
-        table.add_row(*(_cell(entry, key) for key in ("name", "trains", "needs", "cost", "new_classes")))
+        table.add_row(
+            *(_cell(entry, key) for key in ("name", "trains", "needs", "cost", "new_classes"))
+        )
     screen().print(table)
     table = plain_table(None, "test-time method (--test-time)")
     table.add_column("source")
@@ -114,8 +116,12 @@ def markdown_tables() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     keys = ("title", "trains", "needs", "cost", "new_classes", "source")
-    lines += [f"| `{e['name']}` | " + " | ".join(_cell(e, key) for key in keys) + " |" for e in entries]
+    lines += [
+        f"| `{e['name']}` | " + " | ".join(_cell(e, key) for key in keys) + " |" for e in entries
+    ]
     lines += ["", "| `--test-time` | name | needs | source |", "|---|---|---|---|"]
     keys = ("title", "needs", "source")
-    lines += [f"| `{e['name']}` | " + " | ".join(_cell(e, key) for key in keys) + " |" for e in others]
+    lines += [
+        f"| `{e['name']}` | " + " | ".join(_cell(e, key) for key in keys) + " |" for e in others
+    ]
     return "\n".join(lines)

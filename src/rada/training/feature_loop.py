@@ -264,7 +264,7 @@ def _epoch(
     """Take the steps of an epoch; return the means of the losses, and the last step."""
     totals: dict[str, float] = {}
     seen, rate = 0, 0.0
-    for step, rate in steps:  # noqa: B007 - the last rate is told
+    for step, rate in steps:
         for group in optimizer.param_groups:
             group["lr"] = rate
         losses = loss(step)

@@ -11,6 +11,7 @@ import torch
 
 from rada.core.errors import CheckpointError, ConfigError, DataError, OutputError, StorageError
 from rada.core.output import OutputFolder, claim, training_folder
+from rada.core.records import ResultRecord, check_record
 from rada.core.storage import read_json
 from rada.core.values import check_count, check_seed
 from rada.data import ImageSplit, data_identity
@@ -28,7 +29,6 @@ from rada.methods.finetune.model import TunedModel
 from rada.methods.finetune.saving import LOG_FILE, RESULT_FILE, save_tuned
 from rada.methods.finetune.sets import Data, RunData, open_sets
 from rada.pretrained import CONFIG_FILE, load_parts
-from rada.records import ResultRecord, check_record
 from rada.training.batches import Order, StepData, training_transform
 from rada.training.best_epoch import BestEpoch
 from rada.training.checkpoints import Checkpoints, RunState, differences
