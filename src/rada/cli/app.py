@@ -14,7 +14,18 @@ import typer
 from typer.core import TyperGroup
 
 from rada._version import __version__
-from rada.cli import bench, cache, demo, encode, evaluate, finetune, fit, models, predict
+from rada.cli import (
+    bench,
+    cache,
+    demo,
+    encode,
+    evaluate,
+    finetune,
+    fit,
+    methods,
+    models,
+    predict,
+)
 from rada.core.errors import RadaError
 from rada.core.terminal import echo
 
@@ -57,6 +68,7 @@ app.command("finetune")(finetune.finetune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("encode")(encode.encode)
+app.command("methods")(methods.methods)
 app.command("models")(models.models)
 app.command("datasets")(models.datasets)
 app.add_typer(cache.app, name="cache")

@@ -8,101 +8,111 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rada.cli.options import (
-    ClassNames,
-    Device,
-    HeadOrModel,
+    EncoderOption,
     JsonFlag,
-    NoCache,
+    ModelFolder,
+    Names,
     OnlyModel,
-    SkipBad,
-    Templates,
+    Reading,
+    Strength,
     TestTime,
-    TestTimeConfig,
-    TestTimeOnline,
-    TestTimeViews,
-    Workers,
-    cache_option,
+    grouped,
     print_json,
 )
 from rada.core.terminal import bold, screen
 
 if TYPE_CHECKING:
-    from rada.classifier import Evaluated, RAdaClassifier
+    from rada.classifier import Classifier
+    from rada.evaluation import Evaluation
 
 
+@grouped
 def evaluate(
-    head: HeadOrModel,
+    model_folder: ModelFolder,
     data: Annotated[
         str | None,
         typer.Argument(
-            help="Labelled pictures, as for fit; their classes may be ones the head never saw."
+            help="Labelled images, as for fit; their classes may be ones the model never saw."
         ),
     ] = None,
     split: Annotated[
         str | None, typer.Option(help="Split to use: test, else val, else all, if not given.")
     ] = None,
-    strength: Annotated[
-        float | None, typer.Option(help="Mask strength in [0, 1] instead of the head's.")
+    ood: Annotated[
+        list[str] | None,
+        typer.Option(help="Further labelled images, out of distribution: NAME=DATA; repeat."),
     ] = None,
-    class_names: ClassNames = None,
-    template: Templates = None,
+    strength: Strength = None,
     model: OnlyModel = None,
-    test_time: TestTime = False,
-    views: TestTimeViews = None,
-    online: TestTimeOnline = False,
-    test_time_config: TestTimeConfig = None,
+    encoder: EncoderOption = None,
     report: Annotated[Path | None, typer.Option(help="Folder for a report in HTML.")] = None,
-    skip_bad: SkipBad = False,
-    no_cache: NoCache = False,
-    workers: Workers = None,
-    device: Device = None,
     json: JsonFlag = False,
+    *,
+    names: Names,
+    test_time: TestTime,
+    reading: Reading,
 ) -> None:
-    """Judge a head: accuracy, per class, confusion and calibration, beside zero-shot."""
-    from rada.cli.test_time import (
-        TestTimeOptions,
+    """Evaluate a model: accuracy, per class, confusion and calibration, beside zero-shot."""
+    from rada.cli.opening import (
+        check_test_time,
         open_classifier,
         split_arguments,
+        test_time_adapter,
     )
     from rada.core.errors import DataError
     from rada.core.output import claim
     from rada.evaluation import Timer, environment
     from rada.evaluation.provenance import command_line
 
-    options = TestTimeOptions(test_time, test_time_config, views, online, strength)
-    head_or_model, places = split_arguments(head, [] if data is None else [data], model)
+    check_test_time(test_time)
+    first, places = split_arguments(model_folder, [] if data is None else [data], model)
     if len(places) != 1:
-        raise DataError("one folder, table or data set is evaluated: rada evaluate HEAD DATA")
+        raise DataError("one folder, table or data set is evaluated: rada evaluate MODEL DATA")
     if report is not None:
         with claim(report, "report", inputs=places):  # refused before the work, not after it
             pass
     with Timer() as timer:
         classifier = open_classifier(
-            head_or_model,
+            first,
             is_model=model is not None,
-            templates=template,
-            device=device,
-            cache=cache_option(no_cache),
-            workers=workers,
-            skip_bad=skip_bad,
+            encoder=encoder,
+            templates=names.template,
+            **reading.options(),
         )
-        judge = options.adapter(classifier) or classifier
-        result, evaluated = judge.evaluate(places[0], split=split, class_names=class_names)
-    result |= {
-        "head": None if classifier.trained is None else head_or_model,
+        adapter = test_time_adapter(test_time, classifier, strength)
+        if adapter is not None:
+            found = adapter.evaluate(places[0], split=split, class_names=names.class_names)
+        else:
+            found = classifier.evaluate(
+                places[0], split=split, class_names=names.class_names, ood=_named_data(ood)
+            )
+    result = found.result | {
+        "head": first if classifier.is_fitted else None,
         "environment": environment(),
         "timing": timer.to_dict(),
         "command": command_line(),
     }
-    page = None if report is None else write(report, result, classifier, evaluated)
+    page = None if report is None else write(report, result, classifier, found)
     if json:
         print_json(result)
         return
     _print(result, page)
 
 
+def _named_data(texts: list[str] | None) -> dict[str, str]:
+    from rada.core.errors import ConfigError
+
+    found = {}
+    for text in texts or ():
+        name, equals, data = text.partition("=")
+        if not (equals and name and data):
+            raise ConfigError(f"--ood reads NAME=DATA, not {text!r}")
+        found[name] = data
+    return found
+
+
 def write(
-    directory: Path, result: dict[str, Any], classifier: RAdaClassifier, evaluated: Evaluated
+    directory: Path, result: dict[str, Any], classifier: Classifier, found: Evaluation
 ) -> Path:
     """Write the report page and, beside it, the result as JSON."""
     from rada.core.output import claim
@@ -110,10 +120,10 @@ def write(
     from rada.report import report_examples, write_report
 
     examples: list[dict[str, Any]] = []
-    if evaluated.pictures is not None and not evaluated.features.skipped:
-        pictures = evaluated.pictures.rename(evaluated.classes)
-        examples = report_examples(pictures, evaluated.zero_shot, evaluated.adapted)
-    history = [] if classifier.trained is None else classifier.trained.history
+    if found.images is not None and not found.features.skipped:
+        images = found.images.rename(found.classes)
+        examples = report_examples(images, found.logits["zero_shot"], found.logits.get("adapted"))
+    history = classifier.fitted_.record.history if classifier.is_fitted else []
     training = result.get("training", {})
     facts = {
         "dataset": result["data"],

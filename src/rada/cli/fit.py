@@ -1,8 +1,7 @@
-"""`rada fit`: train a head on labelled pictures."""
+"""`rada fit`: adapt to labelled images, by any method."""
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,29 +9,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rada.cli.options import (
-    ClassNames,
-    Device,
+    ConfigFile,
     JsonFlag,
     Model,
-    NoCache,
-    SkipBad,
-    Templates,
-    Workers,
-    cache_option,
-    parse_strength,
+    Names,
+    Reading,
+    Settings,
+    configured,
+    grouped,
     print_json,
 )
 from rada.core.terminal import bold, echo, screen
 
 if TYPE_CHECKING:
-    from rada.classifier import RAdaClassifier
-    from rada.core.config import EFTConfig
+    from rada.classifier import Classifier
     from rada.core.output import OutputFolder
 
 IMAGES_FILE = "training_images.json"
 RESULT_FILE = "result.json"
 
 
+@grouped
 def fit(
     context: typer.Context,
     data: Annotated[
@@ -42,82 +39,67 @@ def fit(
             "or a features file."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the head.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model.")],
+    method: Annotated[str, typer.Option(help="How to adapt; `rada methods` lists them.")] = "rada",
+    settings: Settings = None,
+    config: ConfigFile = None,
     model: Model = "embedded",
-    shots: Annotated[int | None, typer.Option(min=1, help="Pictures of each class.")] = None,
+    shots: Annotated[int | None, typer.Option(min=1, help="Images of each class.")] = None,
     seed: Annotated[int, typer.Option(help="Chooses the shots and everything random.")] = 0,
-    class_names: ClassNames = None,
-    template: Templates = None,
-    scale: Annotated[float | None, typer.Option(help="Overrides the model's logit scale.")] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="JSON file with fields of the training configuration.")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the pictures.")] = None,
-    min_steps: Annotated[
-        int | None, typer.Option(help="Least number of steps; few pictures get more epochs.")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Pictures a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="Weight of the smoothness term.")] = None,
-    views: Annotated[int | None, typer.Option(help="Random views of each picture.")] = None,
-    strength: Annotated[
-        str | None, typer.Option(help="Mask strength in [0, 1], or auto to choose it on the shots.")
+    scale: Annotated[
+        float | None, typer.Option(help="Overrides the encoder's logit scale.")
     ] = None,
     allow_fewer: Annotated[
-        bool, typer.Option("--allow-fewer", help="Go on where a class has too few pictures.")
+        bool, typer.Option("--allow-fewer", help="Go on where a class has too few images.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace another head in the folder.")
+        bool, typer.Option("--overwrite", help="Replace another model in the folder.")
     ] = False,
-    skip_bad: SkipBad = False,
-    no_cache: NoCache = False,
-    workers: Workers = None,
-    device: Device = None,
     json: JsonFlag = False,
+    *,
+    names: Names,
+    reading: Reading,
 ) -> None:
-    """Train a head on labelled pictures, the model frozen.
+    """Adapt to labelled images, by any method.
 
     After Ctrl-C or a crash the same command goes on where it stopped.
     """
-    from rada.classifier import FEATURE_FILES, RAdaClassifier
+    from rada.classifier import Classifier
     from rada.core.output import claim
     from rada.core.values import check_seed
     from rada.data import load_class_names
-    from rada.training import TrainingInterrupted
+    from rada.inputs import FEATURE_FILES
+    from rada.methods import get_method
+    from rada.training.feature_loop import TrainingInterrupted
 
     check_seed(seed)  # before anything is loaded
-    given = {
-        "epochs": epochs,
-        "min_steps": min_steps,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "alpha": alpha,
-        "views": views,
-        "strength": None if strength is None else parse_strength(strength),
-    }
-    settings = _config(config, {key: value for key, value in given.items() if value is not None})
-    # A features file needs no model; one that is named makes the class features, by --template.
+    chosen = get_method(method)
+    own = configured(chosen.config, config, settings)
+    # A features file needs no encoder; one that is named makes the class features, by --template.
     source = context.get_parameter_source("model")
     named = source is not None and source.name != "DEFAULT"
     try:
         with claim(out, "model", inputs=[data]) as folder:
-            classifier = RAdaClassifier(
+            classifier = Classifier(
                 model if named or not data.lower().endswith(FEATURE_FILES) else None,
-                None if class_names is None else load_class_names(class_names),
-                templates=template,
-                config=settings,
+                chosen.name,
+                None if names.class_names is None else load_class_names(names.class_names),
+                config=own,
+                templates=names.template,
                 scale=scale,
-                device=device,
-                cache=cache_option(no_cache),
-                workers=workers,
-                skip_bad=skip_bad,
+                **reading.options(),
             )
             classifier.fit(
-                data, shots, seed, allow_fewer=allow_fewer, output_dir=out, overwrite=overwrite
+                data,
+                shots=shots,
+                seed=seed,
+                allow_fewer=allow_fewer,
+                output_dir=out,
+                overwrite=overwrite,
             )
             result = _result(classifier, folder)
     except TrainingInterrupted as stopped:
-        done = len(stopped.trained.history)
+        done = len(stopped.history)
         echo(
             f"interrupted after {done} epochs; the same command goes on from there",
             err=True,
@@ -126,58 +108,49 @@ def fit(
     if json:
         print_json(result)
     else:
-        _print_summary(result, data, out)
+        _print_summary(result, chosen.title, data, out)
 
 
-def _config(path: Path | None, given: dict[str, Any]) -> EFTConfig:
-    """Build the configuration: the file's fields, then the options' over them."""
-    from rada.core.config import EFTConfig
-    from rada.core.errors import ConfigError
-    from rada.core.storage import read_json
-
-    if path is None:
-        return EFTConfig(**given)
-    values = read_json(path, error=ConfigError, what="the configuration")
-    return dataclasses.replace(EFTConfig.from_dict(values), **given)
-
-
-def _result(classifier: RAdaClassifier, out: OutputFolder) -> dict[str, Any]:
-    """Write what the run used beside the head, and return its result."""
+def _result(classifier: Classifier, out: OutputFolder) -> dict[str, Any]:
+    """Write what the run used beside the model, and return its result."""
+    from rada.evaluating import run_facts
     from rada.evaluation import environment
     from rada.evaluation.provenance import command_line, peak_memory
     from rada.training.held_out import held_out
 
-    encoder = classifier.encoder
+    fitted, encoder = classifier.fitted_, classifier.encoder_id()
+    training = run_facts(classifier) | {"history": fitted.record.history}
     result = {
         "head": str(out.path),
-        "classes": list(classifier.classes),
+        "classes": list(classifier.candidates()),
         "strength": classifier.strength,
-        "scale": classifier.scale,
-        "encoder": encoder and {"name": encoder.name, "fingerprint": encoder.fingerprint},
-        "training": classifier.record,
-        "held_out": held_out(classifier.record.get("strength_choice")),
+        "scale": fitted.model.facts.scale,
+        "encoder": None if encoder is None else encoder.to_dict(),
+        "training": training,
+        "held_out": held_out(training.get("strength_choice")),
         "environment": environment(),
         "command": command_line(),
         "peak_memory_bytes": peak_memory(),
     }
-    if classifier.train_split is not None:
-        out.write_json(IMAGES_FILE, classifier.train_split.manifest())
+    images = None if classifier.train_features_ is None else classifier.train_features_.images
+    if images is not None:
+        out.write_json(IMAGES_FILE, images.manifest())
     out.write_json(RESULT_FILE, result)
     return result
 
 
-def _print_summary(result: dict[str, Any], data: str, out: Path) -> None:
+def _print_summary(result: dict[str, Any], title: str, data: str, out: Path) -> None:
     from rada.report.text import count
 
     training = result["training"]
-    epochs, asked = len(training["history"]), training["config"]["epochs"]
-    least = f" (min_steps asks for more than {asked})" if epochs > asked else ""
     folder = shlex.quote(str(out))
     screen().print(
-        f"Learned {count(len(result['classes']), 'class', 'classes')} from "
-        f"{count(training['images'], 'image')} in {count(epochs, 'epoch')}{least}.\n",
-        "".join(f"{line}\n" for line in (*_held_out_lines(result), _strength_line(training))),
-        "The head is in ",
+        f"{title} learned {count(len(result['classes']), 'class', 'classes')} from "
+        f"{count(training['images'], 'image')}{_effort(training)}.\n",
+        "".join(
+            f"{line}\n" for line in (*_held_out_lines(result, title), *_strength_lines(training))
+        ),
+        "The model is in ",
         bold(out),
         f". Next:\n  rada evaluate {folder} {shlex.quote(data)}\n  rada predict {folder} IMAGE...",
         sep="",
@@ -185,8 +158,20 @@ def _print_summary(result: dict[str, Any], data: str, out: Path) -> None:
     )
 
 
-def _held_out_lines(result: dict[str, Any]) -> list[str]:
-    """Say how the head did on what it had not seen."""
+def _effort(training: dict[str, Any]) -> str:
+    """Say how many epochs there were, and why more than were asked for."""
+    from rada.report.text import count
+
+    epochs = len(training["history"])
+    if not epochs:
+        return ""
+    asked = training["config"].get("epochs", epochs)
+    least = f" (min_steps asks for more than {asked})" if epochs > asked else ""
+    return f" in {count(epochs, 'epoch')}{least}"
+
+
+def _held_out_lines(result: dict[str, Any], title: str) -> list[str]:
+    """Say how the model did on what it had not seen."""
     from rada.report.text import percent
 
     if not result["held_out"]:
@@ -195,14 +180,16 @@ def _held_out_lines(result: dict[str, Any]) -> list[str]:
         ]
     return [
         f"On held-out {entry['what']} ({entry['part']}): zero-shot {percent(entry['zero_shot'])}, "
-        f"RAda {percent(entry['adapted'])} at mask strength {entry['strength']:g}."
+        f"{title} {percent(entry['adapted'])} at strength {entry['strength']:g}."
         for entry in result["held_out"]
     ]
 
 
-def _strength_line(training: dict[str, Any]) -> str:
+def _strength_lines(training: dict[str, Any]) -> list[str]:
     """Say both strengths, the one that `evaluate` and `predict` take, and where they come from."""
-    choice, among = training["strength_choice"], training.get("trained_strength")
+    choice, among = training.get("strength_choice"), training["trained_strength"]
+    if choice is None and training["strength"] == 1.0 and "strength" not in training["config"]:
+        return []  # the method has none
     how = {
         "classes": "chosen by cross-validation over classes, on the same held-out shots",
         "shots": "chosen by cross-validation over shots, on the same held-out shots",
@@ -210,8 +197,8 @@ def _strength_line(training: dict[str, Any]) -> str:
     }
     reason = "given" if choice is None else how[choice["method"]]
     if among is None or among == training["strength"]:
-        return f"Mask strength {training['strength']:g} ({reason})."
-    return (
-        f"Mask strength {among:g} among learned classes, {training['strength']:g} where some are new "
+        return [f"Strength {training['strength']:g} ({reason})."]
+    return [
+        f"Strength {among:g} among learned classes, {training['strength']:g} where some are new "
         f"({reason})."
-    )
+    ]

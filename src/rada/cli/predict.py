@@ -11,20 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rada.cli.options import (
-    ClassNames,
-    Device,
-    HeadOrModel,
+    EncoderOption,
     JsonFlag,
-    NoCache,
+    ModelFolder,
+    Names,
     OnlyModel,
-    SkipBad,
-    Templates,
+    Reading,
+    Strength,
     TestTime,
-    TestTimeConfig,
-    TestTimeOnline,
-    TestTimeViews,
-    Workers,
-    cache_option,
+    grouped,
 )
 from rada.core.terminal import echo
 
@@ -37,87 +32,81 @@ if TYPE_CHECKING:
     Answer = tuple[StreamAnswer, Explanation | None]
 
 
+@grouped
 def predict(
-    head: HeadOrModel,
+    model_folder: ModelFolder,
     paths: Annotated[
         list[str] | None,
         typer.Argument(
             help="Images, folders, URLs or tables; - reads an image, or one path a line, from stdin."
         ),
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Classes to name for each picture.")] = 1,
+    top_k: Annotated[int, typer.Option(min=1, help="Classes to name for each image.")] = 1,
     classes: Annotated[
         list[str] | None,
-        typer.Option("--class", help="Candidate class instead of the head's; repeat."),
+        typer.Option("--class", help="Candidate class instead of the model's; repeat."),
     ] = None,
-    class_names: ClassNames = None,
-    template: Templates = None,
     model: OnlyModel = None,
-    test_time: TestTime = False,
-    views: TestTimeViews = None,
-    online: TestTimeOnline = False,
-    test_time_config: TestTimeConfig = None,
+    encoder: EncoderOption = None,
     explain: Annotated[
         bool,
-        typer.Option("--explain", help="With --test-time: tell views kept and what changed."),
+        typer.Option("--explain", help="With --test-time rada: tell views kept and what changed."),
     ] = False,
-    strength: Annotated[
-        float | None, typer.Option(help="Mask strength in [0, 1] instead of the head's.")
-    ] = None,
+    strength: Strength = None,
     out: Annotated[
         Path | None, typer.Option(help="File to write; standard output if none.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
-    skip_bad: SkipBad = False,
-    no_cache: NoCache = False,
-    workers: Workers = None,
-    device: Device = None,
     json: JsonFlag = False,
+    *,
+    names: Names,
+    test_time: TestTime,
+    reading: Reading,
 ) -> None:
-    """Name the class of each picture: CSV, or JSON lines with --json, as answers come."""
+    """Name the class of each image: CSV, or JSON lines with --json, as predictions come."""
     from rada.cli.answer_lines import AnswerLines
-    from rada.cli.places import Places
-    from rada.cli.test_time import (
-        TestTimeOptions,
+    from rada.cli.opening import (
+        check_test_time,
         named_classes,
         open_classifier,
         split_arguments,
+        test_time_adapter,
     )
+    from rada.cli.places import Places
     from rada.core.errors import DataError
     from rada.core.output import check_file
     from rada.core.storage import atomic_path
 
-    options = TestTimeOptions(test_time, test_time_config, views, online, strength, explain)
-    head_or_model, places = split_arguments(head, paths or [], model)
+    check_test_time(test_time, explain=explain)
+    first, places = split_arguments(model_folder, paths or [], model)
     if not places:
-        raise DataError("there is nothing to predict: name pictures, folders, tables or -")
+        raise DataError("there is nothing to predict: name images, folders, tables or -")
     if out is not None:
         check_file(out, overwrite=overwrite, inputs=places)
     images = Places(places)
     classifier = open_classifier(
-        head_or_model,
+        first,
         is_model=model is not None,
-        classes=named_classes(classes, class_names),
-        templates=template,
+        encoder=encoder,
+        classes=named_classes(classes, names.class_names),
+        templates=names.template,
         data=places[0] if len(places) == 1 else "-",
-        device=device,
-        cache=cache_option(no_cache),
-        workers=workers,
-        skip_bad=skip_bad,
+        **reading.options(),
     )
-    adapter = options.adapter(classifier)
+    adapter = test_time_adapter(test_time, classifier, strength, explain=explain)
     if adapter is not None:
         adapter.config.kept(adapter.config.views)  # too few views: say so before the first line
+    classifier.inputs.slot.get()  # and whatever is wrong with the encoder
     asked = images if out is None else _kept(images, out)
     if explain and adapter is not None:
-        answers = _explained(adapter, asked, top_k, skip_bad)
+        answers = _explained(adapter, asked, top_k, reading.skip_bad)
     else:
         found = (adapter or classifier).predict_stream(asked, top_k)
         answers = ((answer, None) for answer in found)
     with nullcontext() if out is None else atomic_path(out, overwrite=overwrite) as temporary:
         stream = sys.stdout if temporary is None else temporary.open("w", encoding="utf-8")
         try:
-            lines = AnswerLines(stream, min(top_k, len(classifier.classes)), json=json)
+            lines = AnswerLines(stream, min(top_k, len(classifier.candidates())), json=json)
             for answer, explanation in answers:
                 lines.write(answer, explanation)
             lines.begin()

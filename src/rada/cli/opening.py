@@ -1,4 +1,4 @@
-"""What `predict` and `evaluate` share: a head or a model as the first argument, `--test-time`."""
+"""What `predict` and `evaluate` share: a saved model or an encoder as the first argument, `--test-time`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rada.cli.options import TestTime, configured
 from rada.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from rada.classifier import RAdaClassifier
+    from rada.classifier import Classifier
     from rada.test_time_adapter import TestTimeAdapter
 
 __all__ = [
-    "TestTimeOptions",
+    "check_test_time",
     "named_classes",
     "open_classifier",
     "renamed_classes",
     "split_arguments",
+    "test_time_adapter",
 ]
 
 
@@ -57,7 +59,7 @@ def open_classifier(
     data: str | None = None,
     device: str | None = None,
     **options: Any,
-) -> RAdaClassifier:
+) -> Classifier:
     """Load a saved head, or a model without one.
 
     Args:
@@ -68,21 +70,21 @@ def open_classifier(
         templates: Prompt templates of a model.
         data: Where a model takes its classes from if `classes` is None; None for nowhere.
         device: Where the encoder runs.
-        options: As for `RAdaClassifier`.
+        options: As for `Classifier`.
 
     Raises:
         RadaError: If it cannot be loaded; `DataError` if a model's classes cannot be told.
     """
-    from rada.classifier import RAdaClassifier
+    from rada.classifier import Classifier
     from rada.data import load_templates
 
     if not is_model and not _names_model(head_or_model):
-        classifier = RAdaClassifier.from_pretrained(head_or_model, device=device, **options)
+        classifier = Classifier.from_pretrained(head_or_model, device=device, **options)
         if classes is not None:
             classifier.classes = renamed_classes(classifier, classes)
-        if templates and classifier.encoder is None:
+        if templates and not classifier.slot:
             raise ConfigError(
-                "--template needs the encoder to make class features, and this head has none: leave "
+                "--template needs the encoder to make class features, and this model has none: leave "
                 "it out"
             )
         if templates:
@@ -91,11 +93,13 @@ def open_classifier(
     if classes is None and data is not None:
         classes, found = _classes_of(data)
         templates = templates or list(found)
-    return RAdaClassifier(head_or_model, classes, templates=templates, device=device, **options)
+    return Classifier(
+        head_or_model, "zero_shot", classes, templates=templates, device=device, **options
+    )
 
 
 def renamed_classes(
-    classifier: RAdaClassifier, given: Sequence[str] | Mapping[str, str]
+    classifier: Classifier, given: Sequence[str] | Mapping[str, str]
 ) -> tuple[str, ...]:
     """Return the candidates: a list as it is, a mapping over the names of a saved classifier.
 
@@ -106,24 +110,25 @@ def renamed_classes(
     naming = Naming.of(given)
     if naming.classes is not None:
         return naming.classes
-    called = {name: key for key, name in classifier.aliases.items()}
-    keys = [called.get(name, name) for name in classifier.classes]
-    known = {fold_name(name) for name in (*keys, *classifier.classes)}
+    called, own = (
+        {name: key for key, name in classifier.fitted_.aliases.items()},
+        classifier.candidates(),
+    )
+    keys = [called.get(name, name) for name in own]
+    known = {fold_name(name) for name in (*keys, *own)}
     if not known & {fold_name(key) for key in naming.aliases}:
         return tuple(naming.aliases.values())
-    return naming.match(classifier.classes, keys).classes
+    return naming.match(own, keys).classes
 
 
 def _names_model(name: str) -> bool:
-    """Whether a name is a model's rather than a head's."""
+    """Whether a name is an encoder's rather than a saved model's."""
     from rada.encoders import list_models
-    from rada.pretrained import CONFIG_FILE, WEIGHTS_FILE
+    from rada.pretrained import is_saved_model
 
     folder = Path(name)
     if folder.is_dir():
-        config = folder / CONFIG_FILE
-        written_by_us = config.is_file() and b'"rada_version"' in config.read_bytes()
-        return not (folder / WEIGHTS_FILE).exists() and not written_by_us
+        return not is_saved_model(folder) and any(folder.iterdir())
     return ":" in name or name in {model.name for model in list_models()}
 
 
@@ -140,65 +145,49 @@ def _classes_of(data: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return dataset.classes, dataset.templates
 
 
-class TestTimeOptions:
-    """The options of `--test-time`, checked against each other.
-
-    Args:
-        wanted: `--test-time`.
-        file: `--test-time-config`.
-        views: `--views`.
-        online: `--online`.
-        strength: `--strength`.
-        explain: `--explain`.
+def test_time_adapter(
+    group: TestTime, classifier: Classifier, strength: float | None, *, explain: bool = False
+) -> TestTimeAdapter | None:
+    """Return the adapter that `--test-time` asks for, or None; set the strength.
 
     Raises:
         ConfigError: If an option is given without `--test-time`, or a value is out of range.
     """
+    from rada.test_time import get_test_time_method
+    from rada.test_time_adapter import TestTimeAdapter
 
-    __test__ = False
+    check_test_time(group, explain=explain)
+    if strength is not None and classifier.is_fitted:
+        classifier.strength = strength
+    if group.test_time is None:
+        if strength is not None and not classifier.is_fitted:
+            raise ConfigError("--strength belongs to a saved model: an encoder alone has none")
+        return None
+    method = get_test_time_method(group.test_time)
+    settings = list(group.test_time_set or ())
+    if group.views is not None:
+        settings.append(f"views={group.views}")
+    if group.online:
+        settings.append("episodic=false")
+    if strength is not None and hasattr(method.config(), "strength"):
+        settings.append(f"strength={strength}")
+    config = configured(method.config, group.test_time_config, settings)
+    return TestTimeAdapter(classifier, method.name, config=config)
 
-    def __init__(
-        self,
-        wanted: bool,
-        file: Path | None,
-        views: int | None,
-        online: bool,
-        strength: float | None,
-        explain: bool = False,
-    ) -> None:
-        if not wanted:
-            given = {
-                "--test-time-config": file is not None,
-                "--views": views is not None,
-                "--online": online,
-                "--explain": explain,
-            }
-            for name, value in given.items():
-                if value:
-                    raise ConfigError(f"{name} belongs to --test-time: add --test-time")
-        self.wanted, self.strength = wanted, strength
-        self._fields: dict[str, Any] = {}
-        self._file = file
-        if views is not None:
-            self._fields["views"] = views
-        if online:
-            self._fields["episodic"] = False
-        if strength is not None:
-            self._fields["strength"] = float(strength)
 
-    def adapter(self, classifier: RAdaClassifier) -> TestTimeAdapter | None:
-        """Return the adapter, or None without `--test-time`; set the strength."""
-        from rada.core.storage import read_json
-        from rada.test_time.config import TTTConfig
-        from rada.test_time_adapter import TestTimeAdapter
+def check_test_time(group: TestTime, *, explain: bool = False) -> None:
+    """Check that options of `--test-time` come with it, before anything is loaded."""
+    given = {
+        "--test-time-config": group.test_time_config is not None,
+        "--test-time-set": bool(group.test_time_set),
+        "--views": group.views is not None,
+        "--online": group.online,
+        "--explain": explain,
+    }
+    for name, value in given.items():
+        if value and group.test_time is None:
+            raise ConfigError(f"{name} belongs to --test-time: add --test-time NAME")
 
-        if self.strength is not None and (classifier.trained is not None or not self.wanted):
-            classifier.strength = self.strength
-        if not self.wanted:
-            return None
-        values: dict[str, Any] = {}
-        if self._file is not None:
-            values = read_json(self._file, error=ConfigError, what="the configuration")
-        if not isinstance(values, dict):
-            raise ConfigError(f"{str(self._file)!r} should hold a JSON object")
-        return TestTimeAdapter(classifier, TTTConfig.from_dict(values | self._fields))
+
+for _function in (test_time_adapter, check_test_time):
+    _function.__test__ = False  # type: ignore[attr-defined]  # pytest: these are no tests
