@@ -1063,9 +1063,10 @@ def _encoder_of(
     name = given or found.encoder or (saved.encoder and saved.encoder["name"])
     if name is None:
         return None
-    spare = given is None and found.encoder is None and saved.training.get("on_features") is True
+    named = given is None and found.encoder is None
+    spare = named and saved.training.get("on_features") is True
     try:
-        encoder = load_encoder(name, device=device)
+        encoder = (_load_named if named else load_encoder)(name, device=device)
         if saved.encoder is not None:
             _check_encoder(encoder, saved)
     except (EncoderError, CheckpointError) as error:
@@ -1079,6 +1080,17 @@ def _encoder_of(
         )
         return None
     return encoder
+
+
+def _load_named(name: str, *, device: str | torch.device | None) -> DualEncoder:
+    """Load the encoder that a head names."""
+    try:
+        return load_encoder(name, device=device)
+    except EncoderError as error:
+        raise EncoderError(
+            f"the head's encoder cannot be loaded: {error}. If it was moved, say where it is: "
+            "--encoder FOLDER on the command line, encoder=FOLDER in Python"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from cli.test_cli import ok, refused
 from encoders.tiny_models import MAKERS
 from rada import RAdaClassifier
 from rada.config import EFTConfig
@@ -53,3 +56,27 @@ def test_head_of_another_family(saved, photos: Path, tmp_path: Path) -> None:
     classifier.fit(photos, shots=2, seed=1, output_dir=tmp_path / "head")
     with pytest.raises(CheckpointError, match="encoder"):
         RAdaClassifier.from_pretrained(tmp_path / "head", encoder=str(saved("siglip")))
+
+
+def test_head_whose_model_was_moved(saved, photos: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"RADA_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    shutil.copytree(saved("clip"), tmp_path / "here")
+    head, image = tmp_path / "head", photos / "red" / "0.png"
+    config = EFTConfig(epochs=1, min_steps=0, num_heads=1, strength=1.0)
+    classifier = RAdaClassifier(tmp_path / "here", config=config, workers=0, progress=False)
+    classifier.fit(photos, shots=2, seed=1, output_dir=head)
+    before = ok("predict", head, image, "--workers", "0", environment=environment)
+    (tmp_path / "here").rename(tmp_path / "there")
+    for command, what in (("predict", image), ("evaluate", photos)):
+        line = refused(command, head, what, environment=environment)
+        assert "no such directory" in line and "--encoder FOLDER" in line
+        other = ("--encoder", saved("align"))
+        assert "the head was trained" in refused(
+            command, head, what, *other, environment=environment
+        )
+        both = ("--encoder", tmp_path / "there", "--model", saved("clip"))
+        assert "--encoder" in refused(command, what, *both, environment=environment)
+    there = ("--encoder", tmp_path / "there", "--workers", "0")
+    assert ok("predict", head, image, *there, environment=environment) == before
+    found = json.loads(ok("evaluate", head, photos, *there, "--json", environment=environment))
+    assert found["images"] == 12
