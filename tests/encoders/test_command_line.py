@@ -80,3 +80,22 @@ def test_head_whose_model_was_moved(saved, photos: Path, tmp_path: Path) -> None
     assert ok("predict", head, image, *there, environment=environment) == before
     found = json.loads(ok("evaluate", head, photos, *there, "--json", environment=environment))
     assert found["images"] == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("ViT-B/32", "open_clip:ViT-B-32/openai"),
+        ("facebook/metaclip-b32-400m", "hf:facebook/metaclip-b32-400m"),
+    ],
+)
+def test_slips_on_the_command_line(photos: Path, tmp_path: Path, name: str, meant: str) -> None:
+    environment = os.environ | {"RADA_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    for words in (
+        ("predict", name, photos),
+        ("evaluate", name, photos),
+        ("predict", "--model", name, photos),
+        ("fit", photos, "--model", name, "--out", tmp_path / "head"),
+        ("models", name),
+    ):
+        assert f"did you mean {meant!r}" in refused(*words, environment=environment)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rada.errors import ConfigError, DataError
+from rada.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
     from rada.classifier import RAdaClassifier
@@ -81,7 +81,7 @@ def open_classifier(
 
     if not is_model and not _names_model(head_or_model):
         classifier = RAdaClassifier.from_pretrained(
-            head_or_model, encoder=encoder, device=device, **options
+            _head_folder(head_or_model), encoder=encoder, device=device, **options
         )
         if classes is not None:
             classifier.classes = renamed_classes(classifier, classes)
@@ -135,6 +135,25 @@ def _names_model(name: str) -> bool:
         written_by_us = config.is_file() and b'"rada_version"' in config.read_bytes()
         return not (folder / WEIGHTS_FILE).exists() and not written_by_us
     return ":" in name or name in {model.name for model in list_models()}
+
+
+def _head_folder(name: str) -> Path:
+    """Return the folder of a head; where there is none, ask whether a model was meant.
+
+    Raises:
+        CheckpointError: If there is no such folder, here or on the hub.
+    """
+    from rada.encoders.suggest import did_you_mean, suggestions
+    from rada.pretrained import resolve_directory
+
+    found = [] if Path(name).expanduser().exists() else suggestions(name)
+    hint = f"; {did_you_mean(name)}" if found else ""
+    if found and found[0] != f"hf:{name}":
+        raise CheckpointError(f"{name!r} is no folder with a saved head, nor a model's name{hint}")
+    try:
+        return resolve_directory(name)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{hint}") from error
 
 
 def _classes_of(data: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
