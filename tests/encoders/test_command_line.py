@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -10,11 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from cli.test_cli import ok, refused
 from encoders.tiny_models import MAKERS
 from rada import RAdaClassifier
+from rada.cli.tables import plain_table
 from rada.config import EFTConfig
+from rada.encoders import list_models
 from rada.errors import CheckpointError
 
 
@@ -99,3 +103,38 @@ def test_slips_on_the_command_line(photos: Path, tmp_path: Path, name: str, mean
         ("models", name),
     ):
         assert f"did you mean {meant!r}" in refused(*words, environment=environment)
+
+
+def test_models_are_listed_whole_and_filtered(tmp_path: Path) -> None:
+    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path), "COLUMNS": "80"}
+    known = list_models()
+    rows = ok("models", environment=environment).splitlines()[1:]
+    assert [row.split()[-1] for row in rows] == [model.name for model in known]
+    longest = max((model.name for model in known), key=len)
+    assert len(longest) > 60 and any(row.endswith(longest) for row in rows)
+    search = ("--search", "vit-l", "--search", "LAION")
+    found = json.loads(ok("models", *search, "--json", environment=environment))
+    names = [
+        model.name for model in known if all(x in model.name.lower() for x in ("vit-l", "laion"))
+    ]
+    assert [entry["name"] for entry in found] == names != []
+    found = json.loads(ok("models", "--family", "siglip", "--json", environment=environment))
+    assert {entry["family"] for entry in found} == {"siglip"} and len(found) == 3
+    found = json.loads(ok("models", "--local", "--json", environment=environment))
+    assert [entry["name"] for entry in found] == [model.name for model in known if model.local]
+    for words, message in (
+        (("--family", "sigclip"), "the families are align,"),
+        (("--search", "no-such-model"), "no known model passes"),
+        (("embedded", "--local"), "leave out 'embedded'"),
+    ):
+        assert message in refused("models", *words, environment=environment)
+
+
+def test_names_in_tables_are_not_cut() -> None:
+    name = "a_class_name_" * 9
+    table = plain_table(None, "class", "pictures")
+    table.add_row(name, "3")
+    console = Console(width=60, file=io.StringIO())
+    console.print(table)
+    text = console.file.getvalue()
+    assert "".join(line.split("│")[1].strip() for line in text.splitlines() if "_" in line) == name
