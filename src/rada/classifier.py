@@ -312,14 +312,11 @@ class RAdaClassifier:
                 "both must come from the same encoder"
             )
         given = features.encoder_fingerprint
+        origin: str | None = self._record.get("origin")
+        same = not origin or not given or given == origin
         if self.encoder is not None:
-            origin, same = (
-                self.encoder.fingerprint,
-                not given or self.encoder.has_fingerprint(given),
-            )
-        else:
-            origin = self._record.get("origin")
-            same = not origin or not given or given == origin
+            origin = self.encoder.fingerprint
+            same = not given or self.encoder.has_fingerprint(given)
         if not same:
             raise FeatureError(
                 f"the features come from the encoder {features.encoder!r} "
@@ -1066,7 +1063,7 @@ def _encoder_of(
     named = given is None and found.encoder is None
     spare = named and saved.training.get("on_features") is True
     try:
-        encoder = (_load_named if named else load_encoder)(name, device=device)
+        encoder = _load_named(str(name), device) if named else load_encoder(name, device=device)
         if saved.encoder is not None:
             _check_encoder(encoder, saved)
     except (EncoderError, CheckpointError) as error:
@@ -1082,7 +1079,7 @@ def _encoder_of(
     return encoder
 
 
-def _load_named(name: str, *, device: str | torch.device | None) -> DualEncoder:
+def _load_named(name: str, device: str | torch.device | None) -> DualEncoder:
     """Load the encoder that a head names."""
     try:
         return load_encoder(name, device=device)
