@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from rada import EFTConfig, Features, RAdaClassifier
 from rada.core.errors import CheckpointError, FeatureError
+from rada.core.records import HeadRecord, RunStateRecord, StrengthRecord
 from rada.pretrained import HeadConfig, load_head
-from rada.records import HeadRecord, RunStateRecord, StrengthRecord
 from rada.training.checkpoints import RunState
 from rada.training.strength import StrengthChoice
 from toy import SCALE, toy

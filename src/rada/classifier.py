@@ -28,6 +28,7 @@ from rada.data.prompts import (
 )
 from rada.encoders import DualEncoder, load_encoder
 from rada.evaluation import compare, evaluate_logits
+from rada.evaluation.seen import image_keys, remembered, seen_images
 from rada.features import FeatureCache, Features, extract_features
 from rada.head import RAdaHead
 from rada.inputs import (
@@ -58,7 +59,6 @@ from rada.pretrained import (
     resolve_directory,
     write_parts,
 )
-from rada.seen import image_keys, remembered, seen_images
 from rada.training.eft import HeadTrainer, TrainedHead, describe
 from rada.training.strength import StrengthChoice
 
@@ -312,14 +312,11 @@ class RAdaClassifier:
                 "both must come from the same encoder"
             )
         given = features.encoder_fingerprint
+        origin: str | None = self._record.get("origin")
+        same = not origin or not given or given == origin
         if self.encoder is not None:
-            origin, same = (
-                self.encoder.fingerprint,
-                not given or self.encoder.has_fingerprint(given),
-            )
-        else:
-            origin = self._record.get("origin")
-            same = not origin or not given or given == origin
+            origin = self.encoder.fingerprint
+            same = not given or self.encoder.has_fingerprint(given)
         if not same:
             raise FeatureError(
                 f"the features come from the encoder {features.encoder!r} "
@@ -1063,9 +1060,10 @@ def _encoder_of(
     name = given or found.encoder or (saved.encoder and saved.encoder["name"])
     if name is None:
         return None
-    spare = given is None and found.encoder is None and saved.training.get("on_features") is True
+    named = given is None and found.encoder is None
+    spare = named and saved.training.get("on_features") is True
     try:
-        encoder = load_encoder(name, device=device)
+        encoder = _load_named(str(name), device) if named else load_encoder(name, device=device)
         if saved.encoder is not None:
             _check_encoder(encoder, saved)
     except (EncoderError, CheckpointError) as error:
@@ -1079,6 +1077,17 @@ def _encoder_of(
         )
         return None
     return encoder
+
+
+def _load_named(name: str, device: str | torch.device | None) -> DualEncoder:
+    """Load the encoder that a head names."""
+    try:
+        return load_encoder(name, device=device)
+    except EncoderError as error:
+        raise EncoderError(
+            f"the head's encoder cannot be loaded: {error}. If it was moved, say where it is: "
+            "--encoder FOLDER on the command line, encoder=FOLDER in Python"
+        ) from error
 
 
 @contextlib.contextmanager

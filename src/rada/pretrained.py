@@ -18,9 +18,9 @@ from rada._version import __version__
 from rada.core.errors import CheckpointError, ConfigError
 from rada.core.hashing import fingerprint_tensors
 from rada.core.output import claim, finish_save
+from rada.core.records import HeadRecord, check_record
 from rada.core.storage import read_json
 from rada.head import RAdaHead
-from rada.records import HeadRecord, check_record
 
 __all__ = [
     "CONFIG_FILE",

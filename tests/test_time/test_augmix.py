@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
-from rada.test_time.augmix import OPERATIONS, augment_and_mix
 from torchvision.transforms import functional
 
 from rada.encoders.transforms import TrainTransform
+from rada.test_time.augmix import OPERATIONS, augment_and_mix
 from rada.test_time.views import AugMixTransform
 
 SIZE = 224

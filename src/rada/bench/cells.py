@@ -14,8 +14,8 @@ from typing import Any
 from rada._version import __version__
 from rada.core.errors import CheckpointError, ConfigError
 from rada.core.output import claim, training_folder
+from rada.core.records import CellRecord, check_record
 from rada.core.storage import read_json, write_json
-from rada.records import CellRecord, check_record
 
 __all__ = ["FORMAT", "Cell", "Folder", "data_name"]
 

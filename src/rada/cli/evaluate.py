@@ -10,6 +10,7 @@ import typer
 from rada.cli.options import (
     ClassNames,
     Device,
+    Encoder,
     HeadOrModel,
     JsonFlag,
     NoCache,
@@ -47,6 +48,7 @@ def evaluate(
     class_names: ClassNames = None,
     template: Templates = None,
     model: OnlyModel = None,
+    encoder: Encoder = None,
     test_time: TestTime = False,
     views: TestTimeViews = None,
     online: TestTimeOnline = False,
@@ -80,6 +82,7 @@ def evaluate(
         classifier = open_classifier(
             head_or_model,
             is_model=model is not None,
+            encoder=encoder,
             templates=template,
             device=device,
             cache=cache_option(no_cache),

@@ -42,6 +42,14 @@ HeadOrModel = Annotated[
 OnlyModel = Annotated[
     str | None, typer.Option("--model", help="Use this model, without a head; see `rada models`.")
 ]
+Encoder = Annotated[
+    str | None,
+    typer.Option(
+        "--encoder",
+        help="Load the head's encoder from this folder or name, such as where it was moved to; it must "
+        "be the one that the head was trained with.",
+    ),
+]
 TestTime = Annotated[
     bool, typer.Option("--test-time", help="Adapt to each picture from random views of it.")
 ]

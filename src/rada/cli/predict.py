@@ -13,6 +13,7 @@ import typer
 from rada.cli.options import (
     ClassNames,
     Device,
+    Encoder,
     HeadOrModel,
     JsonFlag,
     NoCache,
@@ -53,6 +54,7 @@ def predict(
     class_names: ClassNames = None,
     template: Templates = None,
     model: OnlyModel = None,
+    encoder: Encoder = None,
     test_time: TestTime = False,
     views: TestTimeViews = None,
     online: TestTimeOnline = False,
@@ -97,6 +99,7 @@ def predict(
     classifier = open_classifier(
         head_or_model,
         is_model=model is not None,
+        encoder=encoder,
         classes=named_classes(classes, class_names),
         templates=template,
         data=places[0] if len(places) == 1 else "-",

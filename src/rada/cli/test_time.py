@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rada.core.errors import ConfigError, DataError
+from rada.core.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
     from rada.classifier import RAdaClassifier
@@ -52,6 +52,7 @@ def open_classifier(
     head_or_model: str,
     *,
     is_model: bool,
+    encoder: str | None = None,
     classes: Sequence[str] | Mapping[str, str] | None = None,
     templates: list[str] | None = None,
     data: str | None = None,
@@ -63,6 +64,7 @@ def open_classifier(
     Args:
         head_or_model: Folder or hub name of a head, or name or folder of a model.
         is_model: Whether it is certainly a model.
+        encoder: Where the head's encoder is, if not where the head says.
         classes: Candidate classes instead of the head's, or a mapping that gives some of these other
             names; a model needs them.
         templates: Prompt templates of a model.
@@ -71,13 +73,16 @@ def open_classifier(
         options: As for `RAdaClassifier`.
 
     Raises:
-        RadaError: If it cannot be loaded; `DataError` if a model's classes cannot be told.
+        RadaError: If it cannot be loaded; `DataError` if a model's classes cannot be told;
+            `ConfigError` if an encoder is given for a model without a head.
     """
     from rada.classifier import RAdaClassifier
     from rada.data import load_templates
 
     if not is_model and not _names_model(head_or_model):
-        classifier = RAdaClassifier.from_pretrained(head_or_model, device=device, **options)
+        classifier = RAdaClassifier.from_pretrained(
+            _head_folder(head_or_model), encoder=encoder, device=device, **options
+        )
         if classes is not None:
             classifier.classes = renamed_classes(classifier, classes)
         if templates and classifier.encoder is None:
@@ -88,6 +93,11 @@ def open_classifier(
         if templates:
             classifier.templates = load_templates(templates)
         return classifier
+    if encoder is not None:
+        raise ConfigError(
+            f"--encoder {encoder!r} belongs to a saved head, and {head_or_model!r} is a model without one: "
+            "leave one of them out"
+        )
     if classes is None and data is not None:
         classes, found = _classes_of(data)
         templates = templates or list(found)
@@ -125,6 +135,25 @@ def _names_model(name: str) -> bool:
         written_by_us = config.is_file() and b'"rada_version"' in config.read_bytes()
         return not (folder / WEIGHTS_FILE).exists() and not written_by_us
     return ":" in name or name in {model.name for model in list_models()}
+
+
+def _head_folder(name: str) -> Path:
+    """Return the folder of a head; where there is none, ask whether a model was meant.
+
+    Raises:
+        CheckpointError: If there is no such folder, here or on the hub.
+    """
+    from rada.encoders.suggest import did_you_mean, suggestions
+    from rada.pretrained import resolve_directory
+
+    found = [] if Path(name).expanduser().exists() else suggestions(name)
+    hint = f"; {did_you_mean(name)}" if found else ""
+    if found and found[0] != f"hf:{name}":
+        raise CheckpointError(f"{name!r} is no folder with a saved head, nor a model's name{hint}")
+    try:
+        return resolve_directory(name)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{hint}") from error
 
 
 def _classes_of(data: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rada.core.errors import CheckpointError
+from rada.core.records import RunStateRecord, check_record
 from rada.core.storage import read_json, whole_directory, write_json
-from rada.records import RunStateRecord, check_record
 
 __all__ = ["Checkpoints", "RunState", "collect", "differences", "restore"]
 

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rada.core.errors import CheckpointError
+from rada.core.records import StateRecord, check_record
 from rada.core.storage import atomic_path, parse_json
-from rada.records import StateRecord, check_record
 
 __all__ = ["TrainingState", "fingerprint_tensors"]
 

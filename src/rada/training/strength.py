@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from rada.core.errors import CheckpointError
+from rada.core.records import FoldRecord, check_record
 from rada.core.storage import read_json, write_json
 from rada.evaluation import harmonic_mean
 from rada.head import RAdaHead
-from rada.records import FoldRecord, check_record
 
 if TYPE_CHECKING:
     from rada.training.eft import HeadTrainer
