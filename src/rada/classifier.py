@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, overload
@@ -35,7 +36,7 @@ from rada.predictions import (
     stream_predictions,
     warn_of_one_class,
 )
-from rada.pretrained import load_model, resolve_directory, save_model
+from rada.pretrained import check_encoder, load_model, resolve_directory, save_model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -326,12 +327,17 @@ class Classifier(ClassifierBase):
                 that the model was trained with; the message names the difference.
             EncoderError: If an encoder cannot be loaded.
         """
-        slot = EncoderSlot(encoder, device)
+        given = EncoderSlot(encoder, device)
         fitted = load_model(
-            resolve_directory(directory), encoder=slot.get() if slot else None, device=device
+            resolve_directory(directory), encoder=given.get() if given else None, device=device
         )
         saved, model = fitted.encoder, fitted.model
-        chosen = encoder if encoder is not None or saved is None else saved.name
-        found = cls(chosen, model.method.name, config=model.config, device=device, **options)
-        found.adopt(fitted, slot if slot else None)
+        name = encoder if encoder is not None or saved is None else saved.name
+        found = cls(name, model.method.name, config=model.config, device=device, **options)
+        slot = EncoderSlot(name, device, saved=encoder is None)
+        if saved is not None:
+            slot.check = functools.partial(check_encoder, saved=saved, dim=model.facts.dim)
+        found.adopt(fitted, slot)
+        if encoder is not None:
+            slot.get()  # what was given is checked at once
         return found

@@ -238,17 +238,19 @@ class Inputs:
         Raises:
             FeatureError: If they do not; the message names both.
         """
-        if features.encoder_fingerprint is None:
+        given = features.encoder_fingerprint
+        if given is None:
             return
         origin = self.origin
         if origin is None and self.slot:
             encoder = self.slot.get()
             origin = (encoder.name, encoder.fingerprint)
-        if origin is not None and features.encoder_fingerprint != origin[1]:
+            if encoder.has_fingerprint(given):
+                return
+        if origin is not None and given != origin[1]:
             raise FeatureError(
-                f"the features come from the encoder {features.encoder!r} "
-                f"({features.encoder_fingerprint}), but {origin[0]!r} ({origin[1]}) is needed: encode "
-                "them again"
+                f"the features come from the encoder {features.encoder!r} ({given}), but {origin[0]!r} "
+                f"({origin[1]}) is needed: encode them again"
             )
 
     def streaming(self) -> dict[str, Any]:

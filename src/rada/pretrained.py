@@ -26,6 +26,8 @@ from rada.core.hashing import fingerprint_tensors
 from rada.core.output import claim, finish_save
 from rada.core.storage import read_json
 from rada.data.prompts import check_class_names
+from rada.encoders import load_encoder
+from rada.encoders.slot import EncoderSlot
 from rada.methods import AdaptedModel, Facts, Method, get_method
 from rada.pretrained_0_1 import modernised
 from rada.training.strength import Strength
@@ -286,8 +288,6 @@ def _encoder_for(
     device: str | torch.device | None,
 ) -> DualEncoder | None:
     """Return the tuned encoder, or the one that the method asks; None where it needs none."""
-    from rada.encoders import load_encoder
-
     if method.train_encoder:
         place = folder / ENCODER_FOLDER
         if not place.is_dir() or not place.resolve().is_relative_to(folder.resolve()):
@@ -302,7 +302,7 @@ def _encoder_for(
     if "encoder" not in method.needs:
         return given
     if given is None and saved is not None:
-        given = load_encoder(saved.name, device=device)
+        given = EncoderSlot(saved.name, device, saved=True).get()
     if given is None:
         raise CheckpointError(
             f"{str(folder)!r} needs the encoder that it was trained with: give it"

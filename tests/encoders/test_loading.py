@@ -140,16 +140,57 @@ def test_no_hub_in_reach(name, monkeypatch):
         ("hf:", "nothing after the colon"),
         ("hf:a/b/c", "neither a directory"),
         ("/no/such/place", "no such directory"),
-        ("openai/clip-vit-base-patch32", "did you mean 'hf:openai"),
         ("open_clip:ViT-B-32", "one of: openai, "),
         ("open_clip:ViT-B-32/nonsense", "'nonsense' is neither a tag"),
-        ("open_clip:ViT-B-33/openai", "no architecture 'ViT-B-33'"),
-        ("embeded", "unknown model 'embeded'"),
+        ("something", "unknown model 'something'; A model is"),
     ],
 )
 def test_unknown_names(name, message):
     with pytest.raises(EncoderError, match=message):
         load_encoder(name)
+
+
+SLIPS = {
+    "ViT-B-32": "open_clip:ViT-B-32/openai",
+    "ViT-B/32": "open_clip:ViT-B-32/openai",
+    "vit-b-32/openai": "open_clip:ViT-B-32/openai",
+    "openai/ViT-B-32": "open_clip:ViT-B-32/openai",
+    "open_clip:ViT-B/32": "open_clip:ViT-B-32/openai",
+    "open_clip:ViT-B-33/openai": "open_clip:ViT-B-32/openai",
+    "openclip:ViT-L-14/openai": "open_clip:ViT-L-14/openai",
+    "hf:ViT-B-32": "open_clip:ViT-B-32/openai",
+    "open_clip:hf-hub:timm/ViT-B-16-SigLIP": "hf-hub:timm/ViT-B-16-SigLIP",
+    "hf:hf-hub:timm/ViT-B-16-SigLIP": "hf-hub:timm/ViT-B-16-SigLIP",
+    "open_clip:local-dir:models/mine": "models/mine",
+    "local-dir:/models/mine": "/models/mine",
+    "facebook/metaclip-b32-400m": "hf:facebook/metaclip-b32-400m",
+    "timm/ViT-B-16-SigLIP-of-mine": "hf-hub:timm/ViT-B-16-SigLIP-of-mine",
+    "openai/clip-vit-base-patch32": "hf:openai/clip-vit-base-patch32",
+    "hf:clip-vit-base-patch32": "hf:openai/clip-vit-base-patch32",
+    "https://huggingface.co/openai/clip-vit-base-patch32": "hf:openai/clip-vit-base-patch32",
+    "embeded": "embedded",
+}
+
+
+@pytest.mark.parametrize("name", SLIPS)
+def test_slips_are_answered_with_the_spelling_that_works(name):
+    for function in (load_encoder, describe_model):
+        with pytest.raises(EncoderError) as caught:
+            function(name)
+        message, meant = str(caught.value), repr(SLIPS[name])
+        assert f"did you mean {meant}" in message or f" or {meant}?" in message
+
+
+def test_slips_in_names_of_the_hub(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(EncoderError, match="did you mean 'hf:openai/clip-vit-base-patch32'"):
+        load_encoder("hf:openai/clip-vit-base-patch23")
+
+
+def test_a_tag_comes_before_a_folder_of_its_name(tmp_path, monkeypatch):
+    (tmp_path / "openai").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert describe_model("open_clip:ViT-B-32/openai").summary == "ViT-B-32, weights openai"
 
 
 def test_directory_that_is_no_model(tmp_path):

@@ -81,6 +81,8 @@ def test_zero_shot_is_the_model_before_it_was_tuned(model_folder, data, tmp_path
     assert not torch.allclose(found.adapted, found.zero_shot, atol=1e-3)
     assert result["row_names"] == {"adapted": "Tuned"} and result["trained_classes"] == 4
     assert clf.zero_shot_score(data) == result["zero_shot"]["accuracy"]
+    with pytest.warns(UserWarning, match="20 of the 20 test images are images that the model was"):
+        clf.evaluate(data, split="train")
     folder.rename(tmp_path / "moved")
     with pytest.warns(UserWarning, match="zero-shot accuracy cannot be measured"):
         result, _ = clf.evaluate(data)

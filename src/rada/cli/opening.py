@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rada.cli.options import TestTime, configured
-from rada.core.errors import ConfigError, DataError
+from rada.core.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
     from rada.classifier import Classifier
@@ -54,6 +54,7 @@ def open_classifier(
     head_or_model: str,
     *,
     is_model: bool,
+    encoder: str | None = None,
     classes: Sequence[str] | Mapping[str, str] | None = None,
     templates: list[str] | None = None,
     data: str | None = None,
@@ -65,6 +66,7 @@ def open_classifier(
     Args:
         head_or_model: Folder or hub name of a head, or name or folder of a model.
         is_model: Whether it is certainly a model.
+        encoder: Where the model's encoder is, if not where the model says.
         classes: Candidate classes instead of the head's, or a mapping that gives some of these other
             names; a model needs them.
         templates: Prompt templates of a model.
@@ -73,13 +75,16 @@ def open_classifier(
         options: As for `Classifier`.
 
     Raises:
-        RadaError: If it cannot be loaded; `DataError` if a model's classes cannot be told.
+        RadaError: If it cannot be loaded; `DataError` if a model's classes cannot be told;
+            `ConfigError` if an encoder is given for a model without a head.
     """
     from rada.classifier import Classifier
     from rada.data import load_templates
 
     if not is_model and not _names_model(head_or_model):
-        classifier = Classifier.from_pretrained(head_or_model, device=device, **options)
+        classifier = Classifier.from_pretrained(
+            _head_folder(head_or_model), encoder=encoder, device=device, **options
+        )
         if classes is not None:
             classifier.classes = renamed_classes(classifier, classes)
         if templates and not classifier.slot:
@@ -90,6 +95,11 @@ def open_classifier(
         if templates:
             classifier.templates = load_templates(templates)
         return classifier
+    if encoder is not None:
+        raise ConfigError(
+            f"--encoder {encoder!r} belongs to a saved model, and {head_or_model!r} is an encoder without one: "
+            "leave one of them out"
+        )
     if classes is None and data is not None:
         classes, found = _classes_of(data)
         templates = templates or list(found)
@@ -130,6 +140,25 @@ def _names_model(name: str) -> bool:
     if folder.is_dir():
         return not is_saved_model(folder) and any(folder.iterdir())
     return ":" in name or name in {model.name for model in list_models()}
+
+
+def _head_folder(name: str) -> Path:
+    """Return the folder of a head; where there is none, ask whether a model was meant.
+
+    Raises:
+        CheckpointError: If there is no such folder, here or on the hub.
+    """
+    from rada.encoders.suggest import did_you_mean, suggestions
+    from rada.pretrained import resolve_directory
+
+    found = [] if Path(name).expanduser().exists() else suggestions(name)
+    hint = f"; {did_you_mean(name)}" if found else ""
+    if found and found[0] != f"hf:{name}":
+        raise CheckpointError(f"{name!r} is no folder with a saved model, nor an encoder's name{hint}")
+    try:
+        return resolve_directory(name)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{hint}") from error
 
 
 def _classes_of(data: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -17,7 +17,7 @@ def plain_table(title: str | None, first: str, *numbers: str) -> Table:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
-    table.add_column(first)
+    table.add_column(first, overflow="fold")  # a name that is cut cannot be copied
     for name in numbers:
         table.add_column(name, justify="right")
     return table

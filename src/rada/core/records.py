@@ -55,6 +55,13 @@ class StrengthRecord(_Record):
     trained_strength: Unit | None = None
 
 
+class EncoderRecord(_OpenRecord):
+    """Which encoder a head was trained with."""
+
+    name: str
+    fingerprint: str
+
+
 class TrainingRecord(_OpenRecord):
     """How a saved head was trained; `training` in its `config.json`."""
 
@@ -71,18 +78,13 @@ class TrainingRecord(_OpenRecord):
     origin: str | None = None
     origin_name: str | None = None
     on_features: bool = False
+    image_keys: Names = ()
+    pretrained: EncoderRecord | None = None
     strength: Unit | None = None
     trained_strength: Unit | None = None
     strength_choice: StrengthRecord | None = None
     history: Sequence[dict[str, float]] = ()
     fingerprint: str = ""
-
-
-class EncoderRecord(_OpenRecord):
-    """Which encoder a head was trained with."""
-
-    name: str
-    fingerprint: str
 
 
 class HeadRecord(_Record):

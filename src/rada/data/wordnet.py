@@ -44,9 +44,9 @@ def wordnet_names() -> dict[str, str]:
 
     names = dict(imagenet_names())
     taken = {fold_name(name) for name in names.values()}
-    whole = ImageNetInfo(subset="imagenet-22k")  # type: ignore[no-untyped-call]
+    whole = ImageNetInfo(subset="imagenet-22k")
     for key in whole.label_names():  # type: ignore[no-untyped-call]
-        described = whole.label_name_to_description(key)  # type: ignore[no-untyped-call]
+        described = whole.label_name_to_description(key)
         for name in (*described.split(", "), described):
             if key not in names and fold_name(name) not in taken:
                 names[key] = name

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rada.core.errors import EncoderError, one_line
+from rada.encoders.suggest import suggestions
 
 __all__ = ["cached_file", "cached_snapshot", "file", "open_clip_snapshot", "snapshot"]
 
@@ -105,10 +106,17 @@ def _unreachable(repository: str, error: Exception) -> EncoderError:
     if isinstance(error, RepositoryNotFoundError):
         return EncoderError(
             f"the model hub has no repository {repository!r}, or it is private; check the name, or "
-            "log in with `hf auth login`"
+            f"log in with `hf auth login`{_hint(repository)}"
         )
     return EncoderError(
         f"model {repository!r} is not on this machine and the model hub cannot be reached "
         f"({one_line(error)}); "
         "download it elsewhere and give its directory, or use 'embedded', which needs no hub"
+        f"{_hint(repository)}"
     )
+
+
+def _hint(repository: str) -> str:
+    """Ask about known models with a similar name; those of open_clip are no repositories."""
+    found = [name for name in suggestions(f"hf:{repository}") if name.startswith("hf:")]
+    return f" (did you mean {found[0]!r}?)" if found else ""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from rada.core.errors import FeatureError
+from rada.core.errors import EncoderError, FeatureError
 from rada.encoders.base import DualEncoder
 from rada.encoders.registry import load_encoder
 
@@ -22,6 +22,7 @@ class EncoderSlot:
         device: Where it runs; the CPU when None.
         dtype: Type that it computes in.
         check: Called with the loaded encoder; raises if it is not the right one.
+        saved: Whether a saved model names the encoder, which may have been moved since.
         missing: What to say where an encoder is needed and there is none.
     """
 
@@ -32,10 +33,11 @@ class EncoderSlot:
         dtype: str | torch.dtype | None = None,
         *,
         check: Callable[[DualEncoder], None] | None = None,
+        saved: bool = False,
         missing: str = "images need an encoder: give one, or features instead of images",
     ) -> None:
         self.encoder, self.device, self.dtype = encoder, device, dtype
-        self.check, self.missing = check, missing
+        self.check, self.saved, self.missing = check, saved, missing
         self._loaded: DualEncoder | None = None
 
     def __bool__(self) -> bool:
@@ -51,8 +53,19 @@ class EncoderSlot:
         if self.encoder is None:
             raise FeatureError(self.missing)
         if self._loaded is None:
-            loaded = load_encoder(self.encoder, device=self.device, dtype=self.dtype)
+            loaded = self._load(self.encoder)
             if self.check is not None:
                 self.check(loaded)
             self._loaded = loaded
         return self._loaded
+
+    def _load(self, encoder: str | Path | DualEncoder) -> DualEncoder:
+        try:
+            return load_encoder(encoder, device=self.device, dtype=self.dtype)
+        except EncoderError as error:
+            if not self.saved:
+                raise
+            raise EncoderError(
+                f"the model's encoder cannot be loaded: {error}. If it was moved, say where it is: "
+                "--encoder FOLDER on the command line, encoder=FOLDER in Python"
+            ) from error

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rada.core.errors import EncoderError
+from rada.encoders.suggest import SCHEMES, did_you_mean
 
 __all__ = ["ModelSpec", "parse_spec"]
 
@@ -49,13 +50,15 @@ def parse_spec(text: str) -> ModelSpec:
     scheme, colon, target = text.partition(":")
     if scheme == "embedded" and not colon:
         return ModelSpec(text, "embedded", "")
-    if colon and scheme in ("open_clip", "hf-hub", "hf"):
+    if colon and scheme in SCHEMES:
         if not target:
             raise EncoderError(f"model {text!r} names nothing after the colon; give {_SPELLINGS}")
         path = Path(target).expanduser()
-        if scheme == "open_clip" or not path.is_dir():
-            return ModelSpec(text, scheme, target)
-        return _directory(path)
+        if scheme != "open_clip" and path.is_dir():
+            return _directory(path)
+        if ":" in target.partition("/")[0] or (scheme != "open_clip" and "/" not in target):
+            raise EncoderError(_unknown(text))
+        return ModelSpec(text, scheme, target)
     path = Path(text).expanduser()
     if path.is_dir():
         return _directory(path)
@@ -65,10 +68,11 @@ def parse_spec(text: str) -> ModelSpec:
 def _unknown(text: str) -> str:
     if text.startswith((".", "/", "~")):
         return f"model {text!r}: there is no such directory"
-    hint = ""
-    if text.count("/") == 1 and ":" not in text:
-        hint = f"; did you mean 'hf:{text}' or 'open_clip:{text}'?"
-    return f"unknown model {text!r}{hint or ';'} a model is {_SPELLINGS}; `rada models` lists names"
+    hint = did_you_mean(text)
+    return (
+        f"unknown model {text!r}; {hint}{' ' if hint else ''}A model is {_SPELLINGS}; "
+        "`rada models` lists names"
+    )
 
 
 def _directory(path: Path) -> ModelSpec:

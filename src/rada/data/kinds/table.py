@@ -228,7 +228,7 @@ def _object(path: Path, line: int, record: object) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DataError(f"{str(path)!r}, line {line} is not a JSON object with path and label")
     if "path" not in record:
-        return {_OTHER_NAMES.get(key, key): value for key, value in record.items()}
+        return {_OTHER_NAMES.get(str(key), str(key)): record[key] for key in record}
     return record
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from rada.core.errors import EncoderError
 from rada.core.network import socket_timeout
 
-__all__ = ["checkpoint", "directory_checkpoint", "is_local"]
+__all__ = ["checkpoint", "directory_checkpoint", "is_local", "tag_settings"]
 
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".npz")
 _DEFAULT = "open_clip_pytorch_model.bin"
@@ -27,21 +27,31 @@ def checkpoint(name: str, pretrained: str) -> tuple[Path, dict[str, Any]]:
     Raises:
         EncoderError: If there is no such tag or file, or it cannot be downloaded.
     """
-    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
-
-    settings = get_pretrained_cfg(name, pretrained) if pretrained else None
-    if settings:
+    settings = tag_settings(name, pretrained)
+    if settings is not None:
         return _download(name, settings), _overrides(settings)
     path = Path(pretrained).expanduser()
-    if pretrained and path.is_dir():
-        return directory_checkpoint(path), {}
-    if pretrained and path.is_file():
-        return path, {}
-    tags = ", ".join(list_pretrained_tags_by_model(name)) or "none"
-    what = f"{pretrained!r} is neither a tag of it nor a file" if pretrained else "none was named"
+    return directory_checkpoint(path) if path.is_dir() else path, {}
+
+
+def tag_settings(name: str, tag: str) -> dict[str, Any] | None:
+    """Return what open_clip knows of the weights that a tag names; None for a file or directory.
+
+    Raises:
+        EncoderError: If there is none of them; the message lists the tags that there are.
+    """
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    settings: dict[str, Any] = get_pretrained_cfg(name, tag) if tag else {}
+    if settings:
+        return settings
+    if tag and Path(tag).expanduser().exists():
+        return None
+    tags = list_pretrained_tags_by_model(name)
+    what = f"{tag!r} is neither a tag of it nor a file" if tag else "none was named"
     raise EncoderError(
-        f"open_clip's {name!r} needs weights and {what}; give open_clip:{name}/TAG with one of: {tags}; "
-        "or open_clip:MODEL/PATH"
+        f"open_clip's {name!r} needs weights and {what}; give open_clip:{name}/TAG with one of: "
+        f"{', '.join(tags) or 'none'}; or open_clip:MODEL/PATH"
     )
 
 

@@ -16,10 +16,16 @@ from torch import Tensor, nn
 
 from rada.core.errors import EncoderError, one_line
 from rada.encoders.families._headers import count_parameters
-from rada.encoders.families._open_clip_files import checkpoint, directory_checkpoint, is_local
+from rada.encoders.families._open_clip_files import (
+    checkpoint,
+    directory_checkpoint,
+    is_local,
+    tag_settings,
+)
 from rada.encoders.families._open_clip_text import TextParts, tokenize_open_clip, tokenizer_state
 from rada.encoders.registry import EncoderFamily, LoadOptions, ModelInfo, register_family
 from rada.encoders.spec import ModelSpec
+from rada.encoders.suggest import did_you_mean
 from rada.encoders.tokens import Tokens
 from rada.encoders.transforms import TrainTransform, height_width
 
@@ -113,15 +119,8 @@ class OpenClipEncoder(EncoderFamily):
         """Load architecture, weights, preprocessing and tokenizer."""
         if spec.scheme == "hf-hub":
             return _load_directory(cls, spec, options)
-        import open_clip
-
         name, _, pretrained = spec.target.partition("/")
-        config = open_clip.get_model_config(name)
-        if config is None:
-            raise EncoderError(
-                f"open_clip has no architecture {name!r}; `rada models` lists those with weights, "
-                "open_clip.list_models() all"
-            )
+        config = _architecture(name, spec)
         path, overrides = checkpoint(name, pretrained)
         if overrides.get("force_quick_gelu"):
             config["quick_gelu"] = True  # the tag's word, which `save` must pass on
@@ -179,8 +178,11 @@ class OpenClipEncoder(EncoderFamily):
             dim = int(_read_config(spec.directory)["model_cfg"]["embed_dim"])
             count = count_parameters(spec.directory)
             return ModelInfo(spec.text, cls.family, dim, count, True, parts, cls.summary)
+        if spec.scheme == "hf-hub":
+            return super().describe(spec)
         name, _, pretrained = spec.target.partition("/")
-        if spec.scheme == "open_clip" and Path(pretrained).expanduser().exists():
+        _architecture(name, spec)
+        if tag_settings(name, pretrained) is None:
             return ModelInfo(spec.text, cls.family, *_profile(name), True, parts, cls.summary)
         return super().describe(spec)
 
@@ -282,6 +284,19 @@ class OpenClipEncoder(EncoderFamily):
         if hasattr(self.tokenizer, "save_pretrained"):
             self.tokenizer.save_pretrained(str(directory))
         (directory / "open_clip_config.json").write_text(json.dumps(config, indent=2))
+
+
+def _architecture(name: str, spec: ModelSpec) -> dict[str, Any]:
+    """Return the configuration of one of open_clip's architectures."""
+    import open_clip
+
+    config: dict[str, Any] | None = open_clip.get_model_config(name)
+    if config is None:
+        raise EncoderError(
+            f"open_clip has no architecture {name!r}; {did_you_mean(spec.text)} `rada models` lists those "
+            "with weights, open_clip.list_models() all"
+        )
+    return config
 
 
 def _width(model: Any, config: dict[str, Any] | None) -> int:

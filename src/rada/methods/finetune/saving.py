@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ FIGURE_FILE = "robustness.svg"
 _TOLD = ("setting", "method", "config", "seed", "shots", "data", "data_fingerprint", "images")
 
 
-def _parts(model: TunedModel, result: dict[str, Any]) -> SavedParts:
+def _parts(model: TunedModel, result: dict[str, Any], image_keys: Sequence[str]) -> SavedParts:
     """Return a tuned model in the form of one that was loaded."""
     encoder, config, head = model.encoder, model.config, model.head
     # The learned class features, where the text tower does not give them.
@@ -40,7 +41,7 @@ def _parts(model: TunedModel, result: dict[str, Any]) -> SavedParts:
         classes=list(model.classes),
         templates=list(model.templates),
         training={key: result[key] for key in _TOLD if key in result}
-        | {"pretrained": result["encoder"]},
+        | {"pretrained": result["encoder"], "image_keys": list(image_keys)},
         parts=[
             ENCODER_FOLDER,
             *(["head"] if head is not None else []),
@@ -82,12 +83,15 @@ def _draw(path: Path, title: str, result: dict[str, Any]) -> None:
     draw_robustness(path, before, {title: after}, {title: curve})
 
 
-def as_classifier(model: TunedModel, result: dict[str, Any], **options: Any) -> RAdaClassifier:
+def as_classifier(
+    model: TunedModel, result: dict[str, Any], image_keys: Sequence[str] = (), **options: Any
+) -> RAdaClassifier:
     """Return a tuned model as a classifier, which shares its weights.
 
     Args:
         model: The model.
         result: What `FineTuner.fit` returned.
+        image_keys: What is remembered of the training images; see `rada.evaluation.seen`.
         options: `cache`, `workers`, `skip_bad` and `progress` as for `RAdaClassifier`.
     """
     from rada.classifier import RAdaClassifier
@@ -95,5 +99,5 @@ def as_classifier(model: TunedModel, result: dict[str, Any], **options: Any) -> 
     classifier = RAdaClassifier(
         model.encoder, model.classes, templates=list(model.templates), **options
     )
-    classifier.adopt(_parts(model, result))
+    classifier.adopt(_parts(model, result, image_keys))
     return classifier

@@ -21,6 +21,7 @@ from rada.encoders.memory import keep_freed_memory
 from rada.evaluation import Timer, environment
 from rada.evaluation.provenance import command_line
 from rada.evaluation.robustness import Judge, TestSet
+from rada.evaluation.seen import image_keys, remembered
 from rada.features import FeatureCache, Features, extract_features
 from rada.inputs import data_name
 from rada.methods.finetune import FirstStage, get_fft_method
@@ -114,6 +115,7 @@ class FineTuner:
         self.result: dict[str, Any] = {}
         self.is_main_process = True
         self._judge: Judge | None = None
+        self._image_keys: list[str] = []
 
     # -- the run ---------------------------------------------------------------------------------
 
@@ -198,6 +200,7 @@ class FineTuner:
                 select=self.config.select == "best",
             )
         train, validation = opened.train, opened.validation
+        self._image_keys = remembered(image_keys(train))
         self._judge = judge = Judge(
             opened.tests,
             cache=self.cache,
@@ -518,6 +521,7 @@ class FineTuner:
         return as_classifier(
             self._require_model(),
             self.result,
+            self._image_keys,
             cache=self.cache,
             workers=self.workers,
             skip_bad=self.skip_bad,
