@@ -154,7 +154,9 @@ def _head_folder(name: str) -> Path:
     found = [] if Path(name).expanduser().exists() else suggestions(name)
     hint = f"; {did_you_mean(name)}" if found else ""
     if found and found[0] != f"hf:{name}":
-        raise CheckpointError(f"{name!r} is no folder with a saved model, nor an encoder's name{hint}")
+        raise CheckpointError(
+            f"{name!r} is no folder with a saved model, nor an encoder's name{hint}"
+        )
     try:
         return resolve_directory(name)
     except CheckpointError as error:
