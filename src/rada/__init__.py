@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rada.finetuner import FineTuner
     from rada.head import HeadOutput, RAdaHead, rational_matrix
     from rada.methods import AdaptedModel, get_method, list_methods
+    from rada.methods.finetune.rada_ft import FFTConfig
     from rada.methods.rada import EFTConfig, train_head
     from rada.predictions import Prediction
     from rada.report import write_report
@@ -42,6 +43,7 @@ _HOMES = {
     "rada.finetuner": ("FineTuner",),
     "rada.head": ("HeadOutput", "RAdaHead", "rational_matrix"),
     "rada.methods": ("AdaptedModel", "get_method", "list_methods"),
+    "rada.methods.finetune.rada_ft": ("FFTConfig",),
     "rada.methods.rada": ("EFTConfig", "train_head"),
     "rada.predictions": ("Prediction",),
     "rada.report": ("write_report",),
@@ -64,6 +66,7 @@ __all__ = [
     "DualEncoder",
     "EFTConfig",
     "Evaluation",
+    "FFTConfig",
     "FeatureCache",
     "Features",
     "FineTuner",

@@ -354,7 +354,7 @@ def _filled(
                 f"{shapes.get(name)}, {wanted.get(name)} is needed"
             )
     model.load_state_dict(state, strict=False, assign=True)
-    return model
+    return model if encoder is None or not method.train_encoder else model.to(encoder.device)
 
 
 def _read_tensors(path: Path, config: ModelConfig) -> dict[str, Tensor]:

@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 
 import numpy as np
 import pytest
 import torch
-from fft.conftest import COLOURS, write_pictures
 from torch.nn.functional import cross_entropy, log_softmax
 
-from rada import FFTConfig, FineTuner, RAdaClassifier
-from rada.core.errors import ConfigError, DataError, EncoderError
-from rada.core.hashing import fingerprint_tensors
+from finetune.conftest import COLOURS, write_pictures
+from rada import FFTConfig, FineTuner
+from rada.core.errors import ConfigError, DataError, EncoderError, UnknownClassError
 from rada.data import open_dataset
 from rada.encoders import load_encoder
-from rada.methods.finetune import get_fft_method, list_fft_methods
+from rada.features import ClassSet
+from rada.methods import Facts, get_method, list_methods
 from rada.methods.finetune.flyp import contrast
+from rada.methods.finetune.ft import FineTuningConfig
 from rada.methods.finetune.model import TunedModel
+from rada.pretrained import load_model
 from rada.training.batches import Order, Step, StepData, training_transform
+from rada.training.feature_loop import seeded
 
-NAMES = [method.name for method in list_fft_methods()]
-TOWERS = [method.name for method in list_fft_methods() if method.towers]
-QUICK = FFTConfig(
-    epochs=2, batch_size=8, learning_rate=1e-3, num_heads=2, head_epochs=2, evaluate_every=0
-)
+ENCODERS = [method.name for method in list_methods() if method.train_encoder]
+NAMES = [*ENCODERS, "linear_probe", "rada"]
+QUICK = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "evaluate_every": 0}
+OWN = {
+    # How the strength is chosen is tested in test_fft_strength.py.
+    "rada_ft": {"num_heads": 2, "head_epochs": 2, "strength": 1.0},
+    "rada": {"num_heads": 2, "epochs": 2, "min_steps": 0, "strength": 1.0},
+}
 
 
 def quick(name, **changes):
-    config = dataclasses.replace(QUICK, **changes)
-    return config if name in TOWERS else dataclasses.replace(config, learning_rate=None)
+    common = QUICK if name in ENCODERS else {}
+    return get_method(name).config(**common | OWN.get(name, {}) | changes)
 
 
 def tuned(name, encoder, data, seed=1, fit=None, **changes):
@@ -41,17 +45,19 @@ def tuned(name, encoder, data, seed=1, fit=None, **changes):
 
 def model_of(name, encoder, data, **changes):
     """Return a model before training, and a batch of its first step."""
-    method = get_fft_method(name)
-    config = method.resolve(quick(name, **changes))
+    method, config = get_method(name), quick(name, **changes)
     split = open_dataset(data).split("train")
     text = encoder.encode_classes(split.classes)
     templates = ("a photo of a {}.", "a picture of the {}.")
-    model = TunedModel(encoder, method, config, split.classes, templates, text, seed=0)
+    facts = Facts(encoder.dim, encoder.scale, split.classes, templates)
+    with seeded(0):
+        model = TunedModel(method, facts, config, encoder, text)
+    model.keep_pretrained()
     order = Order(torch.from_numpy(split.labels.copy()), len(split.classes), 8, 0, 2, seed=0)
     steps = StepData(
         split,
         order,
-        training_transform(encoder, config),
+        training_transform(encoder, config.augmentation, config.crop_scale),
         workers=0,
         templates=templates,
         captions=method.captions,
@@ -70,38 +76,43 @@ def pixels(encoder, data):
     return torch.stack([encoder.preprocess(split.load(i)) for i in range(len(split))])
 
 
-def answers(model, encoder, data, names):
-    features = encoder.infer_images(pixels(encoder, data))
-    return model.logits(features, model.candidates(names))
+def class_set(encoder, names, templates=("a photo of a {}.",)):
+    return ClassSet(tuple(names), encoder.encode_classes(names, templates), tuple(templates))
+
+
+def predictions(model, encoder, data, names):
+    own = model.encoder if model.method.train_encoder else encoder
+    features = own.infer_images(pixels(own, data))
+    return model.logits(features, class_set(encoder, names))
 
 
 def test_all_the_published_methods_are_there():
-    assert set(NAMES) >= {"linear_probe", "ft", "l2_sp", "lp_ft", "flyp", "rada", "rada_ft"}
-    assert all(len(method.source) > 20 and method.title for method in list_fft_methods())
+    assert ENCODERS == ["ft", "l2_sp", "lp_ft", "flyp", "rada_ft"]
+    assert all(len(get_method(n).source) > 20 and get_method(n).title for n in NAMES)
+    assert len({get_method(name).config for name in ENCODERS}) == len(ENCODERS)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ENCODERS)
 def test_starts_as_zero_shot(name, encoder, data):
     model, _ = model_of(name, encoder, data)
     features = encoder.infer_images(pixels(encoder, data))
-    zero_shot = encoder.scale * features @ encoder.encode_classes(model.classes, model.templates).T
-    if name in ("flyp", "rada_ft"):  # the text tower speaks by its templates' mean
-        found = model.logits(features, model.candidates(model.classes))
-    else:
-        model.register_buffer("text", encoder.encode_classes(model.classes, model.templates))
-        if model.vectors is not None:
-            model.set_vectors(model.text * encoder.scale, torch.zeros(len(model.classes)))
-        found = model.logits(features, model.candidates(model.classes))
-    torch.testing.assert_close(found, zero_shot, atol=1e-4, rtol=1e-4)
+    classes = class_set(encoder, model.facts.classes, model.facts.templates)
+    zero_shot = encoder.scale * features @ classes.text_features.T
+    if model.class_weights is not None:
+        biases = torch.zeros(len(classes))
+        model.set_class_weights(classes.text_features * encoder.scale, biases)
+    for strength in (0, 0.5, 1, None):
+        found = model.logits(features, classes, strength=strength)
+        torch.testing.assert_close(found, zero_shot, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("name", ENCODERS)
 def test_gradients_in_everything_that_learns(name, encoder, data):
     model, batch = model_of(name, encoder, data)
-    model.train_towers()
+    model.training_mode()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     learning = {key: value for key, value in model.named_parameters() if value.requires_grad}
-    assert any(key.startswith("towers.vision_model") for key in learning)
+    assert any(key.startswith("encoder_module.vision_model") for key in learning)
     optimizer = torch.optim.SGD(learning.values(), lr=0.01)
     for _ in range(2):
         optimizer.zero_grad()
@@ -115,10 +126,12 @@ def test_gradients_in_everything_that_learns(name, encoder, data):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_learns_and_judges(name, encoder, data, dark):
-    head = {"head_epochs": 30} if name.startswith("rada") else {}
+def test_learns_and_evaluates(name, encoder, data, dark):
+    more = {"rada_ft": {"epochs": 12, "head_epochs": 30}, "rada": {"epochs": 30, "min_steps": 300}}
+    more |= {"linear_probe": {}}
+    changes = more.get(name, {"epochs": 12})
     tuner, result = tuned(
-        name, encoder, data, epochs=12, fit={"ood": {"dark": dark}, "wise": (0, 0.5, 1)}, **head
+        name, encoder, data, fit={"ood": {"dark": dark}, "wise": (0, 0.5, 1)}, **changes
     )
     assert result["tuned"]["in_distribution"]["accuracy"] >= 0.75
     assert (
@@ -132,7 +145,10 @@ def test_learns_and_judges(name, encoder, data, dark):
     first, _, last = result["wise"]
     for part in ("in_distribution", "out_of_distribution"):
         assert first[part] == result["zero_shot"][part] and last[part] == result["tuned"][part]
-    assert tuner.classifier().score(data) == result["tuned"]["in_distribution"]["accuracy"]
+    right = predictions(tuner.model, encoder, data, tuner.model.facts.classes).argmax(1)
+    labels = torch.from_numpy(open_dataset(data).split("test").labels.copy())
+    accuracy = (right == labels).double().mean().item()
+    assert accuracy == result["tuned"]["in_distribution"]["accuracy"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -141,42 +157,66 @@ def test_same_seed_same_weights_and_another_fit_starts_afresh(name, model_folder
     tuner = FineTuner(load_encoder(model_folder), name, quick(name), progress=False, workers=0)
     for _ in range(2):
         tuner.fit(data, seed=3)
-        states.append(tuner.model.tuned())
+        states.append({key: v.clone() for key, v in tuner.model.state_dict().items()})
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     if name != "linear_probe":  # it has nothing random but its folds
         other, _ = tuned(name, load_encoder(model_folder), data, seed=4)
-        assert any(not torch.equal(v, states[0][k]) for k, v in other.model.tuned().items())
+        assert any(not torch.equal(v, states[0][k]) for k, v in other.model.state_dict().items())
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_saved_model_gives_the_same_answers(name, encoder, data, tmp_path):
-    tuner, _ = tuned(name, encoder, data, fit={"output_dir": tmp_path / "out"})
-    if tuner.model.biases is not None:
-        assert tuner.model.biases.abs().max() > 1e-4
-    expected = tuner.classifier().predict_proba(data / "test" / "red")
-    model, found = tuner.model, pixels(encoder, data)[-4:]  # white comes last
-    found = model.logits(encoder.infer_images(found), model.candidates(model.classes))
-    white = tuner.classifier().predict_proba(data / "test" / "white")
-    np.testing.assert_allclose(white, found.softmax(-1).numpy(), atol=1e-6)
-    loaded = RAdaClassifier.from_pretrained(tmp_path / "out", progress=False)
-    np.testing.assert_allclose(loaded.predict_proba(data / "test" / "red"), expected, atol=1e-6)
-    from transformers import CLIPModel
+def test_saved_model_gives_the_same_predictions(name, encoder, data, tmp_path):
+    tuner, result = tuned(name, encoder, data, fit={"output_dir": tmp_path / "out"})
+    names = tuner.model.facts.classes
+    expected = predictions(tuner.model, encoder, data, names)
+    loaded = load_model(tmp_path / "out").model
+    found = predictions(loaded, encoder, data, names)
+    np.testing.assert_allclose(found.softmax(1), expected.softmax(1), atol=1e-6)
+    assert loaded.config == tuner.config and loaded.strength == tuner.model.strength
+    assert (tmp_path / "out" / "encoder").exists() == (name in ENCODERS)
+    if name in ENCODERS:
+        from transformers import CLIPModel
 
-    model = CLIPModel.from_pretrained(tmp_path / "out" / "encoder")  # without rada
-    for key, value in model.state_dict().items():
-        torch.testing.assert_close(value, encoder.model.state_dict()[key])
-    if get_fft_method(name).has_vectors:
-        with pytest.raises(DataError, match="'dog' is none of them"):
-            loaded.text_features(["red", "dog"])
+        model = CLIPModel.from_pretrained(tmp_path / "out" / "encoder")  # without rada
+        for key, value in model.state_dict().items():
+            torch.testing.assert_close(value, tuner.model.encoder.model.state_dict()[key])
+    if not tuner.method.new_classes:
+        with pytest.raises(UnknownClassError, match="'dog'"):
+            predictions(loaded, encoder, data, ["red", "dog"])
+    again = FineTuner(encoder, name, tuner.config, progress=False, workers=0)
+    assert again.fit(data, seed=1, output_dir=tmp_path / "out")["tuned"] == result["tuned"]
+    torch.testing.assert_close(predictions(again.model, encoder, data, names), found)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_permuting_the_classes_permutes_the_answers(name, encoder, data):
+def test_permuting_the_classes_permutes_the_predictions(name, encoder, data):
     tuner, _ = tuned(name, encoder, data)
-    names = list(tuner.model.classes)
+    names = list(tuner.model.facts.classes)
     order = [2, 0, 3, 1]
-    found = answers(tuner.model, encoder, data, [names[i] for i in order])
-    torch.testing.assert_close(found, answers(tuner.model, encoder, data, names)[:, order])
+    found = predictions(tuner.model, encoder, data, [names[i] for i in order])
+    torch.testing.assert_close(found, predictions(tuner.model, encoder, data, names)[:, order])
+
+
+@pytest.mark.parametrize("name", ["flyp", "rada_ft"])
+def test_new_classes_are_named_by_the_tuned_text_encoder(name, encoder, data):
+    tuner, _ = tuned(name, encoder, data, epochs=4)
+    model, names = tuner.model, ["red", "dog"]
+    features = model.encoder.infer_images(pixels(model.encoder, data))
+    own = class_set(model.encoder, names)
+    expected = model.encoder.scale * features @ own.text_features.T
+    before = class_set(encoder, names)
+    torch.testing.assert_close(model.logits(features, before, strength=0), expected)
+    assert not torch.allclose(own.text_features, before.text_features, atol=1e-4)
+    if model.head is not None:
+        expected = model.head(features, own.text_features, model.encoder.scale).logits
+    torch.testing.assert_close(model.logits(features, before), expected)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_the_encoder_that_is_given_stays_as_it_is(name, encoder, data):
+    before = {key: value.clone() for key, value in encoder.model.state_dict().items()}
+    tuned(name, encoder, data)
+    assert all(torch.equal(v, before[k]) for k, v in encoder.model.state_dict().items())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -186,7 +226,7 @@ def test_one_class_is_refused(name, encoder, tmp_path):
         FineTuner(encoder, name, quick(name), progress=False).fit(tmp_path / "one")
 
 
-@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("name", ENCODERS)
 def test_parts_of_a_step_add_up(name, model_folder, data):
     if name == "flyp":
         pytest.skip("FLYP contrasts within a part, as its configuration says")
@@ -220,123 +260,18 @@ def test_flyp_is_the_symmetric_contrastive_loss(same_class, encoder, data):
     expected = -((target * chances).sum(1) + (target * back).sum(1)).mean() / 2
     torch.testing.assert_close(model(batch)["loss"], expected, rtol=1e-4, atol=1e-5)
     classes = [batch.captions[i].split()[-1].rstrip(".") for i in range(8)]
-    assert [model.classes[label] for label in batch.labels] == classes
-
-
-@pytest.mark.parametrize("name", ["ft", "l2_sp", "lp_ft"])
-def test_the_head_is_the_linear_layer_of_the_public_code(name, encoder, data):
-    """torch's `Linear` on unit features: weights from the text tower, a bias that learns from zero."""
-    model, batch = model_of(name, encoder, data, l2_alpha=0.0, l2_beta=0.0)
-    layer = torch.nn.Linear(encoder.dim, len(model.classes))
-    with torch.no_grad():
-        layer.weight.copy_(encoder.scale * encoder.encode_classes(model.classes))
-        layer.bias.zero_()
-    images = encoder.forward_images(batch.pixels).detach()
-    for _ in range(3):  # the image tower held still, both learn the same
-        model.zero_grad()
-        model(batch)["loss"].backward()
-        layer.zero_grad()
-        cross_entropy(layer(images), batch.labels).backward()
-        torch.testing.assert_close(model.biases.grad, layer.bias.grad, atol=1e-5, rtol=1e-3)
-        with torch.no_grad():
-            for own, other in ((model.vectors, layer.weight), (model.biases, layer.bias)):
-                own -= 0.5 * other.grad
-                other -= 0.5 * other.grad
-    assert model.biases.abs().max() > 0.01
-    text = model.candidates(model.classes)
-    torch.testing.assert_close(
-        model.logits(images, text), layer(images).detach(), atol=1e-4, rtol=1e-4
-    )
-    turned = model.logits(images, model.candidates(model.classes[::-1]))
-    torch.testing.assert_close(turned, layer(images).detach().flip(1), atol=1e-4, rtol=1e-4)
-
-
-def test_the_linear_probe_is_scikit_learns_with_its_offsets(encoder, data):
-    from sklearn.linear_model import LogisticRegression
-
-    tuner, _ = tuned("linear-probe", encoder, data)
-    split = open_dataset(data).split("train")
-    images = encoder.infer_images(
-        torch.stack([encoder.preprocess(split.load(i)) for i in range(len(split))])
-    )
-    model = tuner.model
-    offsets = [
-        LogisticRegression(C=c, max_iter=2000).fit(images.numpy(), split.labels).intercept_
-        for c in np.logspace(-2, 4, 7)
-    ]
-    found = model.biases.detach().numpy()
-    assert np.abs(found).max() > 1e-3
-    assert min(np.abs(found - wanted).max() for wanted in offsets) < 1e-2
-
-
-def test_vectors_without_biases_still_load(encoder, data, tmp_path):
-    """Models that were saved before there were biases."""
-    from safetensors.torch import load_file, save_file
-
-    tuner, _ = tuned("ft", encoder, data)
-    with torch.no_grad():
-        tuner.model.biases.zero_()
-    expected = tuner.classifier().predict_proba(data / "test" / "red")
-    tuner.save(tmp_path / "out")
-    path, config = tmp_path / "out" / "classes.safetensors", tmp_path / "out" / "config.json"
-    vectors = load_file(path)["vectors"]
-    save_file({"vectors": vectors}, path, metadata={"format": "pt"})
-    said = json.loads(config.read_text())
-    config.write_text(json.dumps(said | {"weights_hash": fingerprint_tensors(vectors)}))
-    loaded = RAdaClassifier.from_pretrained(tmp_path / "out", progress=False)
-    np.testing.assert_allclose(loaded.predict_proba(data / "test" / "red"), expected, atol=1e-6)
-
-
-def test_test_time_training_refuses_a_model_with_a_bias_a_class(encoder, data):
-    from rada import TestTimeAdapter
-
-    tuner, _ = tuned("ft", encoder, data)
-    with pytest.raises(ConfigError, match="rada, rada-ft or flyp"):
-        TestTimeAdapter(tuner.classifier())
-
-
-def test_flyp_takes_its_captions_from_80_templates(encoder, data, monkeypatch):
-    seen = []
-    caption_features = TunedModel.caption_features
-
-    def watched(self, captions):
-        seen.extend(captions)
-        return caption_features(self, captions)
-
-    monkeypatch.setattr(TunedModel, "caption_features", watched)
-    tuner, result = tuned("flyp", encoder, data, epochs=6)
-    assert len(set(result["templates"])) == 80
-    assert {"a bad photo of a {}.", "a photo of many {}.", "a tattoo of the {}."} <= set(
-        result["templates"]
-    )
-    spelt = {t: {t.format(name) for name in COLOURS} for t in result["templates"]}
-    assert set(seen) <= set().union(*spelt.values())
-    assert sum(bool(words & set(seen)) for words in spelt.values()) > 40  # 120 draws of 80
-    expected = encoder.encode_classes(tuner.model.classes, result["templates"])
-    torch.testing.assert_close(tuner.model.candidates(tuner.model.classes).text, expected)
-    _, other = tuned("ft", encoder, data)
-    assert other["templates"] == ["a photo of a {}."]
-
-
-def test_templates_that_are_given_are_flyps(model_folder, data):
-    for given in ("a photo of a {}.", ["a {}.", "the {}."]):
-        tuner = FineTuner(
-            load_encoder(model_folder), "flyp", QUICK, templates=given, progress=False, workers=0
-        )
-        wanted = [given] if isinstance(given, str) else given
-        assert tuner.fit(data)["templates"] == wanted
-    assert get_fft_method("flyp").templates(("{} texture.",)) == ("{} texture.",)  # the data's own
+    assert [model.facts.classes[label] for label in batch.labels] == classes
 
 
 def test_l2_sp_is_the_distance_to_the_pretrained_weights(encoder, data):
     model, batch = model_of("l2_sp", encoder, data, l2_alpha=0.5, l2_beta=0.1)
     assert model(batch)["penalty"].item() == 0
     with torch.no_grad():
-        model.towers.visual_projection.weight.add_(0.1)
-        model.vectors.add_(0.2)
-        model.biases.add_(0.3)  # new weights: pulled to zero, with a weight of their own
-    count, own = model.towers.visual_projection.weight.numel(), model.vectors.numel()
-    expected = 0.25 * (count * 0.01 + own * 0.04) + 0.05 * len(model.classes) * 0.09
+        model.encoder_module.visual_projection.weight.add_(0.1)
+        model.class_weights.add_(0.2)
+        model.class_biases.add_(0.3)  # new weights: pulled to zero, with a weight of their own
+    count, own = model.encoder_module.visual_projection.weight.numel(), model.class_weights.numel()
+    expected = 0.25 * (count * 0.01 + own * 0.04) + 0.05 * len(model.facts.classes) * 0.09
     assert model(batch)["penalty"].item() == pytest.approx(expected, rel=1e-3)
 
 
@@ -352,19 +287,20 @@ def test_rada_ft_is_cross_entropy_and_the_largest_deviation(encoder, data):
     torch.testing.assert_close(model(batch)["loss"], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_towers_that_do_not_learn_stay_as_they_are(model_folder, data):
+def test_encoders_that_do_not_learn_stay_as_they_are(encoder, data):
+    before = encoder.model.state_dict()
     for train, still in (("image", "text_model"), ("text", "vision_model")):
-        encoder = load_encoder(model_folder)
-        before = {key: value.clone() for key, value in encoder.model.state_dict().items()}
-        tuned("rada-ft", encoder, data, train=train, head_first=False)
-        moved = {k for k, v in encoder.model.state_dict().items() if not torch.equal(v, before[k])}
+        tuner, _ = tuned("rada_ft", encoder, data, train=train, head_first=False)
+        found = tuner.model.encoder.model.state_dict()
+        moved = {k for k, v in found.items() if not torch.equal(v, before[k])}
         assert moved and not any(key.startswith(still) for key in moved)
 
 
 def test_wise_alpha_is_what_is_kept(model_folder, data):
     tuner, result = tuned("ft", load_encoder(model_folder), data, wise_alpha=0.0)
-    assert result["tuned"]["in_distribution"] == result["zero_shot"]["in_distribution"]
-    assert all(torch.equal(v, tuner.model.start[k]) for k, v in tuner.model.tuned().items())
+    found, first = (result[key]["in_distribution"] for key in ("tuned", "zero_shot"))
+    assert found["accuracy"] == first["accuracy"] and found["ece"] == pytest.approx(first["ece"])
+    assert all(torch.equal(v, tuner.model.pretrained[k]) for k, v in tuner.model.tuned().items())
 
 
 def test_best_epoch_by_the_validation_split_alone(encoder, data, tmp_path):
@@ -377,7 +313,7 @@ def test_best_epoch_by_the_validation_split_alone(encoder, data, tmp_path):
         tuned("ft", encoder, tmp_path / "noval", select="best")
 
 
-def test_a_split_that_selects_does_not_judge(encoder, tmp_path):
+def test_a_split_that_selects_does_not_test(encoder, tmp_path):
     for seed, split in enumerate(("train", "val")):
         write_pictures(tmp_path / split, 3, seed)
     with pytest.warns(UserWarning, match="beside the one that selects"):
@@ -390,9 +326,9 @@ def test_a_split_that_selects_does_not_judge(encoder, tmp_path):
 def test_what_cannot_be_trained_is_refused(encoder):
     with pytest.raises(ConfigError, match="did you mean 'flyp'"):
         FineTuner(encoder, "flipp")
-    with pytest.raises(ConfigError, match="the text tower has no part in it"):
-        FineTuner(encoder, "ft", FFTConfig(train="text"))
-    with pytest.raises(ConfigError, match="leaves the encoder as it is"):
+    with pytest.raises(ConfigError, match="the text encoder has no part in it"):
+        FineTuner(encoder, "ft", FineTuningConfig(train="text"))
+    with pytest.raises(ConfigError, match="rada takes EFTConfig, not RAdaFTConfig"):
         FineTuner(encoder, "rada", FFTConfig(train="image"))
     with pytest.raises(ConfigError, match="there is no tracker 'paper'"):
         FineTuner(encoder, "rada", trackers=["paper"])
@@ -400,16 +336,42 @@ def test_what_cannot_be_trained_is_refused(encoder):
         FFTConfig(epochs=0)
 
 
-def test_an_encoder_that_cannot_be_saved_says_so_before_training(data, tmp_path):
+def pair(**options):
+    """Return a custom encoder; its image side learns where `image_module` is given."""
     from rada import CustomEncoder
 
-    encoder = CustomEncoder(
-        lambda x: x.mean((2, 3)), lambda t: torch.randn(len(t), 3), scale=10.0, dim=3
+    layer = options.get("image_module", torch.nn.Identity())
+    return CustomEncoder(
+        lambda x: layer(x.mean((2, 3))),
+        lambda texts: torch.stack(
+            [torch.tensor([*map(float, map(len, t.split()[-3:]))]) for t in texts]
+        ),
+        scale=10.0,
+        dim=3,
+        **options,
     )
+
+
+def test_an_encoder_that_cannot_be_saved_says_so_before_training(data, tmp_path):
     with pytest.raises(EncoderError, match="image_gradients"):
-        FineTuner(encoder, "ft")
+        FineTuner(pair(), "ft")
     with pytest.raises(EncoderError, match="save"):
-        FineTuner(encoder, "linear-probe").fit(data, output_dir=tmp_path / "out")
+        tuner = FineTuner(pair(image_module=torch.nn.Linear(3, 3)), "ft")
+        tuner.fit(data, output_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_functions_of_ones_own_are_trained_in_place(data):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(3, 3)
+    before = layer.weight.detach().clone()
+    tuner = FineTuner(pair(image_module=layer), "ft", quick("ft"), progress=False, workers=0)
+    first = tuner.fit(data)
+    after = layer.weight.detach().clone()
+    assert not torch.equal(after, before) and tuner.model.encoder.image_module is layer
+    assert tuner.fit(data)["history"] == first["history"]  # from the pretrained weights again
+    assert torch.equal(layer.weight, after)
 
 
 def test_thousands_of_prompts_fit(encoder, data):
@@ -417,7 +379,7 @@ def test_thousands_of_prompts_fit(encoder, data):
     gradients = []
     for chunk in (2, 64):
         model, batch = model_of("rada_ft", encoder, data, text_chunk=chunk)
-        model.train_towers()
+        model.training_mode()
         encoder.model.zero_grad()
         model(batch)["loss"].backward()
         gradients.append(encoder.model.text_projection.weight.grad.clone())

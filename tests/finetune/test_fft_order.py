@@ -1,4 +1,4 @@
-"""Which pictures a step sees: every one once an epoch, however many processes share it."""
+"""Which images a step sees: every one once an epoch, however many processes share it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_shares_make_up_the_epoch(order, epoch, processes):
         shares = [order.share(at, rank, processes) for rank in range(processes)]
         assert len({len(rows) for rows, _ in shares}) == 1
         own = torch.cat([rows[weights > 0] for rows, weights in shares])
-        assert sorted(own.tolist()) == sorted(order.pictures(at).tolist())
+        assert sorted(own.tolist()) == sorted(order.images(at).tolist())
         seen += own.tolist()
     assert sorted(seen) == list(range(len(order.labels)))
 
@@ -41,19 +41,19 @@ def test_draws_depend_on_seed_and_step_alone(order, epoch):
         at = Step(epoch, number)
         (classes, template), (other, same) = order.draws(at), again.draws(at)
         assert template == same and 0 <= template < order.templates
-        present = set(order.labels[order.pictures(at)].tolist())
+        present = set(order.labels[order.images(at)].tolist())
         size = max(order.classes_per_step, len(present))
         assert (classes is None) == (size == 7)
         if classes is not None:
             assert torch.equal(classes, other) and len(set(classes.tolist())) == size
             assert present <= set(classes.tolist())
-        assert torch.equal(order.pictures(at), again.pictures(at))
+        assert torch.equal(order.images(at), again.pictures(at))
 
 
 def test_epochs_and_seeds_differ():
     labels = torch.zeros(50, dtype=torch.long)
     first = [
-        Order(labels, 1, 50, 0, 1, seed).pictures(Step(epoch, 0)).tolist()
+        Order(labels, 1, 50, 0, 1, seed).images(Step(epoch, 0)).tolist()
         for seed in (0, 1)
         for epoch in (0, 1)
     ]

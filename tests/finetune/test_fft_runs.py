@@ -13,23 +13,31 @@ from pathlib import Path
 
 import pytest
 import torch
-from fft.conftest import lines, write_pictures
 
-from rada import FFTConfig, FineTuner
-from rada.core.errors import CheckpointError, ConfigError, DataError, StorageError
+from finetune.conftest import lines, write_pictures
+from rada import EFTConfig, FFTConfig, FineTuner
+from rada.core.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    StorageError,
+    TrainingDivergedError,
+)
 from rada.data import ImageSplit
 from rada.encoders import load_encoder
-from rada.evaluation.robustness import shared_classes
-from rada.methods.finetune import FineTuningStopped, TrainingDivergedError
+from rada.evaluation.sets import shared_classes
+from rada.training.encoder_loop import FineTuningStopped
 from rada.training.checkpoints import Checkpoints, RunState, differences
 
 OPTIONS = ["--epochs", "6", "--batch-size", "8", "--learning-rate", "1e-3", "--seed", "1"]
-OPTIONS += ["--workers", "0", "--set", "evaluate_every=0", "--set", "head_epochs=2"]
+OPTIONS += ["--workers", "0", "--set", "evaluate_every=0"]
+HEAD = ["--set", "head_epochs=2"]
 
 
 def command(data, model, out, *more, method="rada-ft", launcher=()):
     words = [sys.executable, *launcher, "-m", "rada", "finetune", data, "--model", model]
-    return [str(word) for word in (*words, "--method", method, "--out", out, *OPTIONS, *more)]
+    own = HEAD if method == "rada-ft" else []
+    return [str(word) for word in (*words, "--method", method, "--out", out, *OPTIONS, *own, *more)]
 
 
 def environment():
@@ -61,7 +69,7 @@ def stopped(words, log: Path, steps: int, number: int) -> subprocess.Popen:
 
 
 def weights(out: Path) -> dict[str, bytes]:
-    names = ["encoder/model.safetensors", "head.safetensors"]
+    names = ["encoder/model.safetensors", "model.safetensors"]
     return {name: (out / name).read_bytes() for name in names}
 
 
@@ -128,9 +136,9 @@ def fit(data, model_folder, out, **changes):
 
 def stop_after_two_steps(run):
     """Run until Ctrl-C, which comes after the second step."""
-    from rada.training.encoder_loop import TowerTraining
+    from rada.training.encoder_loop import EncoderLoop
 
-    step = TowerTraining._step
+    step = EncoderLoop._step
 
     def interrupting(self, at, batches, state):
         values = step(self, at, batches, state)
@@ -139,7 +147,7 @@ def stop_after_two_steps(run):
         return values
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TowerTraining, "_step", interrupting)
+        patch.setattr(EncoderLoop, "_step", interrupting)
         with pytest.raises(FineTuningStopped, match="stopped after step 2") as caught:
             run()
     assert caught.value.signal == signal.SIGINT
@@ -158,16 +166,18 @@ def test_stop_in_the_library_and_go_on(data, model_folder, tmp_path):
 
 def test_a_gradient_scaler_goes_on_where_it_was(data, model_folder, tmp_path, monkeypatch):
     scalers = []
-    make = FineTuner._accelerator
+    from rada.training import encoder_training
 
-    def with_scaler(self, out):  # as fp16 brings it, which a CPU does not have
-        accelerator = make(self, out)
+    make = encoder_training.make_accelerator
+
+    def with_scaler(*arguments, **options):  # as fp16 brings it, which a CPU does not have
+        accelerator = make(*arguments, **options)
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
         accelerator.scaler = scaler
         scalers.append(scaler)
         return accelerator
 
-    monkeypatch.setattr(FineTuner, "_accelerator", with_scaler)
+    monkeypatch.setattr(encoder_training, "make_accelerator", with_scaler)
     _, run = fit(data, model_folder, tmp_path / "out", max_grad_norm=0.0)
     stop_after_two_steps(run)
     run()
@@ -237,9 +247,9 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(data, model_folder, tmp_path):
     tuner, run = fit(data, model_folder, tmp_path / "out", epochs=6, checkpoint_every=1)
-    from rada.methods.finetune.rada_ft import HeadAndTowers
+    from rada.methods.finetune.rada_ft import RAdaFT
 
-    loss = HeadAndTowers.loss
+    loss = RAdaFT.loss
     calls = []
 
     def breaking(self, model, batch):
@@ -248,12 +258,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(data, model_folder, tmp_path):
         return found | {"loss": found["loss"] * float("nan")} if len(calls) == 5 else found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(HeadAndTowers, "loss", breaking)
+        patch.setattr(RAdaFT, "loss", breaking)
         with pytest.raises(TrainingDivergedError, match=r"nan at step 5 \(epoch 2, learning rate"):
             run()
-    newest = sorted((tmp_path / "out" / ".rada-state" / "training").glob("step-*"))[-1]
+    newest = sorted((tmp_path / "out" / ".rada-state" / "training").rglob("step-*"))[-1]
     assert newest.name == "step-00000004"
-    assert tuner.model is not None
+    assert tuner.model is None  # a fit that fails changes nothing
 
 
 def test_pictures_that_cannot_be_read(data, model_folder, tmp_path):
@@ -272,9 +282,9 @@ def test_pictures_that_cannot_be_read(data, model_folder, tmp_path):
 def test_shifted_sets_with_other_classes(data, model_folder, tmp_path):
     write_pictures(tmp_path / "few" / "test", 3, 0, names=["RED", "gre_en", "blue"])
     encoder = load_encoder(model_folder)
-    config = FFTConfig(epochs=1, batch_size=8, head_epochs=1)
+    config = EFTConfig(epochs=1, min_steps=0, strength=1.0)
     tuner = FineTuner(encoder, "rada", config, progress=False, workers=0)
-    with pytest.warns(UserWarning, match=r"few: judged among 2 shared classes; it lacks"):
+    with pytest.warns(UserWarning, match=r"few: evaluated among 2 shared classes; it lacks"):
         result = tuner.fit(data, {"few": tmp_path / "few"})
     found = result["tuned"]["out_of_distribution"]["few"]
     assert (found["images"], found["classes"]) == (6, 2)
@@ -301,7 +311,8 @@ def test_wrong_options_end_with_code_2(data, model_folder, tmp_path):
         (["--ood", "dark"], "NAME=PATH"),
         (["--wise", "0,2"], "in [0, 1]"),
         (["--set", "epoch=3"], "has no field 'epoch'"),
-        (["--train", "all"], "FFTConfig.train"),
+        (["--train", "all"], "RAdaFTConfig.train"),
+        (["--method", "rada", "--train", "image"], "EFTConfig has no field 'train'"),
     ):
         found = CliRunner().invoke(app, base + more)
         assert isinstance(found.exception, RadaError) and told in str(found.exception)
@@ -311,9 +322,9 @@ def test_wrong_options_end_with_code_2(data, model_folder, tmp_path):
 def test_set_reads_numbers_as_the_benchmark_does():
     from rada.cli.finetune import _config
 
-    config = _config(None, {"epochs": 3}, ["head_learning_rate=1e-3", "head_first=false"])
+    config = _config("rada-ft", None, {"epochs": 3}, ["head_learning_rate=1e-3", "head_first=false"])
     assert (config.head_learning_rate, config.head_first, config.epochs) == (1e-3, False, 3)
-    assert _config(None, {}, ["select=best"]).select == "best"
+    assert _config("ft", None, {}, ["select=best"]).select == "best"
 
 
 def test_tensorboard(data, model_folder, tmp_path):

@@ -32,14 +32,9 @@ QUICK: dict[str, dict[str, Any]] = {
     "rada_released": {"epochs": 2},
     "rada_adapter": {"epochs": 4, "min_steps": 30, "batch_size": 8, "hidden": 4},
     "coop": {"epochs": 4},
+    "rada_ft": {"head_epochs": 2, "strength": 1.0},
 }
-TUNED = {
-    "epochs": 1,
-    "batch_size": 8,
-    "learning_rate": 1e-3,
-    "augmentation": "plain",
-    "head_epochs": 2,
-}
+TUNED = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "augmentation": "plain"}
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 
 
@@ -92,7 +87,7 @@ def on_images(name: str) -> dict[str, list[list[float]]]:
         text = encoder.encode_classes(features.classes)
         data = dataclasses.replace(features, text_features=text, scale=float(encoder.scale))
         method = get_method(name)
-        quick = TUNED if "images" in method.needs else QUICK.get(name, {})
+        quick = (TUNED if "images" in method.needs else {}) | QUICK.get(name, {})
         model = method.fit(data, method.config(**quick), Run(seed=1, encoder=encoder))
         images = data.plain()
         if method.train_encoder:

@@ -1,4 +1,4 @@
-"""`rada finetune`: encoders and head together."""
+"""`rada finetune`: any method on images, evaluated in and out of distribution."""
 
 from __future__ import annotations
 
@@ -24,50 +24,50 @@ from rada.cli.options import (
 from rada.core.terminal import bold, echo, screen
 
 if TYPE_CHECKING:
-    from rada.methods.finetune import FFTConfig
+    from rada.core.config import Config
 
 
 def finetune(
     data: Annotated[
         str,
         typer.Argument(
-            help="Labelled pictures: a folder, a table, WebDataset shards or the name of a data set. "
+            help="Labelled images: a folder, a table, WebDataset shards or the name of a data set. "
             "Its train split is learned, its test split is in distribution, its val split selects."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for model, checkpoints, log and result.")],
     model: Model = "embedded",
     method: Annotated[
-        str, typer.Option(help="rada-ft, rada, ft, flyp, l2-sp, lp-ft or linear-probe.")
+        str, typer.Option(help="rada-ft, ft, flyp, l2-sp, lp-ft or any other method.")
     ] = "rada-ft",
     ood: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=PATH", help="A shifted test set; repeat for several."),
     ] = None,
-    shots: Annotated[int | None, typer.Option(min=1, help="Training pictures of a class.")] = None,
+    shots: Annotated[int | None, typer.Option(min=1, help="Training images of a class.")] = None,
     seed: Annotated[int, typer.Option(help="Chooses everything random.")] = 0,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the pictures.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Pictures a step, all processes.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the images.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step, all processes.")] = None,
     accumulate: Annotated[
         int | None, typer.Option(help="Parts that a step is cut into, to save memory.")
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak rate of the encoders.")] = None,
     train: Annotated[
-        str | None, typer.Option(help="Towers that learn: image, text or both.")
+        str | None, typer.Option(help="Encoders that learn: image, text or both.")
     ] = None,
     precision: Annotated[str | None, typer.Option(help="bf16 or fp16: mixed precision.")] = None,
     wise: Annotated[
         str | None,
         typer.Option(
             help="Weights of the tuned model, such as 0,0.25,0.5,0.75,1, at which the line to the "
-            "pretrained one is judged (WiSE-FT); all: 0, 0.1, ... 1."
+            "pretrained one is evaluated (WiSE-FT); all: 0, 0.1, ... 1."
         ),
     ] = None,
     wise_alpha: Annotated[
         float | None, typer.Option(help="Save the average with this weight of the tuned model.")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="JSON file with fields of the configuration (FFTConfig).")
+        Path | None, typer.Option(help="JSON file with fields of the method's configuration.")
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -80,7 +80,7 @@ def finetune(
         typer.Option(help="tensorboard, wandb or trackio, besides log.jsonl; repeat for several."),
     ] = None,
     allow_fewer: Annotated[
-        bool, typer.Option("--allow-fewer", help="Go on where a class has too few pictures.")
+        bool, typer.Option("--allow-fewer", help="Go on where a class has too few images.")
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace another run in the folder.")
@@ -91,14 +91,15 @@ def finetune(
     device: Device = None,
     json: JsonFlag = False,
 ) -> None:
-    """Fine-tune a model, with or without a head, and judge it in and out of distribution.
+    """Adapt a model, its encoder too where the method says so, and evaluate it under shift.
 
     After Ctrl-C, SIGTERM (exit code 143) or a kill the same command goes on where it stopped.
     Several processes: accelerate launch --num_processes 4 -m rada finetune ...
     """
     from rada.core.values import check_seed
     from rada.data import load_class_names
-    from rada.methods.finetune import FineTuner, FineTuningStopped
+    from rada.finetuner import FineTuner
+    from rada.training.encoder_loop import FineTuningStopped
 
     check_seed(seed)  # before anything is loaded
     given = {
@@ -110,11 +111,11 @@ def finetune(
         "precision": precision,
         "wise_alpha": wise_alpha,
     }
-    settings = _config(config, {k: v for k, v in given.items() if v is not None}, set_ or [])
+    given = {k: v for k, v in given.items() if v is not None}
     tuner = FineTuner(
         model,
         method,
-        settings,
+        _config(method, config, given, set_ or []),
         classes=None if class_names is None else load_class_names(class_names),
         templates=template,
         device=device,
@@ -145,23 +146,24 @@ def finetune(
         _print_summary(result, out)
 
 
-def _config(path: Path | None, given: dict[str, Any], pairs: list[str]) -> FFTConfig:
-    """Build the configuration: the file's fields, then --set, then the options."""
+def _config(method: str, path: Path | None, given: dict[str, Any], pairs: list[str]) -> Config:
+    """Build a method's configuration: the file's fields, then --set, then the options."""
     from rada.core.config import parse_value
     from rada.core.errors import ConfigError
     from rada.core.storage import read_json
-    from rada.methods.finetune import FFTConfig
+    from rada.methods import get_method
 
+    kind = get_method(method).config
     values: dict[str, Any] = {}
     if path is not None:
         written = read_json(path, error=ConfigError, what="the configuration")
-        values = FFTConfig.from_dict(written).to_dict()
+        values = kind.from_dict(written).to_dict()
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals:
             raise ConfigError(f"--set takes FIELD=VALUE, not {pair!r}")
         values[key.strip()] = parse_value(text)
-    return FFTConfig.from_dict(values | given)
+    return kind.from_dict(values | given)
 
 
 def _named_sets(pairs: list[str]) -> dict[str, str]:
@@ -182,7 +184,7 @@ def _named_sets(pairs: list[str]) -> dict[str, str]:
 def _alphas(text: str | None) -> tuple[float, ...]:
     """Read `--wise`."""
     from rada.core.errors import ConfigError
-    from rada.methods.finetune import ALPHAS
+    from rada.training.wise_ft import ALPHAS
 
     if text is None:
         return ()
@@ -203,10 +205,10 @@ def _print_summary(result: dict[str, Any], out: Path) -> None:
     from rada.report.text import percent
 
     title = f"{result['method']} on {result['data']}"
-    table = plain_table(title, "test set", "pictures", "zero-shot", "tuned", "difference")
-    for name, pictures, before, after in _rows(result):
+    table = plain_table(title, "test set", "images", "zero-shot", "tuned", "difference")
+    for name, images, before, after in _rows(result):
         change = f"{100 * (after - before):+.1f}"
-        table.add_row(name, pictures, percent(before), percent(after), change)
+        table.add_row(name, images, percent(before), percent(after), change)
     terminal = screen()
     terminal.print(table)
     for point in result["wise"]:

@@ -1,147 +1,99 @@
-"""Accuracy in and out of distribution."""
+"""Accuracy in and out of distribution, of any adapted model."""
 
 from __future__ import annotations
 
 import statistics
-import warnings
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rada.core.errors import DataError
-from rada.data.align import fold_name
-from rada.data.checks import check_labelled
-from rada.evaluation import evaluate_logits
-from rada.features import FeatureCache, extract_features
-from rada.training.distributed import process_count, process_rank
+from rada.core.processes import gather_rows, process_count, process_rank
+from rada.evaluation.metrics import evaluate_logits
+from rada.evaluation.sets import IN_DISTRIBUTION, TestSet
+from rada.features import ClassSet, FeatureCache, extract_features
 
 if TYPE_CHECKING:
     from rada.data import ImageSplit
-    from rada.methods.finetune.model import TunedModel
+    from rada.encoders import DualEncoder
 
-__all__ = ["IN_DISTRIBUTION", "Judge", "TestSet", "shared_classes"]
-
-IN_DISTRIBUTION = "in_distribution"
-"""Name of the test set that is not shifted."""
+__all__ = ["RobustnessEvaluator"]
 
 
-@dataclass(frozen=True, eq=False)
-class TestSet:
-    """Pictures to test on.
-
-    Attributes:
-        name: What to call it.
-        split: The pictures; labels count in `classes`.
-        classes: The candidates, by their names in training.
-        note: What was left out; "" if nothing.
-    """
-
-    __test__ = False  # pytest would take it for a class of tests
-
-    name: str
-    split: ImageSplit
-    classes: tuple[str, ...]
-    note: str = ""
+class _Method(Protocol):
+    @property
+    def train_encoder(self) -> bool: ...
 
 
-def shared_classes(name: str, split: ImageSplit, classes: tuple[str, ...]) -> TestSet:
-    """Return the pictures of the classes that a test set shares with training.
+class Adapted(Protocol):
+    """What is evaluated: `rada.methods.AdaptedModel` of any method."""
 
-    Names are the same but for case, underscores and hyphens. A difference is said aloud.
+    @property
+    def method(self) -> _Method:
+        """Its method, which says whether the model has an encoder of its own."""
 
-    Args:
-        name: What to call the test set.
-        split: Its pictures.
-        classes: The training classes.
+    @property
+    def encoder(self) -> DualEncoder | None:
+        """The encoder that it owns or asks, or None."""
 
-    Raises:
-        DataError: If two of its classes have the same name, fewer than two are shared, or an image
-            has no label.
-    """
-    check_labelled(split.labels, split.ids, f"testing on {name!r}")
-    wanted = {fold_name(known): known for known in classes}
-    found: dict[str, int] = {}
-    for label, own in enumerate(split.classes):
-        if fold_name(own) in found:
-            first = split.classes[found[fold_name(own)]]
-            raise DataError(
-                f"{name!r} has the classes {first!r} and {own!r}, which differ by case or underscores "
-                "alone: rename or join one of them"
-            )
-        found[fold_name(own)] = label
-    shared = [key for key in wanted if key in found]
-    if len(shared) < 2:
-        raise DataError(
-            f"{name!r} shares {len(shared)} classes with training, at least 2 are needed; it has "
-            f"{', '.join(map(repr, split.classes[:5]))}, training has "
-            f"{', '.join(map(repr, classes[:5]))}"
-        )
-    kept = split.select_classes([found[key] for key in shared])
-    names = tuple(wanted[key] for key in shared)
-    note = ""
-    if len(shared) < max(len(wanted), len(found)):
-        absent = [known for key, known in wanted.items() if key not in found]
-        strange = [split.classes[label] for key, label in found.items() if key not in wanted]
-        told = [f"it lacks {_some(absent)}"] if absent else []
-        told += [f"its {_some(strange)} was not trained and is left out"] if strange else []
-        note = f"{name}: judged among {len(shared)} shared classes; {'; '.join(told)}"
-        warnings.warn(note, UserWarning, stacklevel=3)
-    return TestSet(name, kept.rename(names), names, note)
+    def logits(self, images: Tensor, classes: ClassSet, *, strength: float | None = None) -> Tensor:
+        """Return logits `(N, K)` of features `(N, D)`."""
 
 
-def _some(names: list[str]) -> str:
-    shown = ", ".join(map(repr, names[:3]))
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
-
-
-class Judge:
-    """Judges a model on test sets, each process its share of the pictures.
+class RobustnessEvaluator:
+    """Evaluates models on test sets, each process its share of the images.
 
     Args:
         sets: The test sets; one in distribution is called `IN_DISTRIBUTION`.
+        encoder: The pretrained encoder, whose features serve models that train none.
+        classes: The training classes, with the pretrained encoder's class features.
         cache: Where features of the pretrained encoder are kept.
-        workers: Processes that decode pictures.
-        skip_bad: Leave out pictures that cannot be read.
+        workers: Processes that decode images.
+        skip_bad: Leave out images that cannot be read.
     """
 
     def __init__(
         self,
-        sets: list[TestSet],
+        sets: Sequence[TestSet],
+        encoder: DualEncoder,
+        classes: ClassSet,
         *,
-        cache: FeatureCache | Literal[False] | None,
-        workers: int | None,
-        skip_bad: bool,
+        cache: FeatureCache | Literal[False] | None = None,
+        workers: int | None = None,
+        skip_bad: bool = False,
     ) -> None:
-        self.sets = sets
+        self.sets, self.encoder, self.classes = tuple(sets), encoder, classes
         self.cache, self.workers, self.skip_bad = cache, workers, skip_bad
 
-    def __call__(self, model: TunedModel, *, pretrained: bool) -> dict[str, Any]:
+    def __call__(self, model: Adapted, *, strength: float | None = None) -> dict[str, Any]:
         """Return accuracies as plain JSON.
 
         Args:
             model: The model.
-            pretrained: Whether the image tower is as it was, so that its features are kept.
+            strength: 0 for zero-shot, 1 for the full adaptation; None for the model's own.
 
         Returns:
             `{"in_distribution": {...} | None, "out_of_distribution": {NAME: {...}, "mean": ...}}`.
         """
-        found = {test.name: self.judge(model, test, pretrained=pretrained) for test in self.sets}
+        found = {test.name: self.evaluate(model, test, strength=strength) for test in self.sets}
         inside = found.pop(IN_DISTRIBUTION, None)
         outside: dict[str, Any] = dict(found)
         if found:
             outside["mean"] = statistics.fmean(entry["accuracy"] for entry in found.values())
         return {"in_distribution": inside, "out_of_distribution": outside}
 
-    def judge(self, model: TunedModel, test: TestSet, *, pretrained: bool) -> dict[str, Any]:
+    def evaluate(
+        self, model: Adapted, test: TestSet, *, strength: float | None = None
+    ) -> dict[str, Any]:
         """Return the metrics of one test set."""
         rows = np.arange(len(test.split))[process_rank() :: process_count()]
-        features, labels = self._features(model, test.split.subset(rows), pretrained)
-        logits = model.logits(features, model.candidates(test.classes))
-        logits, labels = gather_rows(logits), gather_rows(labels)
-        metrics = evaluate_logits(logits, labels, test.classes)
+        features, labels = self._features(model, test.split.subset(rows))
+        place = {name: row for row, name in enumerate(self.classes.names)}
+        candidates = self.classes.take([place[name] for name in test.classes])
+        logits = gather_rows(model.logits(features, candidates, strength=strength))
+        metrics = evaluate_logits(logits, gather_rows(labels), test.classes)
         return {
             "accuracy": metrics.accuracy,
             "balanced_accuracy": metrics.balanced_accuracy,
@@ -151,28 +103,18 @@ class Judge:
             "classes": len(test.classes),
         } | ({"note": test.note} if test.note else {})
 
-    def _features(
-        self, model: TunedModel, split: ImageSplit, pretrained: bool
-    ) -> tuple[Tensor, Tensor]:
+    def _features(self, model: Adapted, split: ImageSplit) -> tuple[Tensor, Tensor]:
+        """Return features and labels; of the model's own encoder where its method trains one."""
         if len(split) == 0:
-            return torch.empty(0, model.encoder.dim), torch.empty(0, dtype=torch.long)
-        model.eval()
+            return torch.empty(0, self.encoder.dim), torch.empty(0, dtype=torch.long)
+        own = model.encoder if model.method.train_encoder else None
         features = extract_features(
-            model.encoder,
+            own or self.encoder,
             split,
-            cache=self.cache if pretrained else False,
-            # Weights that changed would have to be sent to every worker anew.
-            workers=self.workers if pretrained else 0,
+            # Weights that change at every epoch would fill the cache, and go to every worker anew.
+            cache=self.cache if own is None else False,
+            workers=self.workers if own is None else 0,
             skip_bad=self.skip_bad,
             progress=False,
         )
         return features.plain(), features.labels
-
-
-def gather_rows(values: Tensor) -> Tensor:
-    """Concatenate the rows of all processes, which may have different numbers of them."""
-    if process_count() == 1:
-        return values
-    parts: list[Tensor] = [torch.empty(0)] * process_count()
-    torch.distributed.all_gather_object(parts, values.cpu())
-    return torch.cat([part.to(values.dtype) for part in parts])

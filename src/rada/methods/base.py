@@ -153,6 +153,10 @@ class AdaptedModel(nn.Module):
         """Return the losses of a step of training; methods that keep the images look at its rows."""
         return self.loss(step.images, step.labels, step.classes)
 
+    def features_of(self, data: Features) -> Tensor:
+        """Return the features `(N, D)` that it scores of some data: of its own encoder if it has one."""
+        return data.plain()
+
     def own_state(self) -> dict[str, Tensor]:
         """Return the weights to save, without those of an encoder."""
         return dict(self.state_dict())
@@ -298,6 +302,10 @@ class Method(ABC):
         """Train what `start` returned; methods without training leave it as it is."""
         return model
 
+    def templates(self, found: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the prompt templates where the user names none; those of the data unless it differs."""
+        return found
+
     def views(self, config: Any) -> int:
         """Return how many views of each image the method wants."""
         return int(getattr(config, "views", 1))
@@ -325,19 +333,32 @@ class Method(ABC):
             TrainingInterrupted: On Ctrl-C.
         """
         run = run or Run()
-        config = self.config() if config is None else config
-        if not isinstance(config, self.config):
-            raise ConfigError(
-                f"{self.name} takes {self.config.__name__}, not {type(config).__name__}"
-            )
-        self.check(data, run)
+        config = self.checked(config)
+        self.check(data, config, run)
         began = time.perf_counter()
         model = self.start(data, config, run).to(data.image_features.device)
         model = self.train(model, data, config, run)
         model.record["seconds"] = time.perf_counter() - began
         return model.eval()
 
-    def check(self, data: Features, run: Run) -> None:
+    def checked(self, config: Config | None) -> Config:
+        """Return a configuration, the defaults for None; refuse that of another method.
+
+        Raises:
+            ConfigError: If it is another method's.
+        """
+        config = self.config() if config is None else config
+        if not isinstance(config, self.config):
+            raise ConfigError(
+                f"{self.name} takes {self.config.__name__}, not {type(config).__name__}"
+            )
+        return config
+
+    def capabilities(self, config: Any) -> frozenset[str]:
+        """Return what the encoder must offer, of `rada.encoders.CAPABILITIES`."""
+        return self.needs - {"encoder", "images"}
+
+    def check(self, data: Features, config: Any, run: Run) -> None:
         """Check that data and run hold what the method needs."""
         if "encoder" in self.needs and run.encoder is None:
             raise ConfigError(
@@ -345,7 +366,7 @@ class Method(ABC):
                 "give images as data, or choose another method (`rada methods`)"
             )
         if run.encoder is not None:
-            for capability in sorted(self.needs - {"encoder", "images"}):
+            for capability in sorted(self.capabilities(config)):
                 run.encoder.require(capability)
         if "images" in self.needs and data.images is None:
             raise ConfigError(f"{self.name} trains on images, but there are features alone")

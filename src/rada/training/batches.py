@@ -1,4 +1,4 @@
-"""Which pictures a step sees, and how: functions of seed, epoch and step alone."""
+"""Which images a step sees, and how: functions of seed, epoch and step alone."""
 
 from __future__ import annotations
 
@@ -14,16 +14,39 @@ from torch.utils.data import DataLoader, Dataset
 from rada.core.errors import ConfigError, DataError
 from rada.data.views import seeded_view
 from rada.encoders.transforms import TrainTransform, stack_pixels
-from rada.methods.finetune.model import Batch
-from rada.training.eft import draw_classes
+from rada.training.feature_loop import draw_classes
 
 if TYPE_CHECKING:
     from rada.data import ImageSplit
     from rada.encoders import DualEncoder
     from rada.encoders.base import Transform
-    from rada.methods.finetune.config import FFTConfig
 
-__all__ = ["Order", "Step", "StepData", "training_transform"]
+__all__ = ["Batch", "Order", "Step", "StepData", "training_transform"]
+
+
+@dataclass
+class Batch:
+    """This process's share of one part of a step.
+
+    Attributes:
+        pixels: `(n, 3, H, W)`.
+        labels: `(n,)` among `classes`.
+        weights: `(n,)`; 0 for images that fill the share up to the size of the others.
+        count: Images of the whole step, over all processes and parts.
+        parts: Parts of the step.
+        classes: Indices `(C,)` of the classes that were drawn; None for all.
+        template: Number of the prompt template of this step.
+        captions: A caption of each image, where the method wants them.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    weights: Tensor
+    count: int
+    parts: int = 1
+    classes: Tensor | None = None
+    template: int = 0
+    captions: tuple[str, ...] = ()
 
 
 class Step(NamedTuple):
@@ -35,19 +58,19 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Order:
-    """The order of the pictures: the same for any number of processes.
+    """The order of the images: the same for any number of processes.
 
     Attributes:
         labels: `(N,)`.
         classes: K.
-        batch_size: Pictures a step.
-        classes_per_step: Classes a step, or as many as its pictures have; 0 for all.
+        batch_size: Images a step.
+        classes_per_step: Classes a step, or as many as its images have; 0 for all.
         templates: Number of prompt templates.
         seed: Seed.
 
     Example:
         >>> order = Order(torch.tensor([0, 1, 1]), 2, 2, 0, 1, seed=0)
-        >>> order.steps_per_epoch, sorted(torch.cat([order.pictures(Step(0, s)) for s in (0, 1)]).tolist())
+        >>> order.steps_per_epoch, sorted(torch.cat([order.images(Step(0, s)) for s in (0, 1)]).tolist())
         (2, [0, 1, 2])
     """
 
@@ -60,11 +83,11 @@ class Order:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of an epoch; the last may have fewer pictures."""
+        """Steps of an epoch; the last may have fewer images."""
         return math.ceil(len(self.labels) / self.batch_size)
 
-    def pictures(self, at: Step) -> Tensor:
-        """Return the indices `(n,)` of the pictures of a step, over all processes."""
+    def images(self, at: Step) -> Tensor:
+        """Return the indices `(n,)` of the images of a step, over all processes."""
         start = at.step * self.batch_size
         return self._epoch(at.epoch)[start : start + self.batch_size]
 
@@ -81,45 +104,53 @@ class Order:
         number = (at.epoch * self.steps_per_epoch + at.step) * 2 + 1
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + 500_009 * number)
         template = int(torch.randint(self.templates, (), generator=generator))
-        labels = self.labels[self.pictures(at)]
-        # An encoded picture is too dear to be dropped because its class was not drawn.
+        labels = self.labels[self.images(at)]
+        # An encoded image is too costly to be dropped because its class was not drawn.
         size = max(self.classes_per_step or self.classes, len(labels.unique()))
         return draw_classes(labels, self.classes, size, generator), template
 
     def share(self, at: Step, rank: int, processes: int) -> tuple[Tensor, Tensor]:
-        """Return one process's pictures of a step and their weights.
+        """Return one process's images of a step and their weights.
 
         All shares are as long as the longest; what fills them up has the weight 0.
         """
-        pictures = self.pictures(at)
-        own = pictures[rank::processes]
-        missing = math.ceil(len(pictures) / processes) - len(own)
-        filled = torch.cat([own, pictures[:1].expand(missing)])
+        images = self.images(at)
+        own = images[rank::processes]
+        missing = math.ceil(len(images) / processes) - len(own)
+        filled = torch.cat([own, images[:1].expand(missing)])
         weights = torch.cat([torch.ones(len(own)), torch.zeros(missing)])
         return filled, weights
 
 
-def training_transform(encoder: DualEncoder, config: FFTConfig) -> Transform:
-    """Return what turns a training picture into pixels.
+def training_transform(
+    encoder: DualEncoder, augmentation: str, crop_scale: tuple[float, ...] | None
+) -> Transform:
+    """Return what turns a training image into pixels.
+
+    Args:
+        encoder: The encoder.
+        augmentation: "random" or "plain", as in `EncoderConfig`.
+        crop_scale: Smallest and largest part of an image in a random crop; None for the
+            encoder's own.
 
     Raises:
         ConfigError: If a crop scale is asked for and the encoder's transform has none.
     """
-    if config.augmentation == "plain":
+    if augmentation == "plain":
         return encoder.preprocess
     transform = encoder.train_transform
-    if config.crop_scale is None:
+    if crop_scale is None:
         return transform
     if not isinstance(transform, TrainTransform):
         raise ConfigError(
             f"the encoder {encoder.name!r} brings a training transform of its own, which has no crop "
             "scale: leave crop_scale out"
         )
-    return replace(transform, scale=(config.crop_scale[0], config.crop_scale[1]))
+    return replace(transform, scale=(crop_scale[0], crop_scale[1]))
 
 
-class _Pictures(Dataset[Tensor | DataError]):
-    """Pixels by (epoch, picture); a picture that cannot be read gives its error."""
+class _Images(Dataset[Tensor | DataError]):
+    """Pixels by (epoch, image); a image that cannot be read gives its error."""
 
     def __init__(self, split: ImageSplit, transform: Transform, seed: int) -> None:
         self.split, self.transform, self.seed = split, transform, seed
@@ -128,10 +159,10 @@ class _Pictures(Dataset[Tensor | DataError]):
     def __getitem__(self, key: tuple[int, int]) -> Tensor | DataError:
         epoch, index = key
         try:
-            picture = self.split.load(index)
+            image = self.split.load(index)
         except DataError as error:
             return DataError(str(error))
-        return seeded_view(picture, self.transform, self.seed, self.ids[index], epoch)
+        return seeded_view(image, self.transform, self.seed, self.ids[index], epoch)
 
 
 def _collate(items: list[Tensor | DataError]) -> tuple[Tensor | None, list[tuple[int, str]]]:
@@ -149,14 +180,14 @@ class StepData:
     """The batches of one process.
 
     Args:
-        split: The training pictures.
+        split: The training images.
         order: Their order.
-        transform: Picture to pixels, random through torch's generator.
+        transform: Image to pixels, random through torch's generator.
         workers: Processes that decode.
         templates: Prompt templates, for captions.
         captions: Whether batches need captions.
         parts: Parts that a step is cut into.
-        skip_bad: Give pictures that cannot be read the weight 0 instead of stopping.
+        skip_bad: Give images that cannot be read the weight 0 instead of stopping.
         rank: Number of this process.
         processes: How many there are.
         device: Where the batches go.
@@ -186,7 +217,7 @@ class StepData:
         """Yield the steps from `start` on, each with its parts.
 
         Raises:
-            DataError: If a picture cannot be read; the message names it.
+            DataError: If a image cannot be read; the message names it.
         """
         plan = [
             Step(epoch, step)
@@ -194,7 +225,7 @@ class StepData:
             for step in range(start.step if epoch == start.epoch else 0, self.order.steps_per_epoch)
         ]
         loader: DataLoader[Tensor | DataError] = DataLoader(
-            _Pictures(self.split, self.transform, self.order.seed),
+            _Images(self.split, self.transform, self.order.seed),
             batch_sampler=_Keys(self, plan),
             num_workers=self.workers,
             collate_fn=_collate,
@@ -224,7 +255,7 @@ class StepData:
                 pixels[i : i + size].to(self.device, memory_format=torch.channels_last),
                 labels[i : i + size].to(self.device),
                 weights[i : i + size].to(self.device),
-                len(self.order.pictures(at)),
+                len(self.order.images(at)),
                 len(pieces),
                 classes,
                 template,
@@ -234,7 +265,7 @@ class StepData:
         ]
 
     def _captions(self, at: Step, labels: Tensor) -> tuple[str, ...]:
-        """Return one caption for each picture, by a template of its own."""
+        """Return one caption for each image, by a template of its own."""
         number = (at.epoch * self.order.steps_per_epoch + at.step) * 2
         generator = torch.Generator().manual_seed(
             self.order.seed * 1_000_003 + 500_009 * number + self.rank
@@ -248,7 +279,7 @@ class StepData:
 
 
 class _Keys:
-    """For each step the keys of its pictures."""
+    """For each step the keys of its images."""
 
     def __init__(self, data: StepData, plan: list[Step]) -> None:
         self.data, self.plan = data, plan

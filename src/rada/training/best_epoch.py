@@ -2,45 +2,57 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from rada.core.storage import atomic_path
-from rada.evaluation.robustness import Judge, TestSet
-from rada.methods.finetune.model import TunedModel
-from rada.training.checkpoints import Checkpoints, RunState
+from rada.training.checkpoints import RunState
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-    from torch import Tensor
+__all__ = ["BestEpoch", "Tunable"]
 
-__all__ = ["BestEpoch"]
+
+class Tunable(Protocol):
+    """A model whose weights can be taken out and put back."""
+
+    def tuned(self) -> dict[str, Tensor]:
+        """Return copies on the CPU of all that can differ from the pretrained model."""
+
+    def load_tuned(self, weights: Mapping[str, Tensor]) -> None:
+        """Put weights back that `tuned` returned."""
 
 
 class BestEpoch:
-    """Keeps the weights of the epoch that did best on the validation split."""
+    """Keeps the weights of the epoch that did best on the validation split.
+
+    Args:
+        model: The model.
+        evaluate: Returns its metrics on the validation split, "accuracy" among them.
+        path: File that the best weights are kept in; None keeps them in memory alone.
+    """
 
     def __init__(
-        self,
-        model: TunedModel,
-        validation: TestSet,
-        judge: Judge,
-        checkpoints: Checkpoints | None,
+        self, model: Tunable, evaluate: Callable[[], dict[str, Any]], path: Path | None
     ) -> None:
-        self.model, self.validation, self.judge = model, validation, judge
-        self.path = None if checkpoints is None else checkpoints.folder / "best.safetensors"
+        self.model, self.evaluate, self.path = model, evaluate, path
         self.weights: dict[str, Tensor] | None = None
 
-    def __call__(self, epoch: int, state: RunState, accelerator: Accelerator) -> dict[str, Any]:
-        """Judge an epoch; return its metrics."""
-        self.model.eval()
-        pretrained = "image" not in self.model.trained_towers
-        found = self.judge.judge(self.model, self.validation, pretrained=pretrained)
+    def __call__(self, epoch: int, state: RunState, *, write: bool) -> dict[str, Any]:
+        """Evaluate an epoch; return its metrics.
+
+        Args:
+            epoch: The epoch, from 0.
+            state: Is told which epoch is the best so far.
+            write: Whether this process writes the file.
+        """
+        found = self.evaluate()
         if found["accuracy"] > state.best.get("accuracy", -1.0):
             state.best = {"epoch": epoch + 1, "accuracy": found["accuracy"]}
             self.weights = self.model.tuned()
-            if self.path is not None and accelerator.is_main_process:
+            if self.path is not None and write:
                 with atomic_path(self.path) as temporary:
                     # The image encoder's convolutions lie channels last, which safetensors refuses.
                     save_file({k: v.contiguous() for k, v in self.weights.items()}, temporary)

@@ -51,14 +51,14 @@ def differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
         >>> differences({"config": {"epochs": 2}}, {"config": {"epochs": 3}})
         ['config.epochs is 2 there and 3 here']
     """
-    told = []
+    different = []
     for key in sorted(found.keys() | wanted.keys()):
         old, new = found.get(key), wanted.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            told += [f"{key}.{text}" for text in differences(old, new)]
+            different += [f"{key}.{text}" for text in differences(old, new)]
         elif old != new:
-            told.append(f"{key} is {old!r} there and {new!r} here")
-    return told
+            different.append(f"{key} is {old!r} there and {new!r} here")
+    return different
 
 
 class Checkpoints:
@@ -83,38 +83,27 @@ class Checkpoints:
         """
         path = self.folder / "run.json"
         if path.exists():
-            told = self._told(path)
-            if not told:
+            different = self._differences(path)
+            if not different:
                 # Of a process that was killed while it wrote.
                 for rest in self.folder.glob(".step-*"):
                     shutil.rmtree(rest, ignore_errors=True)
-                if overwrite:
-                    self._drop_damaged()
                 return
             if not overwrite:
                 raise CheckpointError(
-                    f"{str(self.folder)!r} holds another run ({'; '.join(told[:3])}): choose "
+                    f"{str(self.folder)!r} holds another run ({'; '.join(different[:3])}): choose "
                     "another folder, or replace it with --overwrite (overwrite=True)"
                 )
             shutil.rmtree(self.folder)
         write_json(path, self.run)
 
-    def _told(self, path: Path) -> list[str]:
+    def _differences(self, path: Path) -> list[str]:
         """Name what differs between the run in the folder and this one."""
         try:
             found = read_json(path, error=CheckpointError, what="the description of the run")
         except CheckpointError as error:
             return [str(error)]
         return differences(found if isinstance(found, dict) else {}, self.run)
-
-    def _drop_damaged(self) -> None:
-        """Delete the newest checkpoints until one can be read."""
-        for newest in reversed(self.all()):
-            try:
-                self.load()
-                return
-            except CheckpointError:
-                shutil.rmtree(newest)
 
     def all(self) -> list[Path]:
         """Return the checkpoints, oldest first."""

@@ -1,43 +1,56 @@
-"""What several processes of one run exchange; with one process, nothing."""
+"""Devices, processes and precision, by Accelerate."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import torch
-from torch import Tensor, distributed
 
-__all__ = ["gather_with_gradient", "process_count", "process_rank"]
+from rada.core.errors import ConfigError
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
-def _several() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
+__all__ = ["make_accelerator"]
 
-
-def process_rank() -> int:
-    """Return the number of this process, from 0."""
-    return distributed.get_rank() if _several() else 0
+# How Accelerate may share the work; others cut the model itself into pieces.
+_KINDS = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_HPU")
 
 
-def process_count() -> int:
-    """Return how many processes there are."""
-    return distributed.get_world_size() if _several() else 1
-
-
-def gather_with_gradient(values: Tensor) -> Tensor:
-    """Concatenate the values of all processes, in the order of their numbers, differentiably.
+def make_accelerator(
+    device: str | torch.device | None,
+    precision: str | None = None,
+    *,
+    trackers: tuple[str, ...] = (),
+    folder: Path | None = None,
+) -> Accelerator:
+    """Return Accelerate's view of the processes that the launcher started.
 
     Args:
-        values: `(n, ...)`, of one shape in all processes.
+        device: "cpu", or None for what Accelerate finds.
+        precision: "bf16", "fp16" or "no"; None for what the launcher says.
+        trackers: Names of trackers.
+        folder: Where they write.
 
-    Example:
-        >>> gather_with_gradient(torch.ones(2)).tolist()
-        [1.0, 1.0]
+    Raises:
+        ConfigError: If the launcher wants the model itself cut into pieces.
     """
-    if process_count() == 1:
-        return values
-    if not values.requires_grad:
-        parts = [torch.empty_like(values) for _ in range(process_count())]
-        distributed.all_gather(parts, values.contiguous())
-        return torch.cat(parts)
-    from torch.distributed.nn.functional import all_gather
+    from accelerate import Accelerator, DistributedDataParallelKwargs
 
-    return torch.cat(all_gather(values))
+    accelerator = Accelerator(
+        # Without a GPU Accelerate must be told, or it takes each process for the only one.
+        cpu=str(device) == "cpu" or not torch.accelerator.is_available(),
+        mixed_precision=precision,
+        log_with=list(trackers) or None,
+        project_dir=folder,
+        # Encoders have parts that no loss reaches, such as a pooler.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    if accelerator.distributed_type not in _KINDS:
+        raise ConfigError(
+            f"{accelerator.distributed_type.value} cannot be used: CLIP's scale is a scalar, which "
+            "torch does not shard, and models are evaluated whole. Use one process a GPU with "
+            "--precision bf16 and --accumulate"
+        )
+    return accelerator

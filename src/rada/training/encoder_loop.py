@@ -1,24 +1,25 @@
-"""The loop in which towers learn: any number of processes, exact to go on with."""
+"""The one loop in which encoders learn: any number of processes, exact to go on with."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, distributed
 
 from rada.core.errors import RadaError, TrainingDivergedError
+from rada.core.processes import process_count
 from rada.core.progress import progress_bar
-from rada.methods.finetune.model import Batch, TunedModel
-from rada.training.batches import Order, Step, StepData
+from rada.training.batches import Batch, Order, Step, StepData
 from rada.training.checkpoints import Checkpoints, RunState, collect, restore
-from rada.training.distributed import process_count
+from rada.training.encoder_config import EncoderConfig
 from rada.training.schedule import warmup_cosine
 from rada.training.signals import StopRequest
 from rada.training.tracking import StepLog
@@ -26,9 +27,7 @@ from rada.training.tracking import StepLog
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from rada.methods.finetune.config import FFTConfig
-
-__all__ = ["FineTuningStopped", "OutOfMemoryError", "TowerTraining", "TrainingDivergedError"]
+__all__ = ["EncoderLearner", "EncoderLoop", "FineTuningStopped", "OutOfMemoryError"]
 
 _SUMS = ("loss", "cross_entropy", "smoothness", "contrastive", "penalty", "accuracy")
 
@@ -51,12 +50,30 @@ class FineTuningStopped(KeyboardInterrupt):
         self.signal, self.step = number, step
 
 
-class TowerTraining:
-    """Training of the towers together with what the method added.
+class EncoderLearner(Protocol):
+    """What the loop trains: a module whose call with a `Batch` returns the losses of that share."""
+
+    @property
+    def changing(self) -> Collection[str]:
+        """Names of the weights and buffers that training can change."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the optimiser's groups; `lr` is the peak rate of a group."""
+
+    def training_mode(self) -> None:
+        """Set every part to the mode that it learns in."""
+
+    def eval(self) -> object:
+        """Set every part to evaluation mode."""
+
+
+class EncoderLoop:
+    """Training of an encoder together with what the method added.
 
     Args:
         model: The model, changed in place.
-        order: The order of the pictures.
+        config: How it is trained.
+        order: The order of the images.
         data: This process's batches.
         accelerator: Devices, processes and precision.
         checkpoints: Where states go; None for none.
@@ -64,11 +81,14 @@ class TowerTraining:
         after_epoch: Called after each epoch; what it returns joins the epoch's entry in the history.
         stop: Says whether a signal has come.
         progress: Show a bar; None on a terminal only.
+        title: The method's name, beside the bar.
+        steps: Number of steps; None for the configuration's epochs. The last epoch may be a part.
     """
 
     def __init__(
         self,
-        model: TunedModel,
+        model: EncoderLearner,
+        config: EncoderConfig,
         order: Order,
         data: StepData,
         accelerator: Accelerator,
@@ -78,14 +98,19 @@ class TowerTraining:
         after_epoch: Callable[[int, RunState], dict[str, Any]],
         stop: StopRequest,
         progress: bool | None,
+        title: str,
+        steps: int | None = None,
     ) -> None:
-        self.plain, self.order, self.data = model, order, data
+        self.plain, self.config, self.title = model, config, title
+        self.order, self.data = order, data
         self.accelerator, self.checkpoints = accelerator, checkpoints
         self.log_path, self.after_epoch = log_path, after_epoch
         self.stop, self.progress = stop, progress
-        self.config: FFTConfig = model.config
-        self.total = self.config.epochs * order.steps_per_epoch
-        self.model, self.optimizer = accelerator.prepare(model, _optimizer(model))
+        self.total = steps or config.epochs * order.steps_per_epoch
+        self.epochs = math.ceil(self.total / order.steps_per_epoch)
+        groups = [{**group, "peak": group["lr"]} for group in model.parameter_groups()]
+        optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
 
     def run(self) -> RunState:
         """Train until the last epoch, from a checkpoint if there is one.
@@ -103,11 +128,12 @@ class TowerTraining:
         shown = self.progress if main else False
         try:
             with progress_bar(
-                f"Fine-tuning ({self.plain.method.name})", self.total, enabled=shown, unit="step"
+                f"Training ({self.title})", self.total, enabled=shown, unit="step"
             ) as advance:
                 advance(state.step)
-                self.plain.train_towers()
-                for at, batches in self.data.steps(start, self.config.epochs):
+                self.plain.training_mode()
+                every = self.data.steps(start, self.epochs)
+                for at, batches in itertools.islice(every, self.total - state.step):
                     values = self._step(at, batches, state)
                     log.write(values)
                     self.accelerator.log(
@@ -148,7 +174,7 @@ class TowerTraining:
             **sums,
             "learning_rate": rate,
             "gradient_norm": norm,
-            "pictures_per_second": len(self.order.pictures(at)) / seconds,
+            "images_per_second": len(self.order.images(at)) / seconds,
         }
 
     def _gradients(self, batches: list[Batch]) -> dict[str, Tensor]:
@@ -167,7 +193,7 @@ class TowerTraining:
         return sums
 
     def _over_processes(self, sums: dict[str, Tensor]) -> tuple[dict[str, float], int]:
-        """Return the sums over all processes, and the signal that any of them has heard."""
+        """Return the sums over all processes, and the signal that any of them has received."""
         names = [name for name in _SUMS if name in sums]
         values = torch.stack([sums[name].double().cpu() for name in names])
         stop = torch.tensor(self.stop.signal)
@@ -197,20 +223,20 @@ class TowerTraining:
         part = warmup_cosine(1.0, step, self.total, self.config.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * part
-        return float(self.config.learning_rate or 0.0) * part
+        return self.config.learning_rate * part
 
     # -- between steps -----------------------------------------------------------------------------
 
     def _end_of_step(self, at: Step, batches: list[Batch], state: RunState, log: StepLog) -> None:
-        ended = at.step == self.order.steps_per_epoch - 1
+        ended = at.step == self.order.steps_per_epoch - 1 or state.step == self.total
         saved = self.stop.signal or ended or state.step % self.config.checkpoint_every == 0
         if saved:
             self._check_weights(at, batches, state)
         if ended:
-            means = {k: v / self.order.steps_per_epoch for k, v in state.sums.items()}
+            means = {k: v / (at.step + 1) for k, v in state.sums.items()}
             entry: dict[str, Any] = {"epoch": at.epoch + 1, **means}
             entry |= self.after_epoch(at.epoch, state)
-            self.plain.train_towers()
+            self.plain.training_mode()
             state.history.append(entry)
             state.sums = {}
             log.write({"step": state.step, **{k: v for k, v in entry.items() if k not in means}})
@@ -221,13 +247,13 @@ class TowerTraining:
 
     @torch.no_grad()
     def _check_weights(self, at: Step, batches: list[Batch], state: RunState) -> None:
-        """Check the weights that the last step made, before anything is kept or judged."""
+        """Check the weights that the last step made, before anything is kept or evaluated."""
         self.plain.eval()  # statistics and dropout stay out of it
         sums: dict[str, Tensor] = {}
         for batch in batches:
             for name, value in self.model(batch).items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value
-        self.plain.train_towers()
+        self.plain.training_mode()
         found, _ = self._over_processes(sums)
         if not all(math.isfinite(value) for value in found.values()):
             rate = self._set_rates(state.step - 1)
@@ -237,7 +263,7 @@ class TowerTraining:
         if self.checkpoints is None:
             return
         weights, moments, state.groups = collect(
-            self.model, self.optimizer.optimizer, self.plain.start.keys()
+            self.model, self.optimizer.optimizer, self.plain.changing
         )
         if self.accelerator.scaler is not None:
             state.scaler = self.accelerator.scaler.state_dict()
@@ -261,31 +287,18 @@ class TowerTraining:
         self, at: Step, state: RunState, rate: float, loss: float, *, after: bool = False
     ) -> str:
         place = f"after step {state.step}" if after else f"at step {state.step + 1}"
-        pictures = self.order.pictures(at).tolist()
-        names = ", ".join(repr(self.data.split.ids[index]) for index in pictures[:3])
+        images = self.order.images(at).tolist()
+        names = ", ".join(repr(self.data.split.ids[index]) for index in images[:3])
         return (
             f"the loss is {loss} {place} (epoch {at.epoch + 1}, learning rate {rate:.3g}, "
-            f"a batch of {len(pictures)} pictures that begins with {names}); the last checkpoint is "
-            "kept: lower the learning rate or max_grad_norm, or look at these pictures"
+            f"a batch of {len(images)} images that begins with {names}); the last checkpoint is "
+            "kept: lower the learning rate or max_grad_norm, or look at these images"
         )
 
     def _memory_advice(self) -> str:
         config = self.config
         return (
-            f"a step of {config.batch_size} pictures in {config.accumulate} part(s) does not fit into "
+            f"a step of {config.batch_size} images in {config.accumulate} part(s) does not fit into "
             f"memory: raise accumulate (--accumulate {2 * config.accumulate}), or lower batch_size, "
             f"classes_per_step or text_chunk ({config.text_chunk})"
         )
-
-
-def _optimizer(model: TunedModel) -> torch.optim.Optimizer:
-    """Return AdamW over what learns: the head at its own rate, all else at the encoder's."""
-    config = model.config
-    head = set() if model.head is None else {id(p) for p in model.head.parameters()}
-    learning = [p for p in model.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = []
-    for mine, rate in ((False, config.learning_rate), (True, config.head_learning_rate)):
-        chosen = [p for p in learning if (id(p) in head) is mine]
-        if chosen:
-            groups.append({"params": chosen, "lr": rate, "peak": rate})
-    return torch.optim.AdamW(groups, weight_decay=config.weight_decay or 0.0)

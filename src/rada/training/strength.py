@@ -16,6 +16,7 @@ none.)
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from torch import Tensor
 from rada.core.config import Config
 from rada.core.errors import CheckpointError
 from rada.core.hashing import fingerprint_tensors
+from rada.core.processes import process_rank
 from rada.core.records import FoldRecord, check_record
 from rada.core.storage import read_json, write_json
 from rada.evaluation import harmonic_mean
@@ -108,6 +110,9 @@ class StrengthChoice:
 
 class Adapted(Protocol):
     """What a fold's training returns."""
+
+    def features_of(self, data: Features) -> Tensor:
+        """Return the features `(N, D)` that it scores of some data."""
 
     def adapted_logits(self, images: Tensor, classes: ClassSet) -> Tensor:
         """Return logits `(N, K)` at full strength."""
@@ -200,14 +205,24 @@ class _Folds:
             check_record(FoldRecord, saved, error=CheckpointError, what=what)
             if saved.get("key") == identity:
                 return [Counts(torch.tensor(c), torch.tensor(m), n) for c, m, n in saved["counts"]]
-        model = self.train(learned, folder and folder / f"strength-{name}.safetensors")
+        state = folder and folder / f"strength-{name}.safetensors"
+        model = self.train(learned, state)
         counts = [Counts.none() if part is None else _counted(model, part) for part in asked]
         if record is not None:
             rows = [
                 [entry.correct.tolist(), entry.changed.tolist(), entry.images] for entry in counts
             ]
-            write_json(record, {"key": identity, "counts": rows})
+            if process_rank() == 0:
+                write_json(record, {"key": identity, "counts": rows})
+                _forget(state)
         return counts
+
+
+def _forget(state: Path | None) -> None:
+    """Delete the state of a fold that is counted: a file, or a folder of the same name."""
+    if state is not None:
+        state.unlink(missing_ok=True)
+        shutil.rmtree(state.with_suffix(""), ignore_errors=True)
 
 
 def _over_classes(runs: _Folds, data: Features, seed: int, folds: int) -> StrengthChoice:
@@ -283,7 +298,7 @@ def largest_best(accuracy: Tensor) -> float:
 @torch.no_grad()
 def _counted(model: Adapted, part: Features) -> Counts:
     """Count right predictions at every strength; logits are linear in it, so two passes serve all."""
-    images, classes = part.plain(), part.class_set()
+    images, classes = model.features_of(part), part.class_set()
     zero_shot = model.zero_shot_logits(images, classes)
     return count_right(zero_shot, model.adapted_logits(images, classes) - zero_shot, part.labels)
 

@@ -1,111 +1,85 @@
-"""What every method of full fine-tuning has in common."""
+"""What the methods that train an encoder have in common."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from abc import ABC
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
+from rada.core.config import Config
 from rada.core.errors import ConfigError
-from rada.methods.finetune.config import FFTConfig
+from rada.core.processes import process_rank, wait_for_all
+from rada.features import Features
+from rada.methods.base import AdaptedModel, Cost, Facts, Method, Run, Shapes
+from rada.methods.finetune.model import TunedModel
+from rada.training.batches import Batch
+from rada.training.checkpoints import Checkpoints
+from rada.training.encoder_config import EncoderConfig
+from rada.training.encoder_training import EncoderJob, train_encoder
+from rada.training.feature_loop import Losses, seeded
 
 if TYPE_CHECKING:
-    from rada.encoders.base import Part
-    from rada.features import Features
-    from rada.methods.finetune.model import Batch, TunedModel
+    from rada.encoders import DualEncoder
 
-__all__ = ["FFTMethod", "FirstStage", "Losses", "weighted"]
-
-Losses = dict[str, Tensor]
+__all__ = ["EncoderConfig", "EncoderMethod", "ImageEncoderConfig", "weighted"]
 
 
 @dataclass(frozen=True)
-class FirstStage:
-    """What a stage on the features of the frozen encoder may use.
+class ImageEncoderConfig(EncoderConfig):
+    """Training of the image encoder together with one vector for each class.
 
     Attributes:
-        features: Returns the features of the plain training pictures and their labels.
-        seed: Seed of everything random.
-        folder: Where the stage may keep its state, or None.
-        progress: Show a bar; None on a terminal only.
+        train: "image", the one part that these methods can train.
     """
 
-    features: Callable[[], Features]
-    seed: int
-    folder: Path | None
-    progress: bool | None
+    train: Literal["both", "image", "text"] = "image"
+
+    def validate(self) -> None:
+        """Check that every field is in its range."""
+        super().validate()
+        self.require(
+            self.train == "image",
+            "train",
+            "'image', since one vector is learned for each class and the text encoder has no part in it",
+        )
 
 
 @dataclass(frozen=True)
-class FFTMethod(ABC):
-    """A way to fine-tune; one file and one registered object each.
+class EncoderMethod(Method, ABC):
+    """A method that trains a copy of the encoder, and perhaps a head or weights of the classes.
 
     Attributes:
-        name: How to ask for it.
-        title: How tables name it.
-        source: Where it is described, and what of it is ours.
-        towers: Towers that may learn; empty where the encoder stays frozen.
-        train: Those that learn unless the configuration says otherwise.
-        learning_rate: Peak learning rate unless the configuration says otherwise.
-        weight_decay: Weight decay unless the configuration says otherwise.
         has_head: Whether it has a RAda head.
-        has_vectors: Whether it learns one vector and one bias a class instead of asking the text tower.
-        captions: Whether a step needs a caption of each picture.
+        has_class_weights: Whether it learns one vector and one bias for each class instead of asking
+            the text encoder.
+        captions: Whether a step needs a caption of each image.
         learns_scale: Whether the logit scale learns.
     """
 
-    name: str
-    title: str
-    source: str
-    towers: frozenset[str] = frozenset({"image", "text"})
-    train: Part | None = "both"
-    learning_rate: float = 3e-5
-    weight_decay: float = 0.1
+    config: ClassVar[type[Config]] = EncoderConfig
+    trains: str = "the encoder"
+    needs: frozenset[str] = frozenset({"encoder", "images"})
+    cost: Cost = "image encoder"
+    train_encoder: bool = True
     has_head: bool = False
-    has_vectors: bool = False
+    has_class_weights: bool = False
     captions: bool = False
     learns_scale: bool = False
 
-    def resolve(self, config: FFTConfig) -> FFTConfig:
-        """Return the configuration with the method's own values where it says None.
+    # -- what a method may change ------------------------------------------------------------------
 
-        Raises:
-            ConfigError: If it asks for a tower that the method cannot train.
-        """
-        if config.train is not None and not self.towers:
-            raise ConfigError(
-                f"{self.name} leaves the encoder as it is: leave out --train, or choose another method"
-            )
-        train = config.train or self.train
-        wanted = {"image", "text"} if train == "both" else {train} - {None}
-        if not wanted <= self.towers:
-            raise ConfigError(
-                f"{self.name} trains {' or '.join(sorted(self.towers))}, not {train!r}: it learns one "
-                "vector for each class, so the text tower has no part in it"
-            )
-        return dataclasses.replace(
-            config,
-            train=train,
-            learning_rate=config.learning_rate or self.learning_rate,
-            weight_decay=self.weight_decay if config.weight_decay is None else config.weight_decay,
-        )
-
-    def templates(self, data: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the prompt templates where the user names none: the data's, unless a method differs."""
-        return data
-
-    def first(self, model: TunedModel, stage: FirstStage) -> None:
-        """Change `model` on features of the frozen encoder before the towers learn.
+    def first(self, model: TunedModel, data: Features, run: Run) -> None:
+        """Change `model` on features of the pretrained encoder before the encoder learns.
 
         Nothing, unless a method says otherwise.
         """
-        del model, stage
 
     def loss(self, model: TunedModel, batch: Batch) -> Losses:
         """Return `loss` (this batch's share of the step's mean) and sums to report.
@@ -115,23 +89,135 @@ class FFTMethod(ABC):
         images = model.image_features(batch.pixels)
         text = model.class_features(batch.classes, batch.template)
         logits = model.scale() * images @ text.T
-        biases = model.class_biases(batch.classes)
+        biases = model.class_biases_of(batch.classes)
         if biases is not None:
             logits = logits + biases
-        losses = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="none")
+        losses = cross_entropy(logits, batch.labels, reduction="none")
         return weighted(batch, logits, cross_entropy=losses)
 
     def penalty(self, model: TunedModel) -> Tensor | None:
-        """Return what is added to the loss of a step whatever its pictures, or None."""
+        """Return what is added to the loss of a step whatever its images, or None."""
         return None
+
+    def classes_per_step(self, config: Any, classes: int) -> int:
+        """Return how many of the classes a step draws; 0 for all."""
+        return 0
+
+    # -- how it fits -------------------------------------------------------------------------------
+
+    def capabilities(self, config: EncoderConfig) -> frozenset[str]:
+        """Return what the encoder must offer: gradients of the parts that learn."""
+        return frozenset(f"{part}_gradients" for part in config.parts)
+
+    def check(self, data: Features, config: EncoderConfig, run: Run) -> None:
+        """Check that data and run hold what the method needs."""
+        super().check(data, config, run)
+        if config.select == "best" and run.select is None:
+            raise ConfigError(
+                "select='best' needs a validation split (val), and the data has none: nothing is ever "
+                "selected on test images; give one, or keep the last weights"
+            )
+
+    def build(
+        self, facts: Facts, config: EncoderConfig, shapes: Shapes, encoder: DualEncoder | None
+    ) -> TunedModel:
+        """Return a model that owns the encoder."""
+        if encoder is None:
+            raise ConfigError(f"{self.name} needs the encoder that it trained")
+        text = torch.zeros(len(facts.classes), encoder.dim, device=encoder.device)
+        return TunedModel(self, facts, config, encoder, text)
+
+    def start(self, data: Features, config: EncoderConfig, run: Run) -> TunedModel:
+        """Return the zero-shot model, with an encoder of its own.
+
+        Functions of the user's own (family `custom`) cannot be copied and are trained in place.
+        """
+        assert run.encoder is not None  # fit has checked it
+        own = run.encoder if run.encoder.family == "custom" else copy.deepcopy(run.encoder)
+        facts = Facts.of(data)
+        if not data.templates:  # nobody named any
+            facts = dataclasses.replace(facts, templates=self.templates(facts.templates))
+        with seeded(run.seed):
+            model = TunedModel(self, facts, config, own, data.class_set().text_features)
+        model.keep_pretrained()
+        return model
+
+    def train(
+        self, model: AdaptedModel, data: Features, config: EncoderConfig, run: Run
+    ) -> AdaptedModel:
+        """Train the model on the images."""
+        assert isinstance(model, TunedModel)
+        return self.tune(model, data, config, run)
+
+    def tune(
+        self,
+        model: TunedModel,
+        data: Features,
+        config: EncoderConfig,
+        run: Run,
+        steps: int | None = None,
+    ) -> TunedModel:
+        """Train a model once, for `steps` or else the configuration's epochs."""
+        checkpoints = self._checkpoints(data, config, run)
+        if checkpoints is None or not checkpoints.all():
+            self.first(model, data, self._first_run(run))
+        job = EncoderJob(
+            data.labelled_images(),
+            model.facts.templates,
+            self.title,
+            captions=self.captions,
+            classes_per_step=self.classes_per_step(config, len(data.classes)),
+            after_epoch=_asked(run.after_epoch, model),
+            select=_asked(run.select if config.select == "best" else None, model),
+            steps=steps,
+        )
+        state = train_encoder(model, job, config, run, checkpoints)
+        effective = {"epochs": len(state.history), "steps": state.step}
+        model.record |= {"history": state.history, "best": state.best, "effective": effective}
+        model.keep_average(config.wise_alpha)
+        return model
+
+    def _checkpoints(self, data: Features, config: EncoderConfig, run: Run) -> Checkpoints | None:
+        """Take the folder for the states of this very run; those of another are replaced."""
+        folder = run.state_file("encoder")
+        if folder is None:
+            return None
+        identity = {"method": self.name, "config": config.to_dict(), "seed": run.seed}
+        identity["data"] = data.fingerprint
+        checkpoints = Checkpoints(folder, identity, config.keep_checkpoints)
+        if process_rank() == 0:
+            checkpoints.claim(overwrite=True)
+        wait_for_all()
+        return checkpoints
+
+    def _first_run(self, run: Run) -> Run:
+        """Return how the first stage runs: all processes do the same, and one writes."""
+        main = process_rank() == 0
+        return dataclasses.replace(
+            run,
+            encoder=None,
+            state_dir=run.state_file("first-stage") if main else None,
+            progress=run.progress if main else False,
+        )
+
+
+def _asked(function: Callable[..., dict[str, Any]] | None, model: TunedModel) -> Any:
+    """Return a function that calls another one with the model in evaluation mode, or None."""
+    if function is None:
+        return None
+
+    def call(*arguments: int) -> dict[str, Any]:
+        return function(model.eval(), *arguments)
+
+    return call
 
 
 def weighted(batch: Batch, logits: Tensor | None = None, **losses: Tensor) -> Losses:
-    """Add up losses of single pictures: `loss` is their share of the step's mean.
+    """Add up losses of single images: `loss` is their share of the step's mean.
 
     Args:
         batch: Says what counts.
-        logits: `(n, C)`, for the accuracy on the training pictures.
+        logits: `(n, C)`, for the accuracy on the training images.
         losses: Losses `(n,)` by name, already weighted against each other.
     """
     found = {name: (values * batch.weights).sum() / batch.count for name, values in losses.items()}

@@ -1,19 +1,36 @@
-"""FLYP: fine-tune as the model was pretrained, by contrasting pictures with captions."""
+"""FLYP: fine-tune as the model was pretrained, by contrasting images with captions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from rada.core.config import Config
+from rada.core.processes import gather_with_gradient, process_rank
 from rada.data.prompts import DEFAULT_TEMPLATE
-from rada.methods.finetune.base import FFTMethod, Losses, weighted
-from rada.methods.finetune.model import Batch, TunedModel
-from rada.methods.finetune.registry import register_fft_method
-from rada.training.distributed import gather_with_gradient, process_rank
+from rada.methods.finetune.base import EncoderConfig, EncoderMethod, weighted
+from rada.methods.finetune.model import TunedModel
+from rada.methods.registry import register_method
+from rada.training.batches import Batch
+from rada.training.feature_loop import Losses
 
-__all__ = ["FLYP", "contrast"]
+__all__ = ["FLYP", "FLYPConfig", "contrast"]
+
+
+@dataclass(frozen=True)
+class FLYPConfig(EncoderConfig):
+    """Configuration of FLYP; rate and decay are those of its code.
+
+    Attributes:
+        same_class: "negatives" counts other captions of the same class as wrong, as published;
+            "positives" shares the target among them.
+    """
+
+    learning_rate: float = 1e-5
+    same_class: Literal["negatives", "positives"] = "negatives"
 
 
 def contrast(logits: Tensor, targets: Tensor, known: Tensor) -> Tensor:
@@ -34,19 +51,25 @@ def contrast(logits: Tensor, targets: Tensor, known: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class FLYP(FFTMethod):
-    """Contrastive fine-tuning of both towers and the scale; the classifier is the text tower's."""
+class FLYP(EncoderMethod):
+    """Contrastive fine-tuning of encoder and scale; the classifier is the text encoder's."""
 
-    def templates(self, data: tuple[str, ...]) -> tuple[str, ...]:
+    config: ClassVar[type[Config]] = FLYPConfig
+    trains: str = "the encoder and the scale"
+    captions: bool = True
+    learns_scale: bool = True
+
+    def templates(self, found: tuple[str, ...]) -> tuple[str, ...]:
         """Return OpenAI's 80 templates, as published, unless the data set has templates of its own."""
-        if data != (DEFAULT_TEMPLATE,):
-            return data
+        if found != (DEFAULT_TEMPLATE,):
+            return found
         from open_clip import OPENAI_IMAGENET_TEMPLATES
 
         return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
 
     def loss(self, model: TunedModel, batch: Batch) -> Losses:
-        """Return the symmetric contrastive loss over the pictures of all processes."""
+        """Return the symmetric contrastive loss over the images of all processes."""
+        assert isinstance(model.config, FLYPConfig)
         images = model.image_features(batch.pixels)
         texts = model.caption_features(batch.captions)
         scale = model.scale()
@@ -68,14 +91,11 @@ class FLYP(FFTMethod):
         return found | {"accuracy": (hits * batch.weights).sum() / batch.count}
 
 
-register_fft_method(
+register_method(
     FLYP(
         "flyp",
         "FLYP",
         "Goyal et al., Finetune like you pretrain, CVPR 2023: AdamW 1e-5, weight decay 0.1, captions "
         "from 80 templates; clipping and the warm-up's part are this library's",
-        learning_rate=1e-5,
-        captions=True,
-        learns_scale=True,
     )
 )

@@ -1,167 +1,128 @@
-"""The model that learns: towers, and a head or vectors of classes, in one module."""
+"""The model of a method that trains an encoder: the encoder, and what the method added to it."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from rada.core.errors import DataError
+from rada.core.processes import process_count
+from rada.encoders.fingerprint import weights_version
 from rada.encoders.tokens import Tokens
+from rada.features import ClassSet, Features, extract_features
 from rada.head import RAdaHead
-from rada.methods.finetune.config import FFTConfig
-from rada.training.distributed import process_count
+from rada.methods.base import AdaptedModel, Facts
+from rada.training.batches import Batch
+from rada.training.encoder_config import EncoderConfig
+from rada.training.feature_loop import Losses
+from rada.training.wise_ft import interpolate
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder
-    from rada.encoders.base import Part
-    from rada.methods.finetune.base import FFTMethod, Losses
+    from rada.methods.finetune.base import EncoderMethod
 
-__all__ = ["Batch", "Candidates", "TunedModel"]
+__all__ = ["TunedModel"]
 
-
-@dataclass
-class Batch:
-    """This process's share of one part of a step.
-
-    Attributes:
-        pixels: `(n, 3, H, W)`.
-        labels: `(n,)` among `classes`.
-        weights: `(n,)`; 0 for pictures that fill the share up to the size of the others.
-        count: Pictures of the whole step, over all processes and parts.
-        parts: Parts of the step.
-        classes: Indices `(C,)` of the classes that were drawn; None for all.
-        template: Number of the prompt template of this step.
-        captions: A caption of each picture, where the method wants them.
-    """
-
-    pixels: Tensor
-    labels: Tensor
-    weights: Tensor
-    count: int
-    parts: int = 1
-    classes: Tensor | None = None
-    template: int = 0
-    captions: tuple[str, ...] = ()
+_ENCODER = "encoder_module."
 
 
-class Candidates(NamedTuple):
-    """Classes to choose among.
-
-    Attributes:
-        text: Their features `(C, D)`.
-        biases: What is added to their logits, `(C,)`, or None.
-    """
-
-    text: Tensor
-    biases: Tensor | None = None
-
-
-class TunedModel(nn.Module):
-    """An encoder, and what a method adds to it.
-
-    It starts as the zero-shot model, with any method.
+class TunedModel(AdaptedModel):
+    """An encoder of its own, and a head or weights of the classes; it starts as zero-shot.
 
     Args:
-        encoder: The encoder; its weights are trained in place.
         method: The method.
-        config: A configuration that `method.resolve` returned.
-        classes: Names of the K classes.
-        templates: Their prompt templates.
+        facts: What it knows of the data.
+        config: The method's configuration.
+        encoder: The encoder; its weights are trained in place.
         text: Zero-shot class features `(K, D)`.
-        seed: Seed of the head's initial weights.
 
     Attributes:
-        towers: The encoder's module.
-        head: The RAda head, or None.
-        vectors: `(K, D)`, one learned vector a class (text features times the scale), or None.
-        biases: `(K,)`, one learned bias for each of these, zero at the start; None without vectors.
-        start: The pretrained weights by name, on the CPU, with the head whose mask is one.
+        encoder_module: The encoder's module.
+        class_weights: `(K, D)`, one learned vector for each class (class features times the scale),
+            or None.
+        class_biases: `(K,)`, one learned bias for each of these, zero at the start; None without.
+        pretrained: The weights before training by name, on the CPU, with the head whose mask is one;
+            empty where `keep_pretrained` was not called.
+        last: The weights after training, before they were averaged with the pretrained ones.
     """
 
+    method: EncoderMethod
+    config: EncoderConfig
+    encoder: DualEncoder
     text: Tensor
 
     def __init__(
         self,
+        method: EncoderMethod,
+        facts: Facts,
+        config: EncoderConfig,
         encoder: DualEncoder,
-        method: FFTMethod,
-        config: FFTConfig,
-        classes: Sequence[str],
-        templates: Sequence[str],
         text: Tensor,
-        seed: int,
     ) -> None:
-        super().__init__()
-        self.encoder, self.method, self.config = encoder, method, config
-        self.classes, self.templates = tuple(classes), tuple(templates)
-        self.towers = encoder.model
+        super().__init__(method, facts, config, encoder)
+        self.encoder_module = encoder.model
         self.register_buffer("text", text.to(encoder.device), persistent=False)
-        self.head: RAdaHead | None = None
         if method.has_head:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                self.head = RAdaHead(
-                    encoder.dim, num_heads=config.num_heads, temperature=config.temperature
-                )
-        self.vectors: nn.Parameter | None = None
-        self.biases: nn.Parameter | None = None
-        if method.has_vectors:
-            self.vectors = nn.Parameter(self.text * encoder.scale)
-            self.biases = nn.Parameter(torch.zeros_like(self.vectors[:, 0]))
+            heads, temperature = (
+                getattr(config, "num_heads", 8),
+                getattr(config, "temperature", 1.0),
+            )
+            self.head = RAdaHead(encoder.dim, heads, temperature)
+        self.class_weights: nn.Parameter | None = None
+        self.class_biases: nn.Parameter | None = None
+        if method.has_class_weights:
+            self.class_weights = nn.Parameter(self.text * encoder.scale)
+            self.class_biases = nn.Parameter(torch.zeros_like(self.text[:, 0]))
         self._tokens: dict[int, Tokens] = {}
+        self._tuned_text: tuple[object, Tensor] | None = None
         self._choose_parameters()
-        self._learning = {name for name, p in self.named_parameters() if p.requires_grad}
-        # A tower that stays as it is needs no copy.
-        self.start = {
-            name: value.detach().cpu().clone()
-            for name, value in self.state_dict().items()
-            if self.changes(name)
-        }
+        self.pretrained: dict[str, Tensor] = {}
+        self.last: dict[str, Tensor] | None = None
 
     def _choose_parameters(self) -> None:
-        """Turn on the gradients of what learns while the towers do."""
+        """Turn on the gradients of what learns."""
         self.encoder.freeze()
-        for part in self.trained_towers:
+        for part in self.config.parts:
             self.encoder.unfreeze(part)
-        learns = bool(self.trained_towers) and self.method.learns_scale
         for parameter in self.encoder.scale_parameters():
-            parameter.requires_grad_(learns)
-        for parameter in self.own_parameters():
-            parameter.requires_grad_(bool(self.trained_towers))
+            parameter.requires_grad_(self.method.learns_scale)
+
+    # -- what the loop asks of it ------------------------------------------------------------------
 
     @property
-    def trained_towers(self) -> tuple[Part, ...]:
-        """Names of the towers that learn."""
-        if self.config.train is None:
-            return ()
-        return ("image", "text") if self.config.train == "both" else (self.config.train,)
+    def changing(self) -> Collection[str]:
+        """Names of the weights and buffers that training can change."""
+        return self.pretrained.keys()
 
-    def own_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that the method added."""
-        head = [] if self.head is None else list(self.head.parameters())
-        return head + [p for p in (self.vectors, self.biases) if p is not None]
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the optimiser's groups: the head at its own rate, all else at the encoder's."""
+        head = set() if self.head is None else {id(p) for p in self.head.parameters()}
+        learning = [p for p in self.parameters() if p.requires_grad]
+        rate = self.config.learning_rate
+        rates = {False: rate, True: getattr(self.config, "head_learning_rate", rate)}
+        groups = [
+            {"params": [p for p in learning if (id(p) in head) is mine], "lr": rates[mine]}
+            for mine in (False, True)
+        ]
+        return [group for group in groups if group["params"]]
 
-    def changes(self, name: str) -> bool:
-        """Whether an entry of the state dict can differ from the pretrained one."""
-        if not name.startswith("towers."):
-            return True
-        if self.config.train_mode and self.trained_towers:  # statistics of batch norms
-            return True
-        return name in self._learning
-
-    def train_towers(self) -> None:
-        """Set the modes of training: the towers' own only where the configuration says so."""
+    def training_mode(self) -> None:
+        """Set the modes of training: the encoder's own only where the configuration says so."""
         self.train()
-        self.towers.train(self.config.train_mode and bool(self.trained_towers))
+        self.encoder_module.train(self.config.train_mode)
 
-    # -- what losses are made of -----------------------------------------------------------------
+    def forward(self, images: Tensor | Batch, classes: ClassSet | None = None) -> Any:
+        """Return logits `(B, K)` of features, or the losses of this process's share of a step."""
+        if not isinstance(images, Batch):
+            assert classes is not None
+            return super().forward(images, classes)
+        return self._losses(images)
 
-    def forward(self, batch: Batch) -> Losses:
-        """Return this process's share of the step's loss, and sums to report."""
+    def _losses(self, batch: Batch) -> Losses:
         found = self.method.loss(self, batch)
         penalty = self.method.penalty(self)
         if penalty is not None:  # once a step, however many processes and parts there are
@@ -169,39 +130,42 @@ class TunedModel(nn.Module):
             found = found | {"loss": found["loss"] + share, "penalty": share.detach()}
         return found
 
+    # -- what losses are made of -------------------------------------------------------------------
+
     def image_features(self, pixels: Tensor) -> Tensor:
-        """Return `(n, D)`, with gradients if the image tower learns."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and "image" in self.trained_towers):
+        """Return `(n, D)`, with gradients if the image encoder learns."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and "image" in self.config.parts):
             return self.encoder.forward_images(pixels)
 
     def class_features(self, classes: Tensor | None, template: int = 0) -> Tensor:
         """Return `(C, D)` of the classes at `classes`, so that logits are scale times cosine."""
-        if self.vectors is not None:
-            vectors = self.vectors / self.scale().detach()
-            return vectors if classes is None else vectors[classes]
-        if "text" not in self.trained_towers:
+        if self.class_weights is not None:
+            weights = self.class_weights / self.scale().detach()
+            return weights if classes is None else weights[classes]
+        if "text" not in self.config.parts:
             return self.text if classes is None else self.text[classes]
         tokens = self._class_tokens(template)
         if classes is not None:
             tokens = {name: rows[classes.to(rows.device)] for name, rows in tokens.items()}
         return self.encoder.forward_texts_chunked(tokens, chunk_size=self.config.text_chunk)
 
-    def class_biases(self, classes: Tensor | None) -> Tensor | None:
+    def class_biases_of(self, classes: Tensor | None) -> Tensor | None:
         """Return `(C,)`, what is added to the logits of the classes at `classes`; None for nothing."""
-        if self.biases is None or classes is None:
-            return self.biases
-        return self.biases[classes]
+        if self.class_biases is None or classes is None:
+            return self.class_biases
+        return self.class_biases[classes]
 
     def _class_tokens(self, template: int) -> Tokens:
         if template not in self._tokens:
-            words = self.templates[template]
-            self._tokens[template] = self.encoder.tokenize([words.format(c) for c in self.classes])
+            words = self.facts.templates[template]
+            prompts = [words.format(name) for name in self.facts.classes]
+            self._tokens[template] = self.encoder.tokenize(prompts)
         return self._tokens[template]
 
     def caption_features(self, captions: Sequence[str]) -> Tensor:
-        """Return `(n, D)`, with gradients if the text tower learns."""
+        """Return `(n, D)`, with gradients if the text encoder learns."""
         tokens = self.encoder.tokenize(captions)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and "text" in self.trained_towers):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and "text" in self.config.parts):
             return self.encoder.forward_texts_chunked(tokens, chunk_size=self.config.text_chunk)
 
     def scale(self) -> Tensor:
@@ -209,62 +173,89 @@ class TunedModel(nn.Module):
         scale = self.encoder.forward_scale()
         return scale if self.method.learns_scale else scale.detach()
 
-    # -- answers -----------------------------------------------------------------------------------
+    # -- predictions -------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def candidates(self, names: Sequence[str]) -> Candidates:
-        """Return classes for evaluation; features from the text tower are the mean over the templates.
+    def features_of(self, data: Features) -> Tensor:
+        """Return the tuned encoder's features `(N, D)` of the images behind some data."""
+        found = extract_features(
+            self.encoder, data.labelled_images(), cache=False, workers=0, progress=False
+        )
+        return found.plain()
+
+    def prepare(self, classes: ClassSet) -> ClassSet:
+        """Return the class set with the tuned encoder's class features, or the learned ones.
 
         Raises:
-            DataError: If the method learned one vector a class and a name is none of the classes.
+            UnknownClassError: If one vector was learned for each class and a name is none of them.
         """
-        if self.vectors is not None:
-            place = {name: index for index, name in enumerate(self.classes)}
-            strangers = [name for name in names if name not in place]
-            if strangers:
-                raise DataError(
-                    f"{self.method.name} knows its {len(place)} training classes alone, "
-                    f"not {strangers[0]!r}"
-                )
-            rows = torch.tensor([place[name] for name in names])
-            biases = self.class_biases(rows)
-            return Candidates(
-                self.class_features(rows).cpu(), None if biases is None else biases.cpu()
-            )
-        if "text" not in self.trained_towers and tuple(names) == self.classes:
-            return Candidates(self.text.cpu())
-        return Candidates(self.encoder.encode_classes(names, self.templates))
+        if self.class_weights is None:
+            return self._encoded(classes)
+        return dataclasses.replace(classes, text_features=self.class_features(self._rows(classes)))
+
+    def _rows(self, classes: ClassSet) -> Tensor:
+        """Return the rows of candidates among the training classes."""
+        self.refuse_unknown(classes.names)
+        rows = [row for row in classes.rows_among(self.facts.classes) if row is not None]
+        return torch.tensor(rows, device=self.text.device)
 
     @torch.no_grad()
-    def logits(
-        self, image_features: Tensor, candidates: Candidates, *, batch_size: int = 256
-    ) -> Tensor:
-        """Return `(N, C)` on the CPU of features `(N, D)`; the head sees these candidates."""
-        device = self.text.device
-        text, scale = candidates.text.to(device), self.scale()
-        parts = []
-        for images in image_features.split(batch_size):
-            images = images.to(device)
-            if self.head is None:
-                parts.append(scale * images @ text.T)
-            else:
-                parts.append(self.head(images, text, scale, self.config.strength).logits)
-        logits = torch.cat(parts).float().cpu()
-        return logits if candidates.biases is None else logits + candidates.biases.float()
+    def _encoded(self, classes: ClassSet) -> ClassSet:
+        """Return the class set with the tuned text encoder's features; encoded once for many calls."""
+        if "text" not in self.config.parts:
+            return classes
+        templates = self.facts.templates
+        key = (weights_version(self.encoder_module), classes.names)
+        if self._tuned_text is None or self._tuned_text[0] != key:
+            self._tuned_text = (key, self.encoder.encode_classes(classes.names, templates))
+        return dataclasses.replace(classes, text_features=self._tuned_text[1], templates=templates)
 
-    def set_vectors(self, vectors: Tensor, biases: Tensor) -> None:
+    def score(self, images: Tensor, classes: ClassSet) -> Tensor:
+        """Return logits of features of the tuned encoder, on their device."""
+        if self.head is None:
+            logits = self._cosines(images, classes)
+            if self.class_biases is not None:
+                logits = logits + self.class_biases[self._rows(classes)].to(logits)
+            return logits
+        here = images.to(self.text.device)
+        logits = self.head(here, classes.text_features.to(here), self.scale()).logits
+        return logits.float().to(images.device)
+
+    def zero_shot_logits(self, images: Tensor, classes: ClassSet) -> Tensor:
+        """Return logits `(N, K)` of the tuned encoder alone."""
+        return self._cosines(images, self._encoded(classes))
+
+    def _cosines(self, images: Tensor, classes: ClassSet) -> Tensor:
+        here = images.to(self.text.device)
+        logits = self.scale() * here @ classes.text_features.to(here).T
+        return logits.float().to(images.device)
+
+    def set_class_weights(self, weights: Tensor, biases: Tensor) -> None:
         """Replace the vectors of the classes, `(K, D)`, scale included, and their biases `(K,)`."""
-        assert self.vectors is not None and self.biases is not None
+        assert self.class_weights is not None and self.class_biases is not None
         with torch.no_grad():
-            self.vectors.copy_(vectors)
-            self.biases.copy_(biases)
+            self.class_weights.copy_(weights)
+            self.class_biases.copy_(biases)
 
     # -- weights -----------------------------------------------------------------------------------
+
+    def own_state(self) -> dict[str, Tensor]:
+        """Return the weights to save beside the encoder."""
+        state = self.state_dict()
+        return {name: value for name, value in state.items() if not name.startswith(_ENCODER)}
+
+    def keep_pretrained(self) -> None:
+        """Keep copies of all that training can change; a model that only predicts needs none."""
+        learning = {name for name, p in self.named_parameters() if p.requires_grad}
+        self.pretrained = {
+            name: value.detach().cpu().clone()
+            for name, value in self.state_dict().items()
+            if not name.startswith(_ENCODER) or self.config.train_mode or name in learning
+        }
 
     def tuned(self) -> dict[str, Tensor]:
         """Return copies on the CPU of all that can differ from the pretrained model."""
         state = self.state_dict()
-        return {name: state[name].detach().cpu().clone() for name in self.start}
+        return {name: state[name].detach().cpu().clone() for name in self.pretrained}
 
     def load_tuned(self, weights: Mapping[str, Tensor]) -> None:
         """Put weights back that `tuned` returned."""
@@ -273,11 +264,21 @@ class TunedModel(nn.Module):
             for name, value in weights.items():
                 state[name].copy_(value)
 
+    def keep_average(self, alpha: float) -> None:
+        """Average the weights with the pretrained ones (WiSE-FT); both ends stay at hand.
+
+        Args:
+            alpha: Weight of the tuned ones; 1 keeps them as they are.
+        """
+        self.last = self.tuned()
+        self.load_tuned(interpolate(self.pretrained, self.last, alpha))
+        self.facts = dataclasses.replace(self.facts, scale=self.encoder.scale)
+
     @contextlib.contextmanager
-    def holding(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        """While the block runs, the model has other weights."""
+    def averaged(self, alpha: float) -> Iterator[None]:
+        """While the block runs, the model is at another point of the line to the pretrained one."""
         own = self.tuned()
-        self.load_tuned(weights)
+        self.load_tuned(interpolate(self.pretrained, self.last or own, alpha))
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""The pictures of a run: what is learned, what selects, and what judges in and out of distribution."""
+"""The images of a run: what is learned, what selects, and what tests in and out of distribution."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rada.convert import convert_data
 from rada.core.errors import ConfigError, DataError
+from rada.core.processes import process_rank
 from rada.data import (
     ImageDataset,
     ImageSplit,
@@ -20,22 +21,21 @@ from rada.data import (
 )
 from rada.data.checks import check_labelled, name_classes, place_labels
 from rada.data.prompts import DEFAULT_TEMPLATE, ClassNamesSource, check_class_names
-from rada.evaluation.robustness import IN_DISTRIBUTION, TestSet, shared_classes
+from rada.evaluation.sets import IN_DISTRIBUTION, TestSet, shared_classes
 from rada.features import Features
 from rada.inputs import Data, data_name
-from rada.training.distributed import process_rank
 
 __all__ = ["Data", "RunData", "open_sets"]
 
 
 @dataclass(frozen=True)
 class RunData:
-    """The pictures of a run.
+    """The images of a run.
 
     Attributes:
-        train: Pictures to learn.
+        train: Images to learn.
         tests: Test sets, the one in distribution first if there is one.
-        validation: Pictures that select the epoch, which are in none of the test sets; or None.
+        validation: Images that select the epoch, which are in none of the test sets; or None.
         templates: The data's prompt templates.
     """
 
@@ -56,21 +56,21 @@ def open_sets(
     skip_bad: bool = False,
     select: bool = False,
 ) -> RunData:
-    """Open all pictures of a run; test sets are matched to the training classes by name.
+    """Open all images of a run; test sets are matched to the training classes by name.
 
     Args:
         data: As for `FineTuner.fit`.
         ood: Further test sets by name.
         names: Class names or a mapping, as for `open_dataset`; None takes the data's.
-        shots: Pictures of each class to learn; None for all.
+        shots: Images of each class to learn; None for all.
         seed: Chooses them.
         allow_fewer: Go on where a class has fewer.
-        skip_bad: Go on without pictures that cannot be read.
-        select: Whether the split `val` selects; then it never judges. Else it judges where there is no
-            split `test`.
+        skip_bad: Go on without images that cannot be read.
+        select: Whether the split `val` selects; then it never tests. Else it tests where there is no split
+            `test`.
 
     Raises:
-        DataError: If pictures, labels or classes are missing; the message names them.
+        DataError: If images, labels or classes are missing; the message names them.
         ConfigError: If a test set's name is taken.
     """
     naming = Naming.of(names)
@@ -78,7 +78,7 @@ def open_sets(
     splits = found.splits if isinstance(found, ImageDataset) else {"train": found}
     train = splits.get("train", splits.get("all"))
     if train is None:
-        raise DataError(f"{data!r} has no training pictures; it has {', '.join(splits)}")
+        raise DataError(f"{data!r} has no training images; it has {', '.join(splits)}")
     classes = check_class_names(train.classes)
     shifted = _for_other_data(naming)
 
@@ -114,7 +114,7 @@ def open_sets(
         train = few_shot(train, shots, seed, allow_fewer=allow_fewer)
     check_labelled(train.labels, train.ids, "training")
     if len({*train.labels.tolist()}) < 2:
-        raise DataError("training needs pictures of at least 2 classes")
+        raise DataError("training needs images of at least 2 classes")
     return RunData(
         train,
         tests,
@@ -128,7 +128,9 @@ def _opened(data: Data, skip_bad: bool, naming: Naming) -> ImageDataset | ImageS
         return open_dataset(data, class_names=naming, skip_bad=skip_bad)
     data = convert_data(data, naming.classes, skip_bad=skip_bad)
     if isinstance(data, Features):
-        raise DataError("fine-tuning trains the encoders, so it needs images, not features of them")
+        raise DataError(
+            "this run opens images to learn and to test, not features of them: give images, or use Classifier"
+        )
     if isinstance(data, ImageDataset):
         return name_classes(data, naming)
     return place_labels(data, naming.match(data.classes)) if naming.wanted else data
