@@ -888,7 +888,10 @@ class RAdaClassifier:
         head, vectors, _, config = self._parts()
         write_parts(folder, head, vectors, config)
         if self._tuned:
-            self._require_encoder().save(folder / ENCODER_FOLDER)
+            encoder = self._require_encoder()
+            encoder.require("save")
+            (folder / ENCODER_FOLDER).mkdir()
+            encoder.write(folder / ENCODER_FOLDER)
 
     def _parts(self) -> SavedParts:
         if not (self._vectors or self._tuned):

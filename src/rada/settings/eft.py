@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from rada.config import Config, EFTConfig
-from rada.errors import FeatureError, TrainingDivergedError
+from rada.errors import CheckpointError, FeatureError, TrainingDivergedError
 from rada.features import check_features
 from rada.head import HeadOutput, RAdaHead
 from rada.progress import progress_bar
@@ -304,8 +304,13 @@ class HeadTrainer:
         if path is not None and path.exists():
             state = TrainingState.load(path)
             if state.key == self.key:
-                head.load_state_dict(state.weights)
-                restore_moments(head, optimizer, state.moments)
+                try:
+                    head.load_state_dict(state.weights)
+                    restore_moments(head, optimizer, state.moments)
+                except RuntimeError as error:  # shapes of another head
+                    raise CheckpointError(
+                        f"the training state {str(path)!r} is damaged ({error}): delete it to start afresh"
+                    ) from error
                 return state
         return TrainingState(self.key)
 
