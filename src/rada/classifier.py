@@ -926,8 +926,9 @@ class RAdaClassifier:
         if self.encoder is not None:
             name = ENCODER_FOLDER if self._tuned else self.encoder.name
             return {"name": name, "fingerprint": self.encoder.fingerprint}
-        name, fingerprint = (self._record.get(key) for key in ("origin_name", "origin"))
-        return {"name": name, "fingerprint": fingerprint} if name and fingerprint else None
+        origin = {"name": "origin_name", "fingerprint": "origin"}
+        facts = {key: self._record.get(known) for key, known in origin.items()}
+        return facts if all(facts.values()) else None
 
     @classmethod
     def from_pretrained(

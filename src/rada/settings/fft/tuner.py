@@ -458,7 +458,7 @@ class FineTuner:
         """Return all that decides the result; the main process reads the images for all of them."""
         from accelerate.utils import broadcast_object_list
 
-        told: list[Any] = [None]
+        told: list[dict[str, Any]] = [{}]
         if self.is_main_process:
             selects = opened.validation
             told[0] = {
