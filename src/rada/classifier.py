@@ -15,7 +15,7 @@ from torch import Tensor
 from rada.answers import (
     Prediction,
     StreamAnswer,
-    probabilities_of,
+    finite_logits,
     rank,
     stream_answers,
     warn_of_one_class,
@@ -568,11 +568,11 @@ class RAdaClassifier:
             if self._biases:
                 names = self.classes if classes is None else classes
                 logits = logits + torch.stack([self._biases[name] for name in names])
-            return _finite(logits)
+            return finite_logits(logits)
         if strength is None and self.trained.class_features is None and self.encoder is not None:
             known = self._record.get("trained_classes", ())  # a loaded head does not bring them
             self.trained.class_features = self.text_features(known) if known else None
-        return _finite(self.trained(image_features, text_features, scale, strength).logits)
+        return finite_logits(self.trained(image_features, text_features, scale, strength).logits)
 
     def predict_proba(self, images: Any) -> NDArray[np.float32]:
         """Return softmax probabilities `(N, K)` over `classes`.
@@ -596,7 +596,7 @@ class RAdaClassifier:
             scale=self.scale_for(features),
             classes=self.classes,
         )
-        result: NDArray[np.float32] = probabilities_of(logits).numpy()
+        result: NDArray[np.float32] = logits.softmax(-1).numpy()
         return result
 
     @overload
@@ -1104,15 +1104,6 @@ def _unchanged_on_failure(thing: object) -> Iterator[None]:
         vars(thing).clear()
         vars(thing).update(before)
         raise
-
-
-def _finite(logits: Tensor) -> Tensor:
-    if not logits.isfinite().all():
-        raise FeatureError(
-            "logits are not finite, so there are no probabilities: the features, the class features or the "
-            "head hold far too large numbers"
-        )
-    return logits
 
 
 def _training_config(training: dict[str, Any]) -> Config:
