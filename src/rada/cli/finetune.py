@@ -97,10 +97,14 @@ def finetune(
     Several processes: accelerate launch --num_processes 4 -m rada finetune ...
     """
     from rada.data import load_class_names
+    from rada.inputs import check_named
     from rada.settings.fft import FineTuner, FineTuningStopped
     from rada.values import check_seed
 
     check_seed(seed)  # before anything is loaded
+    others = _named_sets(ood or [])
+    for spec in (data, *others.values()):
+        check_named(spec)
     given = {
         "epochs": epochs,
         "batch_size": batch_size,
@@ -126,7 +130,7 @@ def finetune(
     try:
         result = tuner.fit(
             data,
-            _named_sets(ood or []),
+            others,
             shots,
             seed,
             allow_fewer=allow_fewer,

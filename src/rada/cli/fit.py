@@ -81,11 +81,13 @@ def fit(
     """
     from rada.classifier import FEATURE_FILES, RAdaClassifier
     from rada.data import load_class_names
+    from rada.inputs import check_named
     from rada.output import claim
     from rada.settings import TrainingInterrupted
     from rada.values import check_seed
 
     check_seed(seed)  # before anything is loaded
+    check_named(data)
     given = {
         "epochs": epochs,
         "min_steps": min_steps,
