@@ -56,6 +56,7 @@ from rada.pretrained import (
     resolve_directory,
     write_parts,
 )
+from rada.printable import escape
 from rada.seen import image_keys, remembered, seen_images
 from rada.settings.eft import HeadTrainer, TrainedHead, describe
 from rada.settings.strength import StrengthChoice
@@ -453,7 +454,7 @@ class RAdaClassifier:
             "shots": shots,
             "data": data_name(data),
             "data_fingerprint": features.fingerprint,
-            "skipped": [*skipped, *(list(entry) for entry in features.skipped)],
+            "skipped": [list(map(escape, entry)) for entry in (*skipped, *features.skipped)],
             "trained_classes": [classes[label] for label in trainer.labels.unique().tolist()],
             "origin": features.encoder_fingerprint,
             "origin_name": features.encoder,
