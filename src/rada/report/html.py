@@ -169,8 +169,9 @@ def _summary(result: Mapping[str, Any]) -> str:
         model = f"The zero-shot model{encoder.replace(' frozen', '')}"
         classes = count(len(result["classes"]), "class", "classes")
         return f"{model} on {count(result['images'], 'test image')}{place} in {classes}."
+    subject = "A tuned model" if _tuned(result) else "A RAda head"
     return (
-        f"{'A tuned model' if _tuned(result) else 'A RAda head'}{training}{encoder}{strength}, compared with the zero-shot model on "
+        f"{subject}{training}{encoder}{strength}, compared with the zero-shot model on "
         f"{count(result['images'], 'test picture')}{place} in "
         f"{count(len(result['classes']), 'class', 'classes')}."
     )
