@@ -315,7 +315,7 @@ def _effective(result: Mapping[str, Any], epochs: int) -> dict[str, Any]:
     if epochs and _number(asked) and epochs != asked:
         config["epochs"] = f"{epochs} ({asked} asked for, min_steps {config.get('min_steps')})"
     images, batch = (result.get("training") or {}).get("images"), config.get("batch_size")
-    if _number(images) and _number(batch) and images < batch:
+    if isinstance(images, int) and isinstance(batch, int) and images < batch:
         config["batch_size"] = f"{images}, all images ({batch} asked for)"
     if config.get("strength") == "auto" and _number(result.get("strength")):
         config["strength"] = f"{result['strength']:g} (auto)"
