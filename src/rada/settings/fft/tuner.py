@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,9 +31,10 @@ from rada.settings.fft.judging import Judge, TestSet
 from rada.settings.fft.loop import FineTuningStopped, TowerTraining
 from rada.settings.fft.methods import FirstStage, get_fft_method
 from rada.settings.fft.model import TunedModel
-from rada.settings.fft.saving import LOG_FILE, RESULT_FILE, save_tuned
+from rada.settings.fft.saving import LOG_FILE, RESULT_FILE, save_tuned, strength_facts
 from rada.settings.fft.sets import Data, RunData, open_sets
 from rada.settings.fft.signals import listening
+from rada.settings.fft.strength import choose_tuned_strength
 from rada.settings.fft.tracking import check_trackers, start_trackers
 from rada.settings.fft.wise import interpolate
 from rada.storage import read_json
@@ -244,6 +246,8 @@ class FineTuner:
                 "wise": curve,
                 "history": state.history,
                 "best": state.best,
+                "effective": model.effective,
+                **strength_facts(model),
                 "classes": list(classes),
                 "templates": list(templates),
                 "trainable_parameters": sum(
@@ -309,6 +313,45 @@ class FineTuner:
                 "select='best' needs a validation split (val), and the data has none: nothing is ever "
                 "selected on test pictures; give one, or keep the last weights"
             )
+        model.learned = tuple(train.classes[label] for label in sorted({*train.labels.tolist()}))
+        if model.head is not None and model.trained_towers and self.config.strength == "auto":
+            steps = self.config.epochs * math.ceil(len(train) / self.config.batch_size)
+            model.strength = choose_tuned_strength(
+                model,
+                train,
+                lambda fold, images, states: self._learn(
+                    fold, images, states, accelerator, seed, steps=steps
+                ),
+                accelerator,
+                checkpoints=checkpoints,
+                seed=seed,
+                skip_bad=self.skip_bad,
+            )
+        return self._learn(
+            model,
+            train,
+            checkpoints,
+            accelerator,
+            seed,
+            log_path=log_path,
+            judge=judge,
+            validation=validation,
+        )
+
+    def _learn(
+        self,
+        model: TunedModel,
+        train: ImageSplit,
+        checkpoints: Checkpoints | None,
+        accelerator: Accelerator,
+        seed: int,
+        *,
+        steps: int | None = None,
+        log_path: Path | None = None,
+        judge: Judge | None = None,
+        validation: TestSet | None = None,
+    ) -> RunState:
+        """Train once, for `steps` or else the configuration's epochs."""
         main = accelerator.is_main_process
         if checkpoints is None or not checkpoints.all():
             folder = None if checkpoints is None or not main else checkpoints.folder / "first-stage"
@@ -362,8 +405,10 @@ class FineTuner:
                 after_epoch=after_epoch,
                 stop=stop,
                 progress=self.progress,
+                steps=steps,
             )
             state = training.run()
+            model.effective = {"epochs": training.epochs, "steps": state.step}
             if stop.signal:  # it came with the last step: everything but the judging is done
                 raise FineTuningStopped(stop.signal, state.step)
         accelerator.free_memory()
