@@ -16,6 +16,7 @@ from rada.convert import images_to_predict
 from rada.core.config import Config, EFTConfig
 from rada.core.errors import CheckpointError, ConfigError, DataError, EncoderError, FeatureError
 from rada.core.output import OutputFolder, claim
+from rada.core.printable import escape
 from rada.core.threads import one_thread
 from rada.core.values import check_count, check_scale, check_seed
 from rada.data import ImageSplit, Naming, few_shot, fold_name, readable_shots
@@ -43,7 +44,7 @@ from rada.inputs import (
 from rada.predictions import (
     Prediction,
     StreamAnswer,
-    probabilities_of,
+    finite_logits,
     rank,
     stream_answers,
     warn_of_one_class,
@@ -453,7 +454,7 @@ class RAdaClassifier:
             "shots": shots,
             "data": data_name(data),
             "data_fingerprint": features.fingerprint,
-            "skipped": [*skipped, *(list(entry) for entry in features.skipped)],
+            "skipped": [list(map(escape, entry)) for entry in (*skipped, *features.skipped)],
             "trained_classes": [classes[label] for label in trainer.labels.unique().tolist()],
             "origin": features.encoder_fingerprint,
             "origin_name": features.encoder,
@@ -568,11 +569,11 @@ class RAdaClassifier:
             if self._biases:
                 names = self.classes if classes is None else classes
                 logits = logits + torch.stack([self._biases[name] for name in names])
-            return _finite(logits)
+            return finite_logits(logits)
         if strength is None and self.trained.class_features is None and self.encoder is not None:
             known = self._record.get("trained_classes", ())  # a loaded head does not bring them
             self.trained.class_features = self.text_features(known) if known else None
-        return _finite(self.trained(image_features, text_features, scale, strength).logits)
+        return finite_logits(self.trained(image_features, text_features, scale, strength).logits)
 
     def predict_proba(self, images: Any) -> NDArray[np.float32]:
         """Return softmax probabilities `(N, K)` over `classes`.
@@ -596,7 +597,7 @@ class RAdaClassifier:
             scale=self.scale_for(features),
             classes=self.classes,
         )
-        result: NDArray[np.float32] = probabilities_of(logits).numpy()
+        result: NDArray[np.float32] = logits.softmax(-1).numpy()
         return result
 
     @overload
@@ -888,7 +889,10 @@ class RAdaClassifier:
         head, vectors, _, config = self._parts()
         write_parts(folder, head, vectors, config)
         if self._tuned:
-            self._require_encoder().save(folder / ENCODER_FOLDER)
+            encoder = self._require_encoder()
+            encoder.require("save")
+            (folder / ENCODER_FOLDER).mkdir()
+            encoder.write(folder / ENCODER_FOLDER)
 
     def _parts(self) -> SavedParts:
         if not (self._vectors or self._tuned):
@@ -923,8 +927,9 @@ class RAdaClassifier:
         if self.encoder is not None:
             name = ENCODER_FOLDER if self._tuned else self.encoder.name
             return {"name": name, "fingerprint": self.encoder.fingerprint}
-        name, fingerprint = (self._record.get(key) for key in ("origin_name", "origin"))
-        return {"name": name, "fingerprint": fingerprint} if name and fingerprint else None
+        origin = {"name": "origin_name", "fingerprint": "origin"}
+        facts = {key: self._record.get(known) for key, known in origin.items()}
+        return facts if all(facts.values()) else None
 
     @classmethod
     def from_pretrained(
@@ -1100,15 +1105,6 @@ def _unchanged_on_failure(thing: object) -> Iterator[None]:
         vars(thing).clear()
         vars(thing).update(before)
         raise
-
-
-def _finite(logits: Tensor) -> Tensor:
-    if not logits.isfinite().all():
-        raise FeatureError(
-            "logits are not finite, so there are no probabilities: the features, the class features or the "
-            "head hold far too large numbers"
-        )
-    return logits
 
 
 def _training_config(training: dict[str, Any]) -> Config:

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import torch
 
 from rada.convert import convert_data
+from rada.core.printable import escape
 from rada.data import ImageDataset, ImageSplit, Naming, announce, fold_name, open_dataset
 from rada.data.checks import name_classes, place_labels
 from rada.data.naming import Matched
+from rada.data.registry import check_spec
 from rada.evaluation.sharing import shown_name
 from rada.features import Features
 
@@ -22,6 +24,7 @@ __all__ = [
     "TRAIN_SPLITS",
     "Data",
     "Opened",
+    "check_named",
     "data_name",
     "open_labelled",
 ]
@@ -94,13 +97,27 @@ def open_labelled(
     return Opened(place_labels(data, matched), matched.aliases, templates)
 
 
+def check_named(data: str) -> None:
+    """Check that there may be data of a name, without opening it: before a model is loaded for it.
+
+    Raises:
+        DataError: If there certainly is none.
+        FeatureError: If it is a features file that does not exist.
+    """
+    if not data.lower().endswith(FEATURE_FILES):
+        check_spec(data)
+    elif not Path(data).is_file():
+        Features.load(data)  # says what is wrong
+
+
 def data_name(data: Data) -> str | None:
     """Return what to call data in the record of a run, None where it has no name.
 
-    The folders above it are left out: a record is handed on with the model.
+    The folders above it are left out: a record is handed on with the model. Bytes of a name that are no
+    Unicode are shown with escapes, which every JSON file can hold.
     """
     name = data if isinstance(data, str | Path) else getattr(data, "name", None)
-    return shown_name(str(name)) if isinstance(name, str | Path) else None
+    return escape(shown_name(str(name))) if isinstance(name, str | Path) else None
 
 
 def _place_features(features: Features, matched: Matched, embed: bool) -> Features:

@@ -25,7 +25,13 @@ from rada.training.batches import Order, Step, StepData, training_transform
 NAMES = [method.name for method in list_fft_methods()]
 TOWERS = [method.name for method in list_fft_methods() if method.towers]
 QUICK = FFTConfig(
-    epochs=2, batch_size=8, learning_rate=1e-3, num_heads=2, head_epochs=2, evaluate_every=0
+    epochs=2,
+    batch_size=8,
+    learning_rate=1e-3,
+    num_heads=2,
+    head_epochs=2,
+    evaluate_every=0,
+    strength=1.0,  # how it is chosen is tested in test_fft_strength.py
 )
 
 

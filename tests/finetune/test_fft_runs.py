@@ -25,6 +25,7 @@ from rada.training.checkpoints import Checkpoints, RunState, differences
 
 OPTIONS = ["--epochs", "6", "--batch-size", "8", "--learning-rate", "1e-3", "--seed", "1"]
 OPTIONS += ["--workers", "0", "--set", "evaluate_every=0", "--set", "head_epochs=2"]
+OPTIONS += ["--set", "strength=1"]
 
 
 def command(data, model, out, *more, method="rada-ft", launcher=()):

@@ -70,11 +70,13 @@ def evaluate(
     from rada.core.output import claim
     from rada.evaluation import Timer, environment
     from rada.evaluation.provenance import command_line
+    from rada.inputs import check_named
 
     options = TestTimeOptions(test_time, test_time_config, views, online, strength)
     head_or_model, places = split_arguments(head, [] if data is None else [data], model)
     if len(places) != 1:
         raise DataError("one folder, table or data set is evaluated: rada evaluate HEAD DATA")
+    check_named(places[0])
     if report is not None:
         with claim(report, "report", inputs=places):  # refused before the work, not after it
             pass

@@ -98,9 +98,13 @@ def finetune(
     """
     from rada.core.values import check_seed
     from rada.data import load_class_names
+    from rada.inputs import check_named
     from rada.methods.finetune import FineTuner, FineTuningStopped
 
     check_seed(seed)  # before anything is loaded
+    others = _named_sets(ood or [])
+    for spec in (data, *others.values()):
+        check_named(spec)
     given = {
         "epochs": epochs,
         "batch_size": batch_size,
@@ -126,7 +130,7 @@ def finetune(
     try:
         result = tuner.fit(
             data,
-            _named_sets(ood or []),
+            others,
             shots,
             seed,
             allow_fewer=allow_fewer,

@@ -83,9 +83,11 @@ def fit(
     from rada.core.output import claim
     from rada.core.values import check_seed
     from rada.data import load_class_names
+    from rada.inputs import check_named
     from rada.training import TrainingInterrupted
 
     check_seed(seed)  # before anything is loaded
+    check_named(data)
     given = {
         "epochs": epochs,
         "min_steps": min_steps,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,6 +17,7 @@ from rada.methods.base import ClassSet, Examples, Method, Predictor, Task, Unkno
 from rada.methods.finetune import FFTMethod, get_fft_method, list_fft_methods
 from rada.methods.finetune.config import FFTConfig
 from rada.methods.registry import register_method
+from rada.training.strength import StrengthChoice
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder
@@ -96,7 +98,13 @@ class FullFineTuning(Method):
         text = torch.zeros(len(names), encoder.dim)
         config = FFTConfig.from_dict(facts["config"])
         templates = tuple(map(str, facts["templates"]))
-        return TunedPredictor(self._model(encoder, config, names, templates, text, 0))
+        model = self._model(encoder, config, names, templates, text, 0)
+        if "strength" in facts:
+            model.strength = StrengthChoice(**facts["strength"])
+            model.learned = tuple(map(str, facts["learned"]))
+        predictor = TunedPredictor(model)
+        predictor.facts = dict(facts)
+        return predictor
 
     def _model(
         self,
@@ -127,6 +135,7 @@ class FullFineTuning(Method):
         progress: bool | None,
     ) -> Predictor:
         """Train on the task's pictures."""
+        from rada.methods.finetune.saving import strength_facts
         from rada.methods.finetune.tuner import FineTuner
         from rada.training.checkpoints import Checkpoints
 
@@ -141,7 +150,11 @@ class FullFineTuning(Method):
             checkpoints.claim(overwrite=True)
         tuner = FineTuner(predictor.model.encoder, self.name, config, progress=progress)
         history = tuner.learn(predictor.model, pictures, task.seed, checkpoints=checkpoints)
-        predictor.record["history"] = history
+        model = predictor.model
+        found = strength_facts(model)
+        predictor.record |= {"history": history, "effective": model.effective, **found}
+        predictor.facts |= {"strength": model.strength.to_dict(), "learned": list(model.learned)}
+        predictor.facts = json.loads(json.dumps(predictor.facts))
         return predictor
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from rada.core.config import Config, EFTConfig
-from rada.core.errors import FeatureError, TrainingDivergedError
+from rada.core.errors import CheckpointError, FeatureError, TrainingDivergedError
 from rada.core.progress import progress_bar
 from rada.core.values import check_scale, check_seed
 from rada.features import check_features
@@ -304,8 +304,13 @@ class HeadTrainer:
         if path is not None and path.exists():
             state = TrainingState.load(path)
             if state.key == self.key:
-                head.load_state_dict(state.weights)
-                restore_moments(head, optimizer, state.moments)
+                try:
+                    head.load_state_dict(state.weights)
+                    restore_moments(head, optimizer, state.moments)
+                except RuntimeError as error:  # shapes of another head
+                    raise CheckpointError(
+                        f"the training state {str(path)!r} is damaged ({error}): delete it to start afresh"
+                    ) from error
                 return state
         return TrainingState(self.key)
 

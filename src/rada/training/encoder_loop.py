@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import signal
 import time
@@ -64,6 +65,7 @@ class TowerTraining:
         after_epoch: Called after each epoch; what it returns joins the epoch's entry in the history.
         stop: Says whether a signal has come.
         progress: Show a bar; None on a terminal only.
+        steps: Number of steps, if not the configuration's epochs; the last epoch may then be a part.
     """
 
     def __init__(
@@ -78,13 +80,15 @@ class TowerTraining:
         after_epoch: Callable[[int, RunState], dict[str, Any]],
         stop: StopRequest,
         progress: bool | None,
+        steps: int | None = None,
     ) -> None:
         self.plain, self.order, self.data = model, order, data
         self.accelerator, self.checkpoints = accelerator, checkpoints
         self.log_path, self.after_epoch = log_path, after_epoch
         self.stop, self.progress = stop, progress
         self.config: FFTConfig = model.config
-        self.total = self.config.epochs * order.steps_per_epoch
+        self.total = steps or self.config.epochs * order.steps_per_epoch
+        self.epochs = math.ceil(self.total / order.steps_per_epoch)
         self.model, self.optimizer = accelerator.prepare(model, _optimizer(model))
 
     def run(self) -> RunState:
@@ -107,7 +111,9 @@ class TowerTraining:
             ) as advance:
                 advance(state.step)
                 self.plain.train_towers()
-                for at, batches in self.data.steps(start, self.config.epochs):
+                for at, batches in itertools.islice(
+                    self.data.steps(start, self.epochs), self.total - state.step
+                ):
                     values = self._step(at, batches, state)
                     log.write(values)
                     self.accelerator.log(
@@ -202,12 +208,12 @@ class TowerTraining:
     # -- between steps -----------------------------------------------------------------------------
 
     def _end_of_step(self, at: Step, batches: list[Batch], state: RunState, log: StepLog) -> None:
-        ended = at.step == self.order.steps_per_epoch - 1
+        ended = at.step == self.order.steps_per_epoch - 1 or state.step == self.total
         saved = self.stop.signal or ended or state.step % self.config.checkpoint_every == 0
         if saved:
             self._check_weights(at, batches, state)
         if ended:
-            means = {k: v / self.order.steps_per_epoch for k, v in state.sums.items()}
+            means = {k: v / (at.step + 1) for k, v in state.sums.items()}
             entry: dict[str, Any] = {"epoch": at.epoch + 1, **means}
             entry |= self.after_epoch(at.epoch, state)
             self.plain.train_towers()

@@ -15,9 +15,10 @@ the paper has none.)
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,9 +34,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "STRENGTHS",
+    "CountParts",
     "Counts",
+    "Part",
     "StrengthChoice",
     "best_choice",
+    "choose_by_parts",
     "choose_strength",
     "count_right",
     "largest_best",
@@ -103,6 +107,22 @@ class Counts:
         return self.correct >= self.correct[0] - self.changed.double().sqrt()
 
 
+class Part(NamedTuple):
+    """Some of the training images.
+
+    Attributes:
+        classes: The classes, `(C,)`.
+        keep: Mask `(N,)` of the images that may be used; None for all of these classes.
+    """
+
+    classes: Tensor
+    keep: Tensor | None = None
+
+
+CountParts = Callable[[Part, Sequence[Part], str], list[Counts]]
+"""Trains on a part and counts right answers on others; the text names the fold."""
+
+
 def choose_strength(
     trainer: HeadTrainer, folder: Path | None, *, progress: bool | None = None
 ) -> StrengthChoice:
@@ -117,43 +137,57 @@ def choose_strength(
     Returns:
         The choice with the curves that led to it.
     """
-    classes = len(trainer.text)
-    shots = torch.bincount(trainer.labels.cpu(), minlength=classes)
+
+    def counts(part: Part, tests: Sequence[Part], name: str) -> list[Counts]:
+        learner = trainer.on_classes(part.classes, part.keep)
+        testers = [trainer.on_classes(test.classes, test.keep) for test in tests]
+        return _fold(learner, testers, folder, name, progress)
+
+    folds = trainer.config.strength_folds
+    return choose_by_parts(trainer.labels, len(trainer.text), folds, trainer.seed, counts)
+
+
+def choose_by_parts(
+    labels: Tensor, classes: int, folds: int, seed: int, counts: CountParts
+) -> StrengthChoice:
+    """Choose a strength by cross-validation, whatever it is that learns.
+
+    Args:
+        labels: Labels of the training images, `(N,)`.
+        classes: Number of classes, K.
+        folds: Parts of the classes that take turns as pseudo-new.
+        seed: Seed of the run.
+        counts: Trains on one part of the images and counts right answers on others.
+    """
     if classes >= 4:
-        return _over_classes(trainer, folder, progress)
-    if int(shots.min()) >= 2:
-        return _over_shots(trainer, folder, progress)
+        return _over_classes(labels, classes, folds, seed, counts)
+    if int(torch.bincount(labels.cpu(), minlength=classes).min()) >= 2:
+        return _over_shots(labels, classes, seed, counts)
     return StrengthChoice(1.0, "none")
 
 
 def _over_classes(
-    trainer: HeadTrainer, folder: Path | None, progress: bool | None
+    labels: Tensor, classes: int, folds: int, seed: int, counts: CountParts
 ) -> StrengthChoice:
-    classes = len(trainer.text)
-    folds = min(trainer.config.strength_folds, classes // 2)
-    order = torch.randperm(classes, generator=_generator(trainer))
-    held_out = _last_part_of_each_class(trainer)
+    order = torch.randperm(classes, generator=_generator(seed))
+    held_out = _last_part_of_each_class(labels, classes, seed)
+    asked = held_out if bool(held_out.any()) else None
     base, new = Counts.none(), Counts.none()
-    for fold, pseudo_new in enumerate(order.tensor_split(folds)):
+    for fold, pseudo_new in enumerate(order.tensor_split(min(folds, classes // 2))):
         pseudo_base = order[~torch.isin(order, pseudo_new)].sort().values
-        learner = trainer.on_classes(pseudo_base, keep=~held_out)
-        testers = (
-            trainer.on_classes(pseudo_base, keep=held_out if bool(held_out.any()) else None),
-            trainer.on_classes(pseudo_new.sort().values),
-        )
-        base_counts, new_counts = _fold(learner, testers, folder, f"classes-{fold}", progress)
-        base, new = base + base_counts, new + new_counts
-    return best_choice(base, new, held_out=bool(held_out.any()))
+        tests = (Part(pseudo_base, asked), Part(pseudo_new.sort().values))
+        learned, unknown = counts(Part(pseudo_base, ~held_out), tests, f"classes-{fold}")
+        base, new = base + learned, new + unknown
+    return best_choice(base, new, held_out=asked is not None)
 
 
-def _over_shots(trainer: HeadTrainer, folder: Path | None, progress: bool | None) -> StrengthChoice:
-    part = _position_in_class(trainer) % 2
-    everything = torch.arange(len(trainer.text))
+def _over_shots(labels: Tensor, classes: int, seed: int, counts: CountParts) -> StrengthChoice:
+    part = _position_in_class(labels, seed) % 2
+    everything = torch.arange(classes)
     total = Counts.none()
     for fold in range(2):
-        learner = trainer.on_classes(everything, keep=part != fold)
-        tester = trainer.on_classes(everything, keep=part == fold)
-        total += _fold(learner, (tester,), folder, f"shots-{fold}", progress)[0]
+        test = Part(everything, part == fold)
+        total += counts(Part(everything, part != fold), (test,), f"shots-{fold}")[0]
     accuracy = total.accuracy()
     strength = largest_best(accuracy)
     return StrengthChoice(
@@ -192,7 +226,7 @@ def largest_best(accuracy: Tensor) -> float:
 
 def _fold(
     learner: HeadTrainer,
-    testers: tuple[HeadTrainer, ...],
+    testers: Sequence[HeadTrainer],
     folder: Path | None,
     name: str,
     progress: bool | None,
@@ -243,24 +277,24 @@ def count_right(zero_shot: Tensor, change: Tensor, labels: Tensor) -> Counts:
     return Counts(right.sum(1).cpu(), (right != right[0]).sum(1).cpu(), len(labels))
 
 
-def _generator(trainer: HeadTrainer) -> torch.Generator:
-    return torch.Generator().manual_seed(trainer.seed + 7_919)
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed + 7_919)
 
 
-def _position_in_class(trainer: HeadTrainer) -> Tensor:
+def _position_in_class(labels: Tensor, seed: int) -> Tensor:
     """Number the images of each class from 0, in a random order."""
-    labels = trainer.labels.cpu()
-    position = torch.zeros(len(labels), dtype=torch.long)
-    order = torch.randperm(len(labels), generator=_generator(trainer))
-    for label in labels.unique():
-        members = order[labels[order] == label]
+    found = labels.cpu()
+    position = torch.zeros(len(found), dtype=torch.long)
+    order = torch.randperm(len(found), generator=_generator(seed))
+    for label in found.unique():
+        members = order[found[order] == label]
         position[members] = torch.arange(len(members))
-    return position.to(trainer.labels.device)
+    return position.to(labels.device)
 
 
-def _last_part_of_each_class(trainer: HeadTrainer) -> Tensor:
+def _last_part_of_each_class(labels: Tensor, classes: int, seed: int) -> Tensor:
     """Mark a quarter of the images of every class, at least one where there are two, `(N,)`."""
-    labels, position = trainer.labels, _position_in_class(trainer)
-    shots = torch.bincount(labels, minlength=len(trainer.text))[labels]
+    position = _position_in_class(labels, seed)
+    shots = torch.bincount(labels, minlength=classes)[labels]
     held_out = torch.where(shots >= 2, (shots // 4).clamp(min=1), torch.zeros_like(shots))
     return position < held_out

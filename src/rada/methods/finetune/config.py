@@ -35,7 +35,10 @@ class FFTConfig(Config):
         alpha: Weight of the smoothness term `mean_b max |M - 1|`.
         num_heads: Attention heads of the RAda head.
         temperature: Temperature of its joint softmax.
-        strength: Mask strength at inference, in [0, 1].
+        strength: Mask strength at inference in [0, 1], or "auto" to choose it on the training images by
+            the rules for frozen encoders. RAda-FT then makes a whole run for every fold, of as many steps
+            as the final one: with three folds it takes four times as long as with a number.
+        strength_folds: Folds of that cross-validation, at least 2.
         classes_per_step: Classes that a step of RAda draws, or as many as its pictures have, if that is
             more; None for at most 64, 0 for all. In the first stage None is the rule of `EFTConfig`.
         augmentation: "random" for the encoder's training transform, "plain" for its evaluation
@@ -81,7 +84,8 @@ class FFTConfig(Config):
     alpha: float = 1.0
     num_heads: int = 8
     temperature: float = 1.0
-    strength: float = 1.0
+    strength: float | Literal["auto"] = "auto"
+    strength_folds: int = 3
     classes_per_step: int | None = None
     augmentation: Literal["random", "plain"] = "random"
     crop_scale: tuple[float, ...] | None = None
@@ -111,7 +115,12 @@ class FFTConfig(Config):
         self.require(self.head_learning_rate > 0, "head_learning_rate", "above 0")
         self.require(self.temperature > 0, "temperature", "above 0")
         self.require(0 <= self.warmup < 1, "warmup", "in [0, 1)")
-        self.require(0 <= self.strength <= 1, "strength", "in [0, 1]")
+        self.require(
+            self.strength == "auto" or 0 <= float(self.strength) <= 1,
+            "strength",
+            "'auto' or in [0, 1]",
+        )
+        self.require(self.strength_folds >= 2, "strength_folds", "at least 2")
         self.require(0 <= self.wise_alpha <= 1, "wise_alpha", "in [0, 1]")
         subset = self.classes_per_step
         self.require(

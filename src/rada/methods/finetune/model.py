@@ -15,6 +15,7 @@ from rada.encoders.tokens import Tokens
 from rada.head import RAdaHead
 from rada.methods.finetune.config import FFTConfig
 from rada.training.distributed import process_count
+from rada.training.strength import StrengthChoice
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder
@@ -55,10 +56,12 @@ class Candidates(NamedTuple):
     Attributes:
         text: Their features `(C, D)`.
         biases: What is added to their logits, `(C,)`, or None.
+        strength: Mask strength for these classes, where there is a head.
     """
 
     text: Tensor
     biases: Tensor | None = None
+    strength: float = 1.0
 
 
 class TunedModel(nn.Module):
@@ -80,6 +83,9 @@ class TunedModel(nn.Module):
         head: The RAda head, or None.
         vectors: `(K, D)`, one learned vector a class (text features times the scale), or None.
         biases: `(K,)`, one learned bias for each of these, zero at the start; None without vectors.
+        strength: How the mask strength was chosen, or the one that was given; full strength before.
+        learned: The classes that had training images, as far as they matter for the strength.
+        effective: Epochs and steps that were made, once they were.
         start: The pretrained weights by name, on the CPU, with the head whose mask is one.
     """
 
@@ -112,6 +118,10 @@ class TunedModel(nn.Module):
         if method.has_vectors:
             self.vectors = nn.Parameter(self.text * encoder.scale)
             self.biases = nn.Parameter(torch.zeros_like(self.vectors[:, 0]))
+        given = 1.0 if config.strength == "auto" else float(config.strength)
+        self.strength = StrengthChoice(given, "none")
+        self.learned: tuple[str, ...] = ()
+        self.effective: dict[str, int] = {}
         self._tokens: dict[int, Tokens] = {}
         self._choose_parameters()
         self._learning = {name for name, p in self.named_parameters() if p.requires_grad}
@@ -231,9 +241,17 @@ class TunedModel(nn.Module):
             return Candidates(
                 self.class_features(rows).cpu(), None if biases is None else biases.cpu()
             )
+        strength = self.strength_for(names)
         if "text" not in self.trained_towers and tuple(names) == self.classes:
-            return Candidates(self.text.cpu())
-        return Candidates(self.encoder.encode_classes(names, self.templates))
+            return Candidates(self.text.cpu(), None, strength)
+        return Candidates(self.encoder.encode_classes(names, self.templates), None, strength)
+
+    def strength_for(self, names: Sequence[str]) -> float:
+        """Return the mask strength for candidates: another where all of them had training images."""
+        trained = self.strength.trained_strength
+        if trained is None or not set(names) <= set(self.learned):
+            return self.strength.strength
+        return trained
 
     @torch.no_grad()
     def logits(
@@ -248,7 +266,7 @@ class TunedModel(nn.Module):
             if self.head is None:
                 parts.append(scale * images @ text.T)
             else:
-                parts.append(self.head(images, text, scale, self.config.strength).logits)
+                parts.append(self.head(images, text, scale, candidates.strength).logits)
         logits = torch.cat(parts).float().cpu()
         return logits if candidates.biases is None else logits + candidates.biases.float()
 

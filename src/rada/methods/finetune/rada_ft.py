@@ -21,7 +21,9 @@ class HeadAndTowers(FFTMethod):
     def first(self, model: TunedModel, stage: FirstStage) -> None:
         """Train the head, unless everything is to learn together from the start."""
         if model.config.head_first:
-            train_first_head(model, stage)
+            train_first_head(
+                model, stage, 1.0
+            )  # its strength is chosen once the towers have learned
 
     def loss(self, model: TunedModel, batch: Batch) -> Losses:
         """Return cross-entropy plus `alpha * mean_b max |M - 1|`."""

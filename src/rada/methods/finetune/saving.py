@@ -15,12 +15,36 @@ if TYPE_CHECKING:
     from rada.classifier import RAdaClassifier
     from rada.methods.finetune.model import TunedModel
 
-__all__ = ["LOG_FILE", "RESULT_FILE", "as_classifier", "save_tuned"]
+__all__ = ["LOG_FILE", "RESULT_FILE", "as_classifier", "save_tuned", "strength_facts"]
 
 LOG_FILE = "log.jsonl"
 RESULT_FILE = "result.json"
 FIGURE_FILE = "robustness.svg"
-_TOLD = ("setting", "method", "config", "seed", "shots", "data", "data_fingerprint", "images")
+_TOLD: tuple[str, ...] = (
+    "setting",
+    "method",
+    "config",
+    "seed",
+    "shots",
+    "data",
+    "data_fingerprint",
+    "images",
+)
+_TOLD += ("effective", "strength", "trained_strength", "strength_choice", "trained_classes")
+
+
+def strength_facts(model: TunedModel) -> dict[str, Any]:
+    """Return how the mask strength was chosen, as plain JSON; nothing for models without a head."""
+    if model.head is None:
+        return {}
+    choice = model.strength
+    chosen = {key: list(v) if isinstance(v, tuple) else v for key, v in choice.to_dict().items()}
+    return {
+        "strength": choice.strength,
+        "trained_strength": choice.trained_strength,
+        "strength_choice": chosen if model.config.strength == "auto" else None,
+        "trained_classes": list(model.learned),
+    }
 
 
 def _parts(model: TunedModel, result: dict[str, Any], image_keys: Sequence[str]) -> SavedParts:
@@ -36,7 +60,7 @@ def _parts(model: TunedModel, result: dict[str, Any], image_keys: Sequence[str])
         num_heads=config.num_heads if head is not None else 1,
         temperature=config.temperature,
         scale=encoder.scale,
-        strength=config.strength if head is not None else 0.0,
+        strength=model.strength.strength if head is not None else 0.0,
         encoder={"name": ENCODER_FOLDER, "fingerprint": encoder.fingerprint},
         classes=list(model.classes),
         templates=list(model.templates),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,8 +28,9 @@ from rada.inputs import data_name
 from rada.methods.finetune import FirstStage, get_fft_method
 from rada.methods.finetune.config import FFTConfig
 from rada.methods.finetune.model import TunedModel
-from rada.methods.finetune.saving import LOG_FILE, RESULT_FILE, save_tuned
+from rada.methods.finetune.saving import LOG_FILE, RESULT_FILE, save_tuned, strength_facts
 from rada.methods.finetune.sets import Data, RunData, open_sets
+from rada.methods.finetune.strength import choose_tuned_strength
 from rada.pretrained import CONFIG_FILE, load_parts
 from rada.training.batches import Order, StepData, training_transform
 from rada.training.best_epoch import BestEpoch
@@ -244,6 +246,8 @@ class FineTuner:
                 "wise": curve,
                 "history": state.history,
                 "best": state.best,
+                "effective": model.effective,
+                **strength_facts(model),
                 "classes": list(classes),
                 "templates": list(templates),
                 "trainable_parameters": sum(
@@ -309,6 +313,45 @@ class FineTuner:
                 "select='best' needs a validation split (val), and the data has none: nothing is ever "
                 "selected on test pictures; give one, or keep the last weights"
             )
+        model.learned = tuple(train.classes[label] for label in sorted({*train.labels.tolist()}))
+        if model.head is not None and model.trained_towers and self.config.strength == "auto":
+            steps = self.config.epochs * math.ceil(len(train) / self.config.batch_size)
+            model.strength = choose_tuned_strength(
+                model,
+                train,
+                lambda fold, images, states: self._learn(
+                    fold, images, states, accelerator, seed, steps=steps
+                ),
+                accelerator,
+                checkpoints=checkpoints,
+                seed=seed,
+                skip_bad=self.skip_bad,
+            )
+        return self._learn(
+            model,
+            train,
+            checkpoints,
+            accelerator,
+            seed,
+            log_path=log_path,
+            judge=judge,
+            validation=validation,
+        )
+
+    def _learn(
+        self,
+        model: TunedModel,
+        train: ImageSplit,
+        checkpoints: Checkpoints | None,
+        accelerator: Accelerator,
+        seed: int,
+        *,
+        steps: int | None = None,
+        log_path: Path | None = None,
+        judge: Judge | None = None,
+        validation: TestSet | None = None,
+    ) -> RunState:
+        """Train once, for `steps` or else the configuration's epochs."""
         main = accelerator.is_main_process
         if checkpoints is None or not checkpoints.all():
             folder = None if checkpoints is None or not main else checkpoints.folder / "first-stage"
@@ -362,8 +405,10 @@ class FineTuner:
                 after_epoch=after_epoch,
                 stop=stop,
                 progress=self.progress,
+                steps=steps,
             )
             state = training.run()
+            model.effective = {"epochs": training.epochs, "steps": state.step}
             if stop.signal:  # it came with the last step: everything but the judging is done
                 raise FineTuningStopped(stop.signal, state.step)
         accelerator.free_memory()
@@ -458,7 +503,7 @@ class FineTuner:
         """Return all that decides the result; the main process reads the images for all of them."""
         from accelerate.utils import broadcast_object_list
 
-        told: list[Any] = [None]
+        told: list[dict[str, Any]] = [{}]
         if self.is_main_process:
             selects = opened.validation
             told[0] = {
