@@ -22,6 +22,7 @@ from rada.fitting import labelled_arrays, unit_rows
 from rada.inputs import Inputs
 from rada.methods import AdaptedModel, Facts, Method, get_method
 from rada.methods.registry import method_of
+from rada.predictions import finite_logits
 from rada.pretrained import EncoderId, Fitted, check_encoder
 from rada.training.strength import Strength
 
@@ -292,7 +293,7 @@ class ClassifierBase(Estimator):
             scale: The scale of the zero-shot model before `fit`; None for the encoder's.
         """
         model = self.model_ or self.zero_shot_model(classes.names, images.shape[1], scale)
-        return model.logits(images, classes, strength=strength)
+        return finite_logits(model.logits(images, classes, strength=strength))
 
     def zero_shot_model(
         self,

@@ -12,6 +12,7 @@ import torch
 from rada.core.config import Config
 from rada.core.errors import CheckpointError
 from rada.core.hashing import fingerprint_tensors
+from rada.core.printable import escape
 from rada.data import ImageSplit, Naming
 from rada.data.checks import check_labelled
 from rada.evaluation.seen import image_keys, remembered
@@ -100,7 +101,7 @@ def fit_model(plan: FitPlan, data: Data, out: OutputFolder | None) -> tuple[Fitt
             images=len(features),
             data=data_name(data),
             data_fingerprint=features.fingerprint,
-            skipped=tuple((str(name), reason) for name, reason in skipped),
+            skipped=tuple((escape(str(name)), escape(reason)) for name, reason in skipped),
             image_keys=tuple(remembered(image_keys(found))),
             details=model.record,
             key=key,

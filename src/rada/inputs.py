@@ -12,6 +12,7 @@ import torch
 
 from rada.convert import convert_data
 from rada.core.errors import ConfigError, FeatureError
+from rada.core.printable import escape
 from rada.core.values import check_scale
 from rada.data import (
     ImageDataset,
@@ -26,6 +27,7 @@ from rada.data import (
 from rada.data.checks import name_classes, place_labels
 from rada.data.naming import Matched
 from rada.data.prompts import DEFAULT_TEMPLATE
+from rada.data.registry import check_spec
 from rada.encoders.slot import EncoderSlot
 from rada.evaluation.sharing import shown_name
 from rada.features import ClassSet, FeatureCache, Features, ViewTransform, extract_features
@@ -37,6 +39,7 @@ __all__ = [
     "Data",
     "Inputs",
     "Opened",
+    "check_named",
     "data_name",
     "open_labelled",
 ]
@@ -311,13 +314,27 @@ def open_labelled(
     return Opened(place_labels(data, matched), matched.aliases, templates)
 
 
+def check_named(data: str) -> None:
+    """Check that there may be data of a name, without opening it: before a model is loaded for it.
+
+    Raises:
+        DataError: If there certainly is none.
+        FeatureError: If it is a features file that does not exist.
+    """
+    if not data.lower().endswith(FEATURE_FILES):
+        check_spec(data)
+    elif not Path(data).is_file():
+        Features.load(data)  # says what is wrong
+
+
 def data_name(data: Data) -> str | None:
     """Return what to call data in the record of a run, None where it has no name.
 
-    The folders above it are left out: a record is handed on with the model.
+    The folders above it are left out: a record is handed on with the model. Bytes of a name that are no
+    Unicode are shown with escapes, which every JSON file can hold.
     """
     name = data if isinstance(data, str | Path) else getattr(data, "name", None)
-    return shown_name(str(name)) if isinstance(name, str | Path) else None
+    return escape(shown_name(str(name))) if isinstance(name, str | Path) else None
 
 
 def _place_features(features: Features, matched: Matched, embed: bool) -> Features:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Prediction",
     "StreamAnswer",
+    "finite_logits",
     "probabilities_of",
     "rank",
     "stream_predictions",
@@ -64,19 +65,24 @@ def warn_of_one_class(classes: Sequence[str]) -> None:
         )
 
 
-def probabilities_of(logits: Tensor) -> Tensor:
-    """Return the softmax of logits `(N, K)`.
+def finite_logits(logits: Tensor) -> Tensor:
+    """Return logits `(N, K)` that name a class.
 
     Raises:
-        FeatureError: If a logit is NaN or infinite: a softmax would name a class all the same.
+        FeatureError: If one is NaN or infinite: a softmax would name a class all the same.
     """
     broken = ~logits.isfinite().all(-1)
     if broken.any():
         raise FeatureError(
             f"the logits of {int(broken.sum())} of {len(logits)} images are NaN or infinite: the "
-            "weights or the scale of the model are broken, or a learning rate was far too high"
+            "features, the class features, the head or the scale hold far too large numbers"
         )
-    return logits.softmax(-1)
+    return logits
+
+
+def probabilities_of(logits: Tensor) -> Tensor:
+    """Return the softmax of logits `(N, K)`, which must be finite."""
+    return finite_logits(logits).softmax(-1)
 
 
 def rank(probabilities: Tensor, classes: Sequence[str], top_k: int) -> list[list[Prediction]]:

@@ -301,7 +301,7 @@ def test_bad_pictures(
     done = rada("predict", fitted, tmp_path, "--skip-bad", environment=environment)
     assert done.returncode == 0
     assert "good.png" in done.stdout
-    assert "2 unreadable pictures" in done.stderr
+    assert "2 unreadable images" in done.stderr
     assert "nowhere.png" in refused_prediction(fitted, tmp_path / "nowhere.png", environment)
 
 

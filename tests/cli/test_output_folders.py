@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -41,13 +44,21 @@ def photos(folder: Path, *names: str) -> Path:
 
 
 def rada(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "rada", *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cwd,
-    )
+    """Run the program in this process, which spares the imports."""
+    from rada.cli import main
+
+    texts = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2)]
+    argv = ["rada", *map(str, words)]
+    with (
+        contextlib.chdir(cwd or Path.cwd()),
+        mock.patch.multiple(sys, argv=argv, stdout=texts[0], stderr=texts[1]),
+        pytest.raises(SystemExit) as left,
+    ):
+        main()
+    for text in texts:
+        text.flush()
+    out, err = (text.buffer.getvalue().decode() for text in texts)
+    return subprocess.CompletedProcess(argv, int(left.value.code or 0), out, err)
 
 
 def tree(folder: Path) -> dict[str, bytes]:

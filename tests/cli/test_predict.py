@@ -293,3 +293,26 @@ def test_every_command_may_be_piped_into_head(command: tuple[str, ...]) -> None:
         process.stdout.close()
         errors = process.stderr.read()
     assert process.returncode == 0 and errors == b""
+
+
+@pytest.mark.parametrize("command", [("fit", "--out", "o"), ("finetune", "--out", "o")])
+@pytest.mark.parametrize("data", ["nowhere", "nowhere.csv", "nowhere.tar", "nowhere.safetensors"])
+def test_no_command_loads_a_model_for_data_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], data: str
+) -> None:
+    from rada.encoders import registry
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "load_encoder", mock.Mock(side_effect=AssertionError("loaded")))
+    monkeypatch.setattr("rada.classifier.load_encoder", registry.load_encoder)
+    monkeypatch.setattr(
+        "rada.methods.finetune.tuner.load_encoder", registry.load_encoder, raising=False
+    )
+    done = rada(command[0], data, *command[1:], "--model", "embedded", environment={})
+    assert done.returncode == 2 and data in done.stderr and "nowhere" in done.stderr
+
+
+@pytest.mark.parametrize("data", ["nowhere", "nowhere.csv", "nowhere.safetensors"])
+def test_evaluate_looks_for_its_data_first(predict: Run, tmp_path: Path, data: str) -> None:
+    done = rada("evaluate", "a-head", tmp_path / data, environment={})
+    assert done.returncode == 2 and data in done.stderr and predict.loaded == 0

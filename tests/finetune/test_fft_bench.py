@@ -23,7 +23,9 @@ from rada.methods import (
 )
 
 NAMES = [method.name for method in list_methods() if "pictures" in method.needs]
-CONFIG = FFTConfig(epochs=3, batch_size=8, learning_rate=1e-3, head_epochs=2, num_heads=2)
+CONFIG = FFTConfig(
+    epochs=3, batch_size=8, learning_rate=1e-3, head_epochs=2, num_heads=2, strength=1.0
+)
 
 
 @pytest.fixture
@@ -63,6 +65,25 @@ def test_fit_predict_save_and_load(name, task, encoder, tmp_path):
             predictor.predict(task.examples, strange)
     with pytest.raises(ConfigError, match="features alone"):
         predictor.predict(Examples(task.examples.image_features), task.classes)
+
+
+def test_rada_ft_chooses_its_strength_and_keeps_it(task, encoder, tmp_path):
+    config = dataclasses.replace(CONFIG, epochs=1, strength="auto", strength_folds=2)
+    predictor = get_method("rada_ft").fit(task, config)
+    choice = predictor.record["strength_choice"]
+    assert choice["method"] == "classes" and predictor.record["effective"]["steps"] == 3
+    predictor.model.strength = dataclasses.replace(
+        predictor.model.strength, strength=0.0, trained_strength=0.5
+    )
+    predictor.facts["strength"] = predictor.model.strength.to_dict()
+    found = predictor.predict(task.examples, task.classes)
+    predictor.save(tmp_path / "p.safetensors")
+    loaded = load_predictor(tmp_path / "p.safetensors", encoder)
+    torch.testing.assert_close(loaded.predict(task.examples, task.classes), found)
+    strange = ClassSet(("red", "dog"), task.classes.text_features[:2])
+    for it in (predictor, loaded):
+        assert it.model.strength_for(task.classes.names) == 0.5
+        assert it.model.strength_for(strange.names) == 0.0
 
 
 def test_goes_on_from_its_state(task, tmp_path, monkeypatch):

@@ -231,7 +231,7 @@ class Folder:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    found = read_json(path, error=CheckpointError, what="the result")
+    found: dict[str, Any] = read_json(path, error=CheckpointError, what="the result")
     if isinstance(found, dict) and found.get("format", FORMAT) != FORMAT:
         raise CheckpointError(
             f"{str(path)!r} has the format {str(found['format'])[:40]!r}, this version reads {FORMAT!r}: "

@@ -126,7 +126,7 @@ class ImageSource(Source):
             drawn = self._train.subset([])
             if shots:
                 drawn = few_shot(self._train, shots, seed, allow_fewer=True)
-            common = [self._candidates, self.groups, self.dataset.templates]
+            common: list[object] = [self._candidates, self.groups, self.dataset.templates]
             common += [self.encoder.fingerprint, self.trained()]
             self._identities[key] = {
                 name: fingerprint_tensors(extra=[data_identity(part), *common])

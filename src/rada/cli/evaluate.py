@@ -63,11 +63,13 @@ def evaluate(
     from rada.core.output import claim
     from rada.evaluation import Timer, environment
     from rada.evaluation.provenance import command_line
+    from rada.inputs import check_named
 
     check_test_time(test_time)
     first, places = split_arguments(model_folder, [] if data is None else [data], model)
     if len(places) != 1:
         raise DataError("one folder, table or data set is evaluated: rada evaluate MODEL DATA")
+    check_named(places[0])
     if report is not None:
         with claim(report, "report", inputs=places):  # refused before the work, not after it
             pass

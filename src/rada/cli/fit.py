@@ -68,11 +68,12 @@ def fit(
     from rada.core.output import claim
     from rada.core.values import check_seed
     from rada.data import load_class_names
-    from rada.inputs import FEATURE_FILES
+    from rada.inputs import FEATURE_FILES, check_named
     from rada.methods import get_method
     from rada.training.feature_loop import TrainingInterrupted
 
     check_seed(seed)  # before anything is loaded
+    check_named(data)
     chosen = get_method(method)
     own = configured(chosen.config, config, settings)
     # A features file needs no encoder; one that is named makes the class features, by --template.

@@ -261,8 +261,8 @@ def parse_json(text: str | bytes, *, finite: bool = False) -> Any:
             a key twice: readers keep the last without a word.
         RecursionError: If it is nested too deeply.
     """
-    strict = {"parse_constant": _finite, "parse_float": _finite} if finite else {}
-    value = json.loads(text, object_pairs_hook=_once, **strict)
+    number = _finite if finite else None
+    value = json.loads(text, object_pairs_hook=_once, parse_constant=number, parse_float=number)
     escape, lower = ("\\ud", text.lower()) if isinstance(text, str) else (b"\\ud", text.lower())
     if escape in lower:  # type: ignore[operator]
         try:

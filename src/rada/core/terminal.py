@@ -58,7 +58,7 @@ def _console_class() -> type[Console]:
     class Screen(Console):
         """A console on which every string is text."""
 
-        def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+        def render_str(self, text: str, **options: Any) -> Text:
             # rich turns every string, be it a line, a cell or a title, into text here.
             return super().render_str(clean(text), **options)
 

@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import os
 import pkgutil
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from rada.data.dataset import ImageDataset
 from rada.data.naming import Naming
 from rada.data.prompts import ClassNamesSource, load_templates
 
-__all__ = ["DatasetInfo", "list_datasets", "open_dataset", "register_dataset"]
+__all__ = ["DatasetInfo", "check_spec", "list_datasets", "open_dataset", "register_dataset"]
 
 
 @dataclass(frozen=True)
@@ -139,16 +140,43 @@ def open_dataset(
     return dataset
 
 
+def check_spec(spec: str | Path) -> None:
+    """Check that there may be data of a name, without opening it: before a model is loaded for it.
+
+    Raises:
+        DataError: If there certainly is none, as `open_dataset` says it.
+    """
+    kind, text = _kind_of(spec), str(spec)
+    if kind.is_path and not _MANY.search(text) and not _exists(text):
+        raise _nothing(text)
+
+
+# Patterns of shards, URLs and commands: whether they name something is seen when they are opened.
+_MANY = re.compile(r"[{*?\[]|^\w+:")
+
+
 def _load(spec: str | Path) -> ImageDataset:
+    return _kind_of(spec).load(str(spec))
+
+
+def _kind_of(spec: str | Path) -> _Kind:
     text = str(spec)
     for kind in _kinds():
         if (kind.is_path or isinstance(spec, str)) and kind.matches(text):
-            return kind.load(text)
-    if os.path.exists(os.path.expanduser(text)):  # noqa: PTH110, PTH111 - pathlib raises for some texts
+            return kind
+    if _exists(text):
         raise DataError(
             f"{text!r} is not a folder or a table: a table ends in .csv, .tsv, .jsonl, .ndjson or .json"
         )
-    raise DataError(f"there is no file, folder or data set {text[:200]!r}{_hint(text)}")
+    raise _nothing(text)
+
+
+def _exists(text: str) -> bool:
+    return os.path.exists(os.path.expanduser(text))  # noqa: PTH110, PTH111 - pathlib raises for some texts
+
+
+def _nothing(text: str) -> DataError:
+    return DataError(f"there is no file, folder or data set {text[:200]!r}{_hint(text)}")
 
 
 def _hint(text: str) -> str:

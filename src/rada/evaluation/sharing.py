@@ -59,7 +59,8 @@ def shareable(result: Mapping[str, Any]) -> dict[str, Any]:
     def rewritten(value: Any) -> Any:
         if isinstance(value, str):
             for pattern, name in patterns:
-                value = pattern.sub(lambda _, name=name: name, value)
+                # A backslash of a name is no group reference.
+                value = pattern.sub(name.replace("\\", r"\\"), value)
             return value
         if isinstance(value, Mapping):
             return {rewritten(key): rewritten(entry) for key, entry in value.items()}

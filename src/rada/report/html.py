@@ -169,8 +169,9 @@ def _summary(result: Mapping[str, Any]) -> str:
         model = f"The zero-shot model{encoder.replace(' frozen', '')}"
         classes = count(len(result["classes"]), "class", "classes")
         return f"{model} on {count(result['images'], 'test image')}{place} in {classes}."
+    subject = "A tuned model" if _tuned(result) else "A RAda head"
     return (
-        f"{'A tuned model' if _tuned(result) else 'A RAda head'}{training}{encoder}{strength}, compared with the zero-shot model on "
+        f"{subject}{training}{encoder}{strength}, compared with the zero-shot model on "
         f"{count(result['images'], 'test picture')}{place} in "
         f"{count(len(result['classes']), 'class', 'classes')}."
     )
@@ -314,7 +315,7 @@ def _effective(result: Mapping[str, Any], epochs: int) -> dict[str, Any]:
     if epochs and _number(asked) and epochs != asked:
         config["epochs"] = f"{epochs} ({asked} asked for, min_steps {config.get('min_steps')})"
     images, batch = (result.get("training") or {}).get("images"), config.get("batch_size")
-    if _number(images) and _number(batch) and images < batch:
+    if isinstance(images, int) and isinstance(batch, int) and images < batch:
         config["batch_size"] = f"{images}, all images ({batch} asked for)"
     if config.get("strength") == "auto" and _number(result.get("strength")):
         config["strength"] = f"{result['strength']:g} (auto)"

@@ -40,7 +40,13 @@ def result_table(result: Mapping[str, Any]) -> Table:
             Cell(percent(metrics[name], sign=False), best=key in best[name]) for name in best
         )
         difference = _difference(metrics.get("against_zero_shot"), key in best["accuracy"])
-        cells = [accuracy, interval(metrics["interval"]), balanced, ece, difference]
+        cells: list[Cell | str] = [
+            accuracy,
+            interval(metrics["interval"]),
+            balanced,
+            ece,
+            difference,
+        ]
         tone: Tone = "accent" if key == "adapted" else ""
         rows.append(Row(name_of(result, key), cells, tone))
     chance = percent(result["chance"], sign=False)
@@ -139,7 +145,7 @@ def _is_best(row: Mapping[str, Any], metric: str, table: Sequence[Mapping[str, A
     if metric not in row or len(rivals) < 2:
         return False
     shown = [round(100 * other[metric]["mean"], 1) for other in rivals]
-    return round(100 * row[metric]["mean"], 1) == max(shown)
+    return bool(round(100 * row[metric]["mean"], 1) == max(shown))
 
 
 def _difference(against: Mapping[str, Any] | None, best: bool) -> Cell:

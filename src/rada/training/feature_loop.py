@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from rada.core.config import Config
-from rada.core.errors import TrainingDivergedError
+from rada.core.errors import CheckpointError, TrainingDivergedError
 from rada.core.hashing import fingerprint_tensors
 from rada.core.progress import progress_bar
 from rada.features import ClassSet, Features
@@ -294,8 +294,13 @@ def _restored(
     if path is not None and path.exists():
         state = TrainingState.load(path)
         if state.key == key:
-            model.load_state_dict(state.weights)
-            restore_moments(model, optimizer, state.moments)
+            try:
+                model.load_state_dict(state.weights)
+                restore_moments(model, optimizer, state.moments)
+            except RuntimeError as error:  # shapes of another model
+                raise CheckpointError(
+                    f"the training state {str(path)!r} is damaged ({error}): delete it to start afresh"
+                ) from error
             return state
     return TrainingState(key)
 
