@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rada.methods.finetune.sets import open_sets
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 from torchvision.datasets import FakeData, ImageFolder
 from torchvision.transforms import v2
@@ -21,7 +22,6 @@ from rada.convert import convert_data, images_to_predict
 from rada.core.errors import DataError, FeatureError
 from rada.data import ImageDataset, ImageSplit, open_image
 from rada.features import Features
-from rada.methods.finetune.sets import open_sets
 from rada.test_time_adapter import TestTimeAdapter
 
 NAMES = ("cat", "dog")

@@ -26,8 +26,8 @@ from rada.core.errors import (
 from rada.data import ImageSplit
 from rada.encoders import load_encoder
 from rada.evaluation.sets import shared_classes
-from rada.training.encoder_loop import FineTuningStopped
 from rada.training.checkpoints import Checkpoints, RunState, differences
+from rada.training.encoder_loop import FineTuningStopped
 
 OPTIONS = ["--epochs", "6", "--batch-size", "8", "--learning-rate", "1e-3", "--seed", "1"]
 OPTIONS += ["--workers", "0", "--set", "evaluate_every=0"]
@@ -322,7 +322,9 @@ def test_wrong_options_end_with_code_2(data, model_folder, tmp_path):
 def test_set_reads_numbers_as_the_benchmark_does():
     from rada.cli.finetune import _config
 
-    config = _config("rada-ft", None, {"epochs": 3}, ["head_learning_rate=1e-3", "head_first=false"])
+    config = _config(
+        "rada-ft", None, {"epochs": 3}, ["head_learning_rate=1e-3", "head_first=false"]
+    )
     assert (config.head_learning_rate, config.head_first, config.epochs) == (1e-3, False, 3)
     assert _config("ft", None, {}, ["select=best"]).select == "best"
 
