@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from rada.core.errors import OutputError
+from rada.core.legacy import written_before
 from rada.core.storage import (
     follow_umask,
     read_json,
@@ -29,7 +30,6 @@ from rada.core.storage import (
     write_bytes,
     write_json,
 )
-from rada.legacy import written_before
 
 __all__ = [
     "STATE_FOLDER",

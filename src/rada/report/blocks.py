@@ -14,10 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from rada.core.legacy import is_page
 from rada.core.output import check_file
 from rada.core.printable import clean
 from rada.core.storage import write_bytes
-from rada.legacy import is_page
 from rada.report.text import DASH
 from rada.report.theme import theme_css
 
