@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rada import output
+from rada.core import output
 from rada.core.errors import OutputError, StorageError
 from rada.core.output import STATE_FOLDER, check_apart, check_file, claim, finish_save
 from rada.core.storage import atomic_path

@@ -46,10 +46,6 @@ class UnknownClassError(ConfigError):
     """A method that knows its training classes alone was asked about others."""
 
 
-class TrainingDivergedError(RadaError):
-    """A loss or a weight became infinite or no number."""
-
-
 class EncoderError(RadaError):
     """An encoder that cannot be found or loaded, or that lacks a capability."""
 
