@@ -1,0 +1,256 @@
+"""What every family of encoders implements, and what follows from it for one batch."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rada.core.errors import EncoderError
+from rada.core.values import check_scale
+from rada.encoders.memory import keep_freed_memory
+from rada.encoders.tokens import Tokens, check_prompts
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["CAPABILITIES", "EncoderProtocol", "Transform", "TruncationWarning", "evaluating"]
+
+Transform = Callable[["Image"], Tensor]
+
+CAPABILITIES: dict[str, str] = {
+    "image_gradients": "the image tower can be trained",
+    "text_gradients": "the text tower can be trained",
+    "learned_scale": "the checkpoint holds the scale of the logits",
+    "logit_bias": "the score has a bias (it never changes the ranking of the classes)",
+    "token_embeddings": "learned context vectors can stand among the token embeddings",
+    "deep_text_prompts": "learned prompts can enter every layer of the text tower",
+    "deep_image_prompts": "learned prompts can enter every layer of the image tower",
+    "fast_inference": "an image path faster than the module's own, equal within 1e-4",
+    "save": "writes the format of its own library",
+}
+
+
+class TruncationWarning(UserWarning):
+    """A prompt is longer than the text tower reads; its end was cut off."""
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode and give every submodule its own mode back afterwards."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+class EncoderProtocol(ABC):
+    """What a family implements, the scores, and one batch; `DualEncoder` adds the rest.
+
+    Attributes:
+        family: Name of the family.
+        capabilities: What it can do beyond the protocol; the keys of `CAPABILITIES`.
+        default_scale: Scale where the model learns none.
+    """
+
+    family: ClassVar[str] = ""
+    capabilities: frozenset[str] = frozenset()
+    default_scale: ClassVar[float] = 100.0
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        name: str,
+        dim: int,
+        preprocess: Transform,
+        train_transform: Transform,
+        scale: float | None = None,
+    ) -> None:
+        if scale is not None:
+            scale = check_scale(scale, error=EncoderError)
+        self.model = model
+        self.name = name
+        self.dim = dim
+        self.preprocess = preprocess
+        self.train_transform = train_transform
+        self._scale = scale
+
+    # What a family implements -------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def image_module(self) -> nn.Module:
+        """The module that holds the weights of the image tower."""
+
+    @property
+    @abstractmethod
+    def text_module(self) -> nn.Module:
+        """The module that holds the weights of the text tower."""
+
+    @abstractmethod
+    def image_embeddings(self, pixels: Tensor) -> Tensor:
+        """Embed pixels `(B, 3, H, W)` as `(B, D)`, in the model's precision, not normalised."""
+
+    @abstractmethod
+    def text_embeddings(self, tokens: Tokens) -> Tensor:
+        """Embed tokens as `(K, D)`, in the model's precision, not normalised."""
+
+    @abstractmethod
+    def tokenize_checked(self, prompts: list[str]) -> tuple[Tokens, list[int]]:
+        """Turn prompts into tokens; also return the indices of those whose end was cut off."""
+
+    @abstractmethod
+    def tokenizer_key(self) -> str:
+        """A text that changes when the tokenizer does."""
+
+    def learned_scale(self) -> Tensor | None:
+        """The model's own exponentiated scale as a 0-d tensor; None where it has none."""
+        return None
+
+    def learned_bias(self) -> Tensor | None:
+        """The model's own bias of the logits as a 0-d tensor; None where it has none."""
+        return None
+
+    def scale_parameters(self) -> list[nn.Parameter]:
+        """Parameters of scale and bias, which belong to neither tower."""
+        return []
+
+    def token_embedding_module(self) -> nn.Module:
+        """The layer that turns token numbers into vectors, which `token_embeddings` needs."""
+        raise NotImplementedError
+
+    def text_layers(self) -> list[nn.Module]:
+        """Transformer layers of the text tower, in order; empty where it has none."""
+        return []
+
+    def image_layers(self) -> list[nn.Module]:
+        """Transformer layers of the image tower, in order; empty where it has none."""
+        return []
+
+    @property
+    def context_start(self) -> int:
+        """Where learned context begins: behind the start mark, or at 0 where there is none."""
+        return 1
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest row of tokens that the text tower reads."""
+        return 77
+
+    # Scores -------------------------------------------------------------------------------
+
+    def forward_scale(self) -> Tensor:
+        """Return the scale as a 0-d float32 tensor, differentiable where the model learns it."""
+        learned = self.learned_scale()
+        if self._scale is not None or learned is None:
+            value = self.default_scale if self._scale is None else self._scale
+            return torch.tensor(value, dtype=torch.float32, device=self.device)
+        return learned.float().reshape(())
+
+    @property
+    def scale(self) -> float:
+        """The factor of the cosine similarity in the logits (already exponentiated)."""
+        return float(self.forward_scale().detach())
+
+    @property
+    def logit_bias(self) -> float:
+        """What is added to every logit: SigLIP's bias, 0 elsewhere."""
+        learned = self.learned_bias()
+        return 0.0 if learned is None else float(learned.detach())
+
+    def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """Return the family's own zero-shot logits `(B, K)` from `(B, D)` and `(K, D)`."""
+        return self.forward_scale() * image_features @ text_features.T + self.logit_bias
+
+    # One batch ----------------------------------------------------------------------------
+
+    def forward_images(self, pixels: Tensor) -> Tensor:
+        """Embed pixels `(B, 3, H, W)` as unit-norm float32 `(B, D)`, differentiably.
+
+        Raises:
+            EncoderError: If `pixels` has another shape.
+        """
+        return functional.normalize(self.image_embeddings(self._pixels(pixels)).float(), dim=-1)
+
+    def infer_images(self, pixels: Tensor) -> Tensor:
+        """Do the same without gradients, in evaluation mode, as fast as the family can."""
+        keep_freed_memory()
+        with torch.no_grad(), evaluating(self.model):
+            return self.forward_images(pixels)
+
+    def tokenize(self, prompts: Sequence[str]) -> Tokens:
+        """Turn K prompts into tokens: a dict of tensors whose first axis is K.
+
+        A prompt that is too long is cut and named in a `TruncationWarning`.
+
+        Raises:
+            DataError: If a prompt is empty or not a text.
+        """
+        texts = check_prompts(prompts)
+        tokens, cut = self.tokenize_checked(texts)
+        if cut:
+            more = f" and {len(cut) - 1} more" if len(cut) > 1 else ""
+            warnings.warn(
+                f"the text tower of {self.name!r} reads fewer tokens than this prompt has, "
+                f"so its end is ignored: {texts[cut[0]]!r}{more}; shorten it",
+                TruncationWarning,
+                stacklevel=2,
+            )
+        return tokens
+
+    def forward_texts(self, tokens: Tokens) -> Tensor:
+        """Embed tokens as unit-norm float32 `(K, D)`, differentiably."""
+        return functional.normalize(self.text_embeddings(self._tokens(tokens)).float(), dim=-1)
+
+    # The model ----------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights; scale and bias keep float32 whatever the rest is."""
+        scales = {id(parameter) for parameter in self.scale_parameters()}
+        found = (
+            p.dtype
+            for p in self.model.parameters()
+            if p.is_floating_point() and id(p) not in scales
+        )
+        return next(found, torch.float32)
+
+    @property
+    def parameter_count(self) -> int:
+        """How many parameters the model has."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def require(self, capability: str) -> None:
+        """Raise an `EncoderError` unless the encoder offers a capability of `CAPABILITIES`."""
+        if capability not in self.capabilities:
+            have = ", ".join(sorted(self.capabilities)) or "none"
+            raise EncoderError(
+                f"{self.name!r} (family {self.family!r}) does not offer {capability!r} "
+                f"({CAPABILITIES[capability]}); it offers: {have}. `rada models` lists others"
+            )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(name={self.name!r}, dim={self.dim}, scale={self.scale:.4g})"
+
+    def _pixels(self, pixels: Tensor) -> Tensor:
+        if pixels.ndim != 4 or pixels.shape[1] != 3:
+            raise EncoderError(f"pixels should be (B, 3, H, W), not {tuple(pixels.shape)}")
+        return pixels.to(self.device, self.dtype)
+
+    def _tokens(self, tokens: Tokens) -> Tokens:
+        return {name: tensor.to(self.device) for name, tensor in tokens.items()}
