@@ -73,7 +73,7 @@ class Siglip2Encoder(SiglipEncoder):
     """`Siglip2Model` of transformers (Tschannen et al., 2025)."""
 
     family = "siglip2"
-    summary = "SigLIP 2 (NaFlex: pictures keep their shape) in transformers"
+    summary = "SigLIP 2 (NaFlex: images keep their shape) in transformers"
     model_type = "siglip2"
     model_class = "Siglip2Model"
     hub_models = {"google/siglip2-base-patch16-naflex": (768, 375_234_050)}  # noqa: RUF012
