@@ -241,3 +241,13 @@ def test_float32_gradients_of_sharp_maps() -> None:
         exact = gradients(head, image, text)
         rough = gradients(head.float(), image.float(), text.float())
         assert float((rough - exact).norm() / exact.norm()) < 1e-3
+
+
+def test_an_accelerator_gets_few_large_pieces():
+    """On a card every piece costs some thirty launches; on the CPU it must fit the caches."""
+    options = {"itemsize": 4, "budget": 4 << 30}
+    here = make_plan(32, 100, 512, 8, **options)
+    there = make_plan(32, 100, 512, 8, device_type="cuda", **options)
+    assert here.images < there.images == 32 and there.maps == 32 * 8
+    tiled = make_plan(1, 21_000, 512, 8, device_type="cuda", **options)
+    assert tiled.rows == tiled.columns == 4096

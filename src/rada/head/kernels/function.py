@@ -40,6 +40,7 @@ class MaskAttention(torch.autograd.Function):
             settings.num_heads,
             itemsize=image.element_size(),
             budget=settings.memory_budget or default_budget(image.device.type),
+            device_type=image.device.type,
             keep=settings.keep,
         )
         own = settings._replace(keep=plan.keep)

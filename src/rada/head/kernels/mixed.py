@@ -51,6 +51,7 @@ def mixed_values(
         head.num_heads,
         itemsize=image.element_size(),
         budget=settings.memory_budget or default_budget(image.device.type),
+        device_type=image.device.type,
     )
     tokens = image[:, None] * class_set.text
     mixed = torch.empty_like(tokens)

@@ -6,18 +6,36 @@ import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 __all__ = ["Plan", "default_budget", "make_plan"]
 
-_CHUNK_ROWS = {False: 288, True: 336}
-"""Rows (images times classes) per chunk, by whether activations are kept: enough for full speed."""
-_MAP_BYTES = 3 << 20
-"""Bytes of class-by-class maps held at once where one map is smaller than that."""
-_LARGEST_MAP_BYTES = 16 << 20
-"""A map of more bytes than this is never held whole, however much memory is free."""
-_BUDGET_CAP = 1 << 30
+_BUDGET_CAPS = {"cpu": 1 << 30}
+_LARGEST_BUDGET = 4 << 30
+"""Bytes that a call may take by default: on the CPU, and on an accelerator."""
+
+
+class _Pieces(NamedTuple):
+    """What a device likes: a CPU pieces that fit its caches, an accelerator few large ones.
+
+    Attributes:
+        chunk_rows: Rows (images times classes) per chunk, by whether activations are kept.
+        map_bytes: Bytes of class-by-class maps held at once where one map is smaller than that.
+        largest_map_bytes: A map of more bytes is never held whole, however much memory is free.
+        tile: Rows and columns of a tile of a map that is not held whole.
+    """
+
+    chunk_rows: dict[bool, int]
+    map_bytes: int
+    largest_map_bytes: int
+    tile: int
+
+
+_PIECES = {"cpu": _Pieces({False: 288, True: 336}, 3 << 20, 16 << 20, 512)}
+# Every piece costs some thirty kernel launches, whatever its size.
+_LARGE_PIECES = _Pieces({False: 1 << 22, True: 1 << 22}, 1 << 30, 1 << 30, 4096)
 _BACKWARD_UNITS = 20
 _KEPT_UNITS = 6
 """Tensors of `(B, K, D)` size that a chunk works on, and at most kept for the backward pass."""
@@ -51,6 +69,7 @@ def make_plan(
     itemsize: int,
     budget: int,
     keep: bool = False,
+    device_type: str = "cpu",
 ) -> Plan:
     """Choose the pieces for `batch` images, `classes` classes and width `dim`.
 
@@ -62,21 +81,23 @@ def make_plan(
         itemsize: bytes per number.
         budget: bytes of working memory to stay under, where at all possible.
         keep: whether activations are wanted for a backward pass.
+        device_type: `"cpu"` or an accelerator.
 
     Returns:
         The plan. It depends on nothing but the arguments.
     """
+    pieces = _PIECES.get(device_type, _LARGE_PIECES)
     unit = classes * dim * itemsize
-    images = min(_CHUNK_ROWS[keep] // classes, budget // (2 * _BACKWARD_UNITS * unit), batch)
+    images = min(pieces.chunk_rows[keep] // classes, budget // (2 * _BACKWARD_UNITS * unit), batch)
     images = max(1, images)
     images = -(-batch // -(-batch // images)) if batch else 1
     one_map = 5 * classes * (classes + 1) * itemsize
-    whole = one_map <= min(_LARGEST_MAP_BYTES, budget // 4)
+    whole = one_map <= min(pieces.largest_map_bytes, budget // 4)
     rows, columns = None, classes
     if not whole:
-        columns = max(8, min(512, classes))
-        rows = max(8, min(512, budget // (16 * columns * itemsize)))
-    maps = max(1, min(images * num_heads, min(_MAP_BYTES, budget // 4) // one_map))
+        columns = max(8, min(pieces.tile, classes))
+        rows = max(8, min(pieces.tile, budget // (16 * columns * itemsize)))
+    maps = max(1, min(images * num_heads, min(pieces.map_bytes, budget // 4) // one_map))
     keep = keep and _KEPT_UNITS * unit * batch <= budget // 2
     return Plan(images=images, maps=maps, rows=rows, columns=columns, keep=keep)
 
@@ -86,7 +107,7 @@ def default_budget(device_type: str = "cpu") -> int:
     """Return the budget in bytes that is used where none is given.
 
     It is a quarter of the memory that was free when it was first asked for, rounded down to a
-    power of two and at most 1 GiB, so that one machine gives the same bits from run to run.
+    power of two and at most 1 GiB (4 GiB on an accelerator), so that one machine gives the same bits from run to run.
 
     Args:
         device_type: `"cpu"` or an accelerator.
@@ -96,7 +117,8 @@ def default_budget(device_type: str = "cpu") -> int:
     """
     free = _free_device_memory() if device_type == "cuda" else _free_host_memory()
     quarter = max(free // 4, 1 << 20)
-    return min(_BUDGET_CAP, 1 << (quarter.bit_length() - 1))
+    cap = _BUDGET_CAPS.get(device_type, _LARGEST_BUDGET)
+    return min(cap, 1 << (quarter.bit_length() - 1))
 
 
 def _free_device_memory() -> int:
