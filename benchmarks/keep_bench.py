@@ -3,6 +3,7 @@
     rada bench ... --out DIR
     python benchmarks/keep_bench.py DIR NAME "rada bench ... --out DIR"
 
+With --busy the seconds are left out: on a machine with other work they would say little.
 Writes benchmarks/results/bench_NAME.json and docs/figures/bench_NAME_*.svg, and prints the tables as Markdown.
 """
 
@@ -29,12 +30,16 @@ _KEPT = (
 )
 
 
-def condensed(result: dict[str, Any]) -> dict[str, Any]:
-    """Return what is kept of one cell: no paths, no training curve."""
+_SECONDS = ("fit_seconds", "predict_seconds")
+
+
+def condensed(result: dict[str, Any], busy: bool) -> dict[str, Any]:
+    """Return what is kept of one cell: no paths, no training curve, no seconds of a busy machine."""
     cell = result["cell"]
     found = {key: cell[key] for key in ("protocol", "label", "method", "shots", "seed")}
     found["data"] = result["data"]
-    found |= {key: result[key] for key in _KEPT if key in result}
+    kept = [key for key in _KEPT if key in result and not (busy and key in _SECONDS)]
+    found |= {key: result[key] for key in kept}
     for key in ("strength", "strength_choice", "effective"):
         if key in result["record"]:
             found[key] = result["record"][key]
@@ -46,6 +51,7 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("name")
     parser.add_argument("command")
+    parser.add_argument("--busy", action="store_true", help="leave out seconds")
     options = parser.parse_args()
     runs = load_runs(options.directory)
     write_json(
@@ -53,7 +59,7 @@ def main() -> None:
         {
             "command": options.command,
             "environment": runs.results[0]["environment"],
-            "results": [condensed(result) for result in runs.results],
+            "results": [condensed(result, options.busy) for result in runs.results],
         },
     )
     for protocol in sorted({result["cell"]["protocol"] for result in runs.results}):
