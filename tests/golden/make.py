@@ -32,7 +32,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "rada_released": {"epochs": 2},
     "rada_adapter": {"epochs": 4, "min_steps": 30, "batch_size": 8, "hidden": 4},
     "coop": {"epochs": 4},
-    "rada_ft": {"head_epochs": 2, "strength": 1.0},
+    "rada_ft": {"head_epochs": 2},
 }
 TUNED = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "augmentation": "plain"}
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
