@@ -14,9 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import typer
 from PIL import Image
+from torch.nn.functional import normalize
 
+from rada import Classifier, Features
 from rada.methods.rada import EFTConfig, RAda
 
 ROOT = Path(__file__).parents[1]
@@ -185,10 +188,9 @@ class QuickConfig(EFTConfig):
     min_steps: int = 2
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
-def test_the_first_lines_of_python(
-    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The images that the documents speak of, in the current folder; RAda makes a few steps."""
     random = np.random.default_rng(0)
     for split, count in (("train", 16), ("test", 2)):
         for name, colour in (("nominal", 60), ("local", 120), ("global", 180)):
@@ -200,10 +202,45 @@ def test_the_first_lines_of_python(
     Image.new("RGB", (16, 16), (90, 90, 90)).save(tmp_path / "one.jpg")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(RAda, "config", QuickConfig)
-    code = dict(BLOCK.findall((ROOT / page).read_text(encoding="utf-8")))["python"]
-    names: dict[str, Any] = {"__name__": "documentation"}
-    exec(compile(code, page, "exec", dont_inherit=True), names)
+    return tmp_path
+
+
+def run_python(page: str, **names: Any) -> dict[str, Any]:
+    """Run the Python of a page; return what it defines."""
+    names["__name__"] = "documentation"
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for number, code in enumerate(code for kind, code in BLOCK.findall(text) if kind == "python"):
+        exec(compile(code, f"{page}, block {number}", "exec", dont_inherit=True), names)
+    return names
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+def test_the_first_lines_of_python(
+    page: str, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = run_python(page)
     assert names["clf"].is_fitted and len(names["clf"].predict(["one.jpg"], top_k=3)[0]) == 2
     assert names["clf"].candidates() == ("nominal fabric", "stained fabric")
-    assert (tmp_path / "my-model" / "config.json").is_file()
+    assert (photos / "my-model" / "config.json").is_file()
     assert "probability" in capsys.readouterr().out
+
+
+def test_the_python_of_methods_and_features(photos: Path) -> None:
+    found = run_python("docs/methods.md")["classifier"]
+    assert found.model_.method.name == "tip_adapter_f" and found.is_fitted
+    names = run_python(
+        "docs/features.md", images=np.eye(4, 8), labels=[0, 1, 0, 1], texts=np.eye(2, 8)
+    )
+    assert len(names["features"].plain()) == 3 * 16 and names["model"].method.name == "linear_probe"
+    assert Features.load("mine.npz").classes == ("cat", "dog")
+
+
+def test_the_python_of_test_time(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Classifier("embedded").fit("photos", seed=1, output_dir="my-model")
+    views = normalize(torch.randn(2, 16, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    names = run_python(
+        "docs/test_time.md", view_features=views, text_features=torch.eye(3, 8), scale=20.0
+    )
+    assert names["logits"].shape == (2, 3)
+    assert names["adapter"].predict_proba(["one.jpg"]).sum() == pytest.approx(1.0, abs=1e-5)
+    assert capsys.readouterr().out.startswith("kept 6 of 64 views")
