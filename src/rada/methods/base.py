@@ -267,6 +267,7 @@ class Method(ABC):
         learns: Whether it looks at the images at all.
         new_classes: Whether it can score classes that it was not trained on.
         config: Its configuration class.
+        model: The class of its models.
     """
 
     name: str
@@ -279,8 +280,8 @@ class Method(ABC):
     learns: bool = True
     new_classes: bool = True
     config: ClassVar[type[Config]] = NoConfig
+    model: ClassVar[Callable[..., AdaptedModel]] = AdaptedModel
 
-    @abstractmethod
     def build(
         self, facts: Facts, config: Any, shapes: Shapes, encoder: DualEncoder | None
     ) -> AdaptedModel:
@@ -292,6 +293,7 @@ class Method(ABC):
             shapes: Shapes of the weights in a file; empty for a model that is about to learn.
             encoder: The encoder, where the method needs one.
         """
+        return self.model(self, facts, config, encoder)
 
     def start(self, data: Features, config: Any, run: Run) -> AdaptedModel:
         """Return the model before training."""

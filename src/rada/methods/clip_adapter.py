@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from rada.core.config import Config
 from rada.features import ClassSet, Features
-from rada.methods.base import AdaptedModel, Facts, Method, Run, Shapes
+from rada.methods.base import AdaptedModel, Facts, Method, Run
 from rada.methods.registry import register_method
 from rada.training.feature_loop import Recipe
 
 if TYPE_CHECKING:
-    from rada.encoders import DualEncoder
+    pass
 
 __all__ = ["ClipAdapter", "ClipAdapterConfig"]
 
@@ -44,7 +44,7 @@ class ClipAdapterConfig(Recipe):
 class ClipAdapterModel(AdaptedModel):
     """`normalise(ratio A(f) + (1 - ratio) f)` against the class features."""
 
-    def __init__(self, method: Method, facts: Facts, config: ClipAdapterConfig) -> None:
+    def __init__(self, method: Method, facts: Facts, config: ClipAdapterConfig, *_: object) -> None:
         super().__init__(method, facts, config)
         self.ratio = config.ratio
         hidden = max(1, facts.dim // config.reduction)
@@ -66,12 +66,7 @@ class ClipAdapter(Method):
     """Starts from random weights: zero-shot but for `ratio` of noise."""
 
     config: ClassVar[type[Config]] = ClipAdapterConfig
-
-    def build(
-        self, facts: Facts, config: Any, shapes: Shapes, encoder: DualEncoder | None
-    ) -> AdaptedModel:
-        """Return the model with PyTorch's initial weights."""
-        return ClipAdapterModel(self, facts, config)
+    model = ClipAdapterModel
 
     def train(
         self, model: AdaptedModel, data: Features, config: ClipAdapterConfig, run: Run

@@ -11,12 +11,12 @@ from torch.nn.functional import cross_entropy
 
 from rada.core.config import Config
 from rada.features import ClassSet, Features
-from rada.methods.base import AdaptedModel, Facts, Method, Run, Shapes
+from rada.methods.base import AdaptedModel, Facts, Method, Run
 from rada.methods.registry import register_method
 from rada.training.feature_loop import Losses, Recipe, class_logits_loss
 
 if TYPE_CHECKING:
-    from rada.encoders import DualEncoder
+    pass
 
 __all__ = ["CrossModalConfig", "CrossModalProbe"]
 
@@ -59,7 +59,7 @@ class CrossModalConfig(Config):
 class CrossModalModel(AdaptedModel):
     """`scale * f @ W.T`, where W starts as the class features."""
 
-    def __init__(self, method: Method, facts: Facts, config: Any) -> None:
+    def __init__(self, method: Method, facts: Facts, config: Any, *_: object) -> None:
         super().__init__(method, facts, config)
         self.weight = nn.Parameter(torch.zeros(len(facts.classes), facts.dim))
 
@@ -86,12 +86,7 @@ class CrossModalProbe(Method):
     """Starts as zero-shot."""
 
     config: ClassVar[type[Config]] = CrossModalConfig
-
-    def build(
-        self, facts: Facts, config: Any, shapes: Shapes, encoder: DualEncoder | None
-    ) -> AdaptedModel:
-        """Return a layer of the right shape."""
-        return CrossModalModel(self, facts, config)
+    model = CrossModalModel
 
     def start(self, data: Features, config: Any, run: Run) -> AdaptedModel:
         """Return the layer whose weights are the class features."""

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from rada.core.errors import FeatureError
 from rada.features import ClassSet, Features
-from rada.methods.base import AdaptedModel, Facts, Method, Run, Shapes
+from rada.methods.base import AdaptedModel, Facts, Method, Run
 from rada.methods.registry import register_method
 
 if TYPE_CHECKING:
-    from rada.encoders import DualEncoder
+    pass
 
 __all__ = ["LinearProbe", "class_weights", "linear_probe"]
 
@@ -111,7 +111,7 @@ def _regression(
 class ProbeModel(AdaptedModel):
     """A linear layer over the training classes; before it learns, every class is equally likely."""
 
-    def __init__(self, method: Method, facts: Facts, config: Any) -> None:
+    def __init__(self, method: Method, facts: Facts, config: Any, *_: object) -> None:
         super().__init__(method, facts, config)
         self.linear = nn.Linear(facts.dim, len(facts.classes))
         nn.init.zeros_(self.linear.weight)
@@ -132,11 +132,7 @@ class ProbeModel(AdaptedModel):
 class LinearProbe(Method):
     """Logistic regression; C by cross-validation on the shots."""
 
-    def build(
-        self, facts: Facts, config: Any, shapes: Shapes, encoder: DualEncoder | None
-    ) -> AdaptedModel:
-        """Return a layer of zeros."""
-        return ProbeModel(self, facts, config)
+    model = ProbeModel
 
     def train(self, model: AdaptedModel, data: Features, config: Any, run: Run) -> AdaptedModel:
         """Solve the regression on the plain images."""

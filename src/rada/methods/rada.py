@@ -12,13 +12,13 @@ from torch import Tensor
 from rada.core.config import Config
 from rada.features import ClassSet, Features
 from rada.head import RAdaHead
-from rada.methods.base import AdaptedModel, Facts, Method, Run, Shapes
+from rada.methods.base import AdaptedModel, Facts, Method, Run
 from rada.methods.registry import register_method
 from rada.training.feature_loop import Losses, Recipe, class_logits_loss, default_subset
 from rada.training.strength import Strength
 
 if TYPE_CHECKING:
-    from rada.encoders import DualEncoder
+    pass
 
 __all__ = ["SOURCE", "EFTConfig", "HeadModel", "RAda", "train_head"]
 
@@ -124,7 +124,7 @@ class HeadModel(AdaptedModel):
 
     head: RAdaHead
 
-    def __init__(self, method: Method, facts: Facts, config: Any) -> None:
+    def __init__(self, method: Method, facts: Facts, config: Any, *_: object) -> None:
         super().__init__(method, facts, config)
         heads, temperature = getattr(config, "num_heads", 8), getattr(config, "temperature", 1.0)
         self.head = RAdaHead(facts.dim, heads, temperature)
@@ -158,12 +158,7 @@ class RAda(Method):
     """Starts as zero-shot; the strength is chosen on the shots."""
 
     config: ClassVar[type[Config]] = EFTConfig
-
-    def build(
-        self, facts: Facts, config: Any, shapes: Shapes, encoder: DualEncoder | None
-    ) -> AdaptedModel:
-        """Return the head whose mask is one."""
-        return HeadModel(self, facts, config)
+    model = HeadModel
 
     def train(
         self, model: AdaptedModel, data: Features, config: EFTConfig, run: Run

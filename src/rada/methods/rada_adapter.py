@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from rada.core.config import Config
-from rada.methods.base import AdaptedModel, Facts, Method, Shapes
+from rada.methods.base import Facts, Method
 from rada.methods.rada import SOURCE, EFTConfig, HeadModel, RAda
 from rada.methods.registry import register_method
 
 if TYPE_CHECKING:
-    from rada.encoders import DualEncoder
+    pass
 
 __all__ = ["RAdaAdapter", "RAdaAdapterConfig"]
 
@@ -58,7 +58,7 @@ class Bottleneck(nn.Module):
 class AdaptedHeadModel(HeadModel):
     """Two bottlenecks and a head; the strength mixes its logits with the zero-shot ones."""
 
-    def __init__(self, method: Method, facts: Facts, config: RAdaAdapterConfig) -> None:
+    def __init__(self, method: Method, facts: Facts, config: RAdaAdapterConfig, *_: object) -> None:
         super().__init__(method, facts, config)
         self.image_adapter = Bottleneck(facts.dim, config.hidden)
         self.text_adapter = Bottleneck(facts.dim, config.hidden)
@@ -79,12 +79,7 @@ class RAdaAdapter(RAda):
     """Starts as zero-shot; trained, and its strength chosen, as the head alone."""
 
     config: ClassVar[type[Config]] = RAdaAdapterConfig
-
-    def build(
-        self, facts: Facts, config: RAdaAdapterConfig, shapes: Shapes, encoder: DualEncoder | None
-    ) -> AdaptedModel:
-        """Return adapters that add nothing and a head whose mask is one."""
-        return AdaptedHeadModel(self, facts, config)
+    model = AdaptedHeadModel
 
 
 register_method(

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rada.core.config import Config
 from rada.features import Features
-from rada.methods.base import AdaptedModel, Facts, Method, Run, Shapes
+from rada.methods.base import AdaptedModel, Method, Run
 from rada.methods.rada import SOURCE, HeadModel
 from rada.methods.registry import register_method
 from rada.training.feature_loop import Recipe
 
 if TYPE_CHECKING:
-    from rada.encoders import DualEncoder
+    pass
 
 __all__ = ["RAdaReleased", "ReleasedConfig"]
 
@@ -40,12 +40,7 @@ class RAdaReleased(Method):
     """Starts as zero-shot; all classes in every step, strength 1."""
 
     config: ClassVar[type[Config]] = ReleasedConfig
-
-    def build(
-        self, facts: Facts, config: Any, shapes: Shapes, encoder: DualEncoder | None
-    ) -> AdaptedModel:
-        """Return the head whose mask is one."""
-        return HeadModel(self, facts, config)
+    model = HeadModel
 
     def train(
         self, model: AdaptedModel, data: Features, config: ReleasedConfig, run: Run

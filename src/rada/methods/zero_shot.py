@@ -53,11 +53,7 @@ class EnsembleModel(ZeroShotModel):
 class ZeroShot(Method):
     """No adaptation, one template."""
 
-    def build(
-        self, facts: Facts, config: Any, shapes: Shapes, encoder: DualEncoder | None
-    ) -> AdaptedModel:
-        """Return the model; there is nothing to learn."""
-        return ZeroShotModel(self, facts, config, encoder)
+    model = ZeroShotModel
 
 
 @dataclass(frozen=True)
