@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rada.classifier_base import ClassifierBase
 from rada.convert import images_to_predict
-from rada.core.errors import DataError
+from rada.core.errors import DataError, FeatureError
 from rada.core.output import claim
 from rada.core.threads import one_thread
 from rada.core.values import check_count, check_seed
@@ -301,7 +301,8 @@ class Classifier(ClassifierBase):
         if chosen != fitted.classes:
             features = None
             if not fitted.model.method.train_encoder:
-                features = self.class_set().text_features
+                with contextlib.suppress(FeatureError):  # names without an encoder to embed them
+                    features = self.class_set().text_features
             fitted = dataclasses.replace(fitted, classes=chosen, class_features=features)
         save_model(directory, fitted)
 

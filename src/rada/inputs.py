@@ -194,7 +194,7 @@ class Inputs:
             if rows is not None:
                 return rows
         if not self.slot:
-            self._refuse_templates(own)
+            self._refuse_templates(own, features and features.encoder)
             raise FeatureError(
                 "there is no encoder to embed class names: give features with text_features, "
                 "or a classifier with an encoder" + self._hint()
@@ -210,12 +210,13 @@ class Inputs:
             return True
         return not self.slot and self.templates is None
 
-    def _refuse_templates(self, own: tuple[str, ...] | None) -> None:
+    def _refuse_templates(self, own: tuple[str, ...] | None, encoder: str | None) -> None:
         if self.templates is not None:
+            maker = "that made the features" if encoder is None else repr(encoder)
             raise FeatureError(
                 f"the templates {list(self.templates)} are wanted, but the features hold class features of "
                 f"{list(own or ()) or 'templates that they do not name'}, and there is no encoder to make "
-                "others: give the encoder that made the features (--model), or leave the templates out"
+                f"others: give the encoder {maker} (--model), or leave the templates out"
             )
 
     def _hint(self) -> str:
