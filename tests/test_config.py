@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from rada.core.config import EFTConfig
+from rada import EFTConfig
 from rada.core.errors import ConfigError
 
 

@@ -11,18 +11,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rada.methods.finetune.sets import open_sets
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 from torchvision.datasets import FakeData, ImageFolder
 from torchvision.transforms import v2
-from ttt.ttt_tiny import TinyEncoder
 
-from rada import EFTConfig, RAdaClassifier
+from rada import Classifier, EFTConfig, FineTuner
 from rada.convert import convert_data, images_to_predict
-from rada.core.errors import DataError, FeatureError
-from rada.data import ImageDataset, ImageSplit, open_image
+from rada.core.errors import DataError, FeatureError, RadaError
+from rada.data import ImageDataset, open_image
 from rada.features import Features
 from rada.test_time_adapter import TestTimeAdapter
+from test_time.ttt_tiny import TinyEncoder
 
 NAMES = ("cat", "dog")
 QUICK = EFTConfig(epochs=1, min_steps=0, strength=1.0)
@@ -64,8 +63,8 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def clf() -> RAdaClassifier:
-    return RAdaClassifier(TinyEncoder(), NAMES, cache=False, workers=0, progress=False)
+def clf() -> Classifier:
+    return Classifier(TinyEncoder(), classes=NAMES, cache=False, workers=0, progress=False)
 
 
 # -- images --------------------------------------------------------------------------------------
@@ -85,7 +84,7 @@ def test_an_image_is_the_same_from_a_file_and_from_memory(kinds, clf, name: str)
         for form in forms:
             assert np.array_equal(clf.predict_proba(form), probability)
     assert torch.equal(
-        clf.encoder.encode_images([Image.open(path)]), clf.encoder.encode_images([path])
+        clf.encoder_.encode_images([Image.open(path)]), clf.encoder_.encode_images([path])
     )
     streamed = [list(clf.predict_stream(iter([form]), 2)) for form in (path, Image.open(path))]
     assert streamed[0][0].predictions == streamed[1][0].predictions
@@ -97,12 +96,12 @@ def test_an_image_is_the_same_from_a_file_and_from_memory(kinds, clf, name: str)
 
 def test_workers_see_images_in_memory_as_files(kinds) -> None:
     """Pillow's images lose their tags on the way to another process."""
-    clf = RAdaClassifier(TinyEncoder(), NAMES, cache=False, workers=2, progress=False)
+    clf = Classifier(TinyEncoder(), classes=NAMES, cache=False, workers=2, progress=False)
     paths = [kinds[name] for name in KINDS]
     expected = clf.predict_proba(paths)
     assert np.array_equal(clf.predict_proba([Image.open(path) for path in paths]), expected)
     names = [
-        [answer.predictions for answer in clf.predict_stream(form, 2)]
+        [image.predictions for image in clf.predict_stream(form, 2)]
         for form in (iter(paths), map(Image.open, paths), (path.open("rb") for path in paths))
     ]
     assert names[0] == names[1] == names[2]
@@ -268,15 +267,15 @@ def of_every_kind(root: Path) -> dict[str, Any]:
 def test_every_kind_of_data_gives_the_same_classifier(folder: Path) -> None:
     probabilities, scores = {}, {}
     for name, data in of_every_kind(folder).items():
-        clf = RAdaClassifier(
-            TinyEncoder(), NAMES, config=QUICK, cache=False, workers=0, progress=False
+        clf = Classifier(
+            TinyEncoder(), classes=NAMES, config=QUICK, cache=False, workers=0, progress=False
         )
         clf.fit(data, seed=1)
-        result, _ = clf.evaluate(data)
+        result = clf.evaluate(data)
         assert result["adapted"]["accuracy"] == clf.score(data), name
         scores[name] = (clf.score(data), clf.zero_shot_score(data))
         probabilities[name] = clf.predict_proba(folder)
-        assert clf.record["data"] in (folder.name, None), name
+        assert clf.fitted_.record.data in (folder.name, None), name
         if not isinstance(data, tuple) and not isinstance(data, list):
             assert np.allclose(clf.predict_proba(data), probabilities[name], atol=1e-6), name
     assert len(set(scores.values())) == 1, scores
@@ -301,7 +300,7 @@ def test_features_as_arrays() -> None:
     assert named.classes == NAMES and named.labels.tolist() == [1, 0, 1, 0]
     images[:] = 0
     assert float(named.plain().norm()) == pytest.approx(2.0)  # the arrays are still the user's
-    predicted = RAdaClassifier(TinyEncoder(), NAMES).predict(np.eye(8, TinyEncoder().dim))
+    predicted = Classifier(TinyEncoder(), classes=NAMES).predict(np.eye(8, TinyEncoder().dim))
     assert len(predicted) == 8
     with pytest.raises(FeatureError):
         convert_data((np.full((2, 4), np.nan), [0, 1]), NAMES)
@@ -324,10 +323,11 @@ def test_a_dict_of_hugging_face_has_splits(folder: Path) -> None:
 
 
 def test_fine_tuning_takes_the_same_data(folder: Path) -> None:
-    data = open_sets(ImageFolder(folder), {}, shots=None, seed=0)
-    assert isinstance(data.train, ImageSplit) and len(data.train) == 6
-    with pytest.raises(DataError, match="needs images"):
-        open_sets((np.eye(4)[:2], ["cat", "dog"]), {}, shots=None, seed=0)
+    tuner = FineTuner(TinyEncoder(), "linear_probe", cache=False, workers=0, progress=False)
+    tuner.fit(ImageFolder(folder))
+    assert tuner.fitted.record.images == 6
+    with pytest.raises(RadaError, match="images"):
+        FineTuner(TinyEncoder(), "ft").fit((np.eye(4)[:2], ["cat", "dog"]))
 
 
 class Stream(IterableDataset):
@@ -363,9 +363,9 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_the_rest_is_refused_with_what_to_give(folder: Path, name: str) -> None:
     make, message = REFUSED[name]
-    clf = RAdaClassifier(TinyEncoder(), NAMES, config=QUICK, cache=False, progress=False)
+    clf = Classifier(TinyEncoder(), classes=NAMES, config=QUICK, cache=False, progress=False)
     if name == "frame without label":
-        clf = RAdaClassifier(TinyEncoder(), config=QUICK, cache=False, progress=False)
+        clf = Classifier(TinyEncoder(), config=QUICK, cache=False, progress=False)
     for use in (clf.fit, clf.score, clf.evaluate):
         with pytest.raises(DataError, match=message):
             use(make(folder))
@@ -393,13 +393,13 @@ def test_a_head_of_images_whose_names_are_no_unicode(folder: Path, tmp_path: Pat
     except OSError:
         pytest.skip("the file system takes UTF-8 names only")
     Path(root, "cat", os.fsdecode(b"\xe9.png")).write_bytes(b"no image")
-    clf = RAdaClassifier(
+    clf = Classifier(
         TinyEncoder(), config=QUICK, cache=False, workers=0, skip_bad=True, progress=False
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         clf.fit(root).save_pretrained(tmp_path / "head")
-    again = RAdaClassifier.from_pretrained(tmp_path / "head", encoder=TinyEncoder(), cache=False)
+    again = Classifier.from_pretrained(tmp_path / "head", encoder=TinyEncoder(), cache=False)
     assert again.record["data"] == "caf\\xe9"
     assert [entry[0] for entry in again.record["skipped"]] == ["cat/\\xe9.png"]
     assert np.array_equal(again.predict_proba(folder), clf.predict_proba(folder))

@@ -7,15 +7,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from rada import EFTConfig, Features, FFTConfig, FineTuner, RAdaClassifier, TTTConfig, adapt_views
+from rada import (
+    Classifier,
+    EFTConfig,
+    Features,
+    FineTuner,
+    TTTConfig,
+    adapt_views,
+    get_method,
+    train_head,
+)
 from rada.core.errors import FeatureError, TrainingDivergedError
 from rada.encoders import load_encoder
-from rada.methods import ClassSet, Examples, Task, get_method
-from rada.training import train_head
+from rada.methods import Run
 from rada.training.state import TrainingState
 from toy import SCALE, toy
 
-pytest_plugins = ["fft.conftest"]
+pytest_plugins = ["finetune.conftest"]
 
 HUGE = 1e30
 NAMES = tuple(f"class {index}" for index in range(6))
@@ -34,13 +42,13 @@ def test_fit_says_step_and_cause_and_keeps_nothing(
     config = EFTConfig(
         epochs=epochs, min_steps=0, batch_size=24, learning_rate=HUGE, warmup=0.0, strength=1.0
     )
-    clf = RAdaClassifier(None, config=config, progress=False)
+    clf = Classifier(None, config=config, progress=False)
     for _ in range(2):  # the same command fails in the same way
         with pytest.raises(TrainingDivergedError, match=r"after step 1 .*learning rate 1e"):
             clf.fit(features, output_dir=tmp_path / "out")
-    assert clf.trained is None
-    assert not list(tmp_path.rglob("head.safetensors"))
-    mended = RAdaClassifier(None, config=EFTConfig(epochs=1, min_steps=0, strength=1.0))
+    assert clf.model_ is None
+    assert not list(tmp_path.rglob("*.safetensors"))
+    mended = Classifier(None, config=EFTConfig(epochs=1, min_steps=0, strength=1.0))
     mended.fit(features, output_dir=tmp_path / "out")
 
 
@@ -51,7 +59,7 @@ def test_the_state_that_is_kept_is_from_before(tmp_path: Path) -> None:
         epochs=8, min_steps=0, batch_size=24, learning_rate=1e6, warmup=0.9, strength=1.0
     )
     with pytest.raises(TrainingDivergedError):
-        train_head(images, labels, text, SCALE, config, checkpoint_dir=tmp_path, progress=False)
+        train_head(images, labels, text, SCALE, config, state_dir=tmp_path, progress=False)
     for path in tmp_path.glob("*.safetensors"):
         for value in TrainingState.load(path).weights.values():
             assert value.isfinite().all()
@@ -65,29 +73,26 @@ def test_the_state_that_is_kept_is_from_before(tmp_path: Path) -> None:
         ("rada", {"learning_rate": HUGE, "epochs": 3, "min_steps": 0}),
     ],
 )
-def test_methods_of_the_benchmark(name: str, options: dict, tmp_path: Path) -> None:
-    images, labels, text = toy()
+def test_every_method_says_at_which_step(
+    name: str, options: dict, features: Features, tmp_path: Path
+) -> None:
     method = get_method(name)
-    known = {field: value for field, value in options.items() if hasattr(method.settings(), field)}
-    task = Task(Examples(images), labels, ClassSet(NAMES, text), SCALE)
+    known = {field: value for field, value in options.items() if hasattr(method.config(), field)}
     with pytest.raises(TrainingDivergedError, match=r"step \d+"):
-        method.fit(task, method.settings(**known), state_path=tmp_path / "state.safetensors")
+        method.fit(features, method.config(**known), Run(state_dir=tmp_path))
+    for path in tmp_path.glob("*.safetensors"):
+        assert all(value.isfinite().all() for value in TrainingState.load(path).weights.values())
 
 
 @pytest.mark.parametrize("method", ["rada-ft", "ft", "flyp"])
 def test_fine_tuning_keeps_no_bad_checkpoint(
     method: str, data: Path, model_folder: Path, tmp_path: Path
 ) -> None:
-    config = FFTConfig(
-        epochs=2,
-        batch_size=32,
-        learning_rate=HUGE,
-        head_learning_rate=HUGE,
-        head_first=False,
-        warmup=0.0,
-        evaluate_every=1,
-        checkpoint_every=1,
-    )
+    options = {"epochs": 2, "batch_size": 32, "learning_rate": HUGE, "warmup": 0.0}
+    options |= {"evaluate_every": 1, "checkpoint_every": 1}
+    if method == "rada-ft":
+        options |= {"head_learning_rate": HUGE, "head_first": False}
+    config = get_method(method).config(**options)
     tuner = FineTuner(load_encoder(model_folder), method, config, progress=False, workers=0)
     for _ in range(2):
         with pytest.raises(
@@ -107,10 +112,10 @@ def test_test_time_adaptation() -> None:
 
 def test_logits_that_are_not_finite_are_no_prediction(features: Features) -> None:
     config = EFTConfig(epochs=1, min_steps=0, strength=1.0)
-    clf = RAdaClassifier(None, config=config, progress=False).fit(features)
-    assert clf.trained is not None
+    clf = Classifier(None, config=config, progress=False).fit(features)
+    assert clf.model_ is not None
     with torch.no_grad():
-        for parameter in clf.trained.head.parameters():
+        for parameter in clf.model_.parameters():
             parameter.fill_(HUGE)
     for measure in (clf.predict, clf.predict_proba, clf.score, clf.evaluate):
         with pytest.raises(FeatureError, match="NaN or infinite"):

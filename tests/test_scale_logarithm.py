@@ -5,14 +5,14 @@ import warnings
 import pytest
 import torch
 
-from rada import EFTConfig, Features, RAdaClassifier
-from rada.training import train_head
+from rada import Classifier, EFTConfig, Features, train_head
 
 EYE = torch.eye(4)
+PLAIN = Features(EYE[:2], [0, 1], ("a", "b"), text_features=EYE[:2])
 
 
 def handed_over(scale):
-    yield lambda: RAdaClassifier(None, ["a", "b"], scale=scale)
+    yield lambda: Classifier(None, classes=["a", "b"], scale=scale).predict(PLAIN)
     yield lambda: Features(EYE, [0, 1, 2, 3], ("a", "b", "c", "d"), scale=scale)
     config = EFTConfig(epochs=1, min_steps=0, num_heads=2, strength=1.0)
     yield lambda: train_head(EYE, torch.arange(4), EYE, scale, config, progress=False)

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from bench_samples import write_features
-from rada import EFTConfig, Features, RAdaClassifier
+from rada import Classifier, EFTConfig, Features
 from rada.bench import Plan, run_plan
 from rada.core.errors import DataError
 from rada.data import ImageSplit
-from rada.evaluation.robustness import shared_classes
+from rada.evaluation.sets import shared_classes
 from toy import SCALE, toy
 
-TOLD = r"2 of 24 images have none.*'0'"
+MESSAGE = r"2 of 24 images have none.*'0'"
 
 
 @pytest.fixture
@@ -38,8 +38,8 @@ def test_every_measure_of_the_classifier_refuses(
     name: str, features: Features, partly: Features
 ) -> None:
     config = EFTConfig(epochs=1, min_steps=0, strength=1.0)
-    clf = RAdaClassifier(None, config=config, progress=False).fit(features)
-    with pytest.raises(DataError, match=TOLD):
+    clf = Classifier(None, config=config, progress=False).fit(features)
+    with pytest.raises(DataError, match=MESSAGE):
         getattr(clf, name)(partly)
     getattr(clf, name)(partly.subset(range(1, 23)))
 
@@ -78,8 +78,5 @@ def test_unlabelled_rows_of_the_training_part_are_never_drawn(tmp_path: Path) ->
 
 
 def test_labels_of_some_classes_do_not_wrap_around() -> None:
-    from rada.bench.sources import Labelled
-    from rada.methods import Examples
-
-    found = Labelled(Examples(torch.eye(4)), torch.tensor([0, -1, 1, -1])).of_classes([0, 1])
-    assert found.labels.tolist() == [0, 1]
+    found = Features(torch.eye(4), [0, -1, 1, -1], ("cat", "dog")).select_classes([1, 0])
+    assert found.labels.tolist() == [1, 0] and len(found) == 2

@@ -10,18 +10,16 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from rada import EFTConfig, Features, FineTuner, RAdaClassifier, TTTConfig, adapt_views
+from rada import Classifier, EFTConfig, Features, FineTuner, TTTConfig, adapt_views, train_head
 from rada.bench import Plan
-from rada.cli.app import app
 from rada.core.errors import ConfigError, DataError, EncoderError, FeatureError, RadaError
 from rada.data import ImageSplit, few_shot
 from rada.encoders import load_encoder
 from rada.features import extract_features
-from rada.methods import ClassSet, Examples, Task
-from rada.training import train_head
+from rada.methods import Run
 from toy import SCALE, toy
 
-pytest_plugins = ["fft.conftest"]
+pytest_plugins = ["finetune.conftest"]
 
 QUICK = EFTConfig(epochs=1, min_steps=0, strength=1.0)
 SEEDS = [-1, 10**30, 2**32, True, 1.5, "1", None]
@@ -35,27 +33,20 @@ def features(scale: object = SCALE) -> Features:
     return Features(images, labels, NAMES, text_features=text, scale=scale)  # type: ignore[arg-type]
 
 
-def task(**options: object) -> Task:
-    images, labels, text = toy()
-    values: dict = {"scale": SCALE} | options
-    return Task(Examples(images), labels, ClassSet(NAMES, text), **values)
-
-
 IMAGES = ImageSplit.from_files(".", ["a", "b"], labels=[0, 1], classes=["cat", "dog"])
 SEEDED: dict[str, Callable] = {
-    "fit": lambda seed: RAdaClassifier(None, config=QUICK).fit(features(), seed=seed),
+    "fit": lambda seed: Classifier(None, config=QUICK).fit(features(), seed=seed),
     "train_head": lambda seed: train_head(*toy(), SCALE, QUICK, seed),
     "few_shot": lambda seed: few_shot(IMAGES, 1, seed),
     "features": lambda seed: features().few_shot(1, seed),
-    "task": lambda seed: task(seed=seed),
+    "run": lambda seed: Run(seed=seed),
     "test-time views": lambda seed: TTTConfig(seed=seed),
     "test-time head": lambda seed: TTTConfig(head_seed=seed),
     "plan": lambda seed: Plan(methods=("zero_shot",), datasets=("x",), seeds=(seed,)),
 }
 SCALED: dict[str, Callable] = {
-    "classifier": lambda scale: RAdaClassifier(None, scale=scale),
+    "classifier": lambda scale: Classifier(None, classes=NAMES, scale=scale).predict(features()),
     "features": features,
-    "task": lambda scale: task(scale=scale),
     "train_head": lambda scale: train_head(*toy(), scale, QUICK),
     "test-time": lambda scale: adapt_views(toy(views=10)[0], toy()[2], scale),
     "encoder": lambda scale: load_encoder("embedded", scale=scale),
@@ -85,7 +76,7 @@ def test_scale_of_an_encoder() -> None:
 
 
 def test_numbers_of_other_libraries_are_numbers() -> None:
-    assert RAdaClassifier(None, scale=np.float32(50)).scale == 50  # type: ignore[arg-type]
+    assert Classifier(None, scale=np.float32(50)).inputs.scale_for() == 50  # type: ignore[arg-type]
     assert features(torch.tensor(20.0)).scale == 20
     assert len(features().few_shot(np.int64(2), np.int64(3))) == 12
 
@@ -93,13 +84,13 @@ def test_numbers_of_other_libraries_are_numbers() -> None:
 @pytest.mark.parametrize("shots", SHOTS, ids=repr)
 def test_shots(shots: object, model_folder: Path, data: Path) -> None:
     with pytest.raises(DataError, match="shots should be a positive integer"):
-        RAdaClassifier(None, config=QUICK).fit(features(), shots=shots)  # type: ignore[arg-type]
+        Classifier(None, config=QUICK).fit(features(), shots=shots)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="shots should be a positive integer"):
         few_shot(IMAGES, shots, 1)  # type: ignore[arg-type]
     with pytest.raises(RadaError, match="shots"):
         Plan(methods=("zero_shot",), datasets=("x",), shots=(shots,))  # type: ignore[arg-type]
     with pytest.raises(RadaError, match="top_k"):
-        RAdaClassifier(None, config=QUICK, scale=1.0).predict(features(), top_k=shots)  # type: ignore[call-overload]
+        Classifier(None, classes=NAMES).predict(features(), top_k=shots)  # type: ignore[call-overload]
 
 
 def test_fine_tuning_and_views(encoder, data: Path) -> None:  # type: ignore[no-untyped-def]
@@ -118,6 +109,8 @@ def test_fine_tuning_and_views(encoder, data: Path) -> None:  # type: ignore[no-
 def test_the_command_line_says_so_before_it_loads_anything(
     command: str, seed: int, tmp_path: Path
 ) -> None:
+    from rada.cli.app import app
+
     words = [command, "nowhere", "--out", str(tmp_path / "out"), "--seed", str(seed)]
     found = CliRunner().invoke(app, words)
     assert isinstance(found.exception, ConfigError) and "4294967295" in str(found.exception)

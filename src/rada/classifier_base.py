@@ -241,7 +241,8 @@ class ClassifierBase(Estimator):
         if self.text_features is None:
             return None
         rows = [torch.as_tensor(row).float() for row in self.text_features.values()]
-        return ClassSet(tuple(self.text_features), torch.stack(rows), ())
+        templates = () if self.templates is None else load_templates(self.templates)
+        return ClassSet(tuple(self.text_features), torch.stack(rows), templates)
 
     def class_set(self, classes: Sequence[str] | None = None) -> ClassSet:
         """Return candidates with their class features `(K, D)`; None for the classifier's own.

@@ -47,12 +47,14 @@ def _opened(
     classifier: ClassifierBase, data: Data, naming: Naming, split: str | None, *, embed: bool
 ) -> Opened:
     splits = TEST_SPLITS if split is None else (split,)
+    known = classifier.is_fitted or classifier.classes is not None
     opened = open_labelled(
         data,
         splits,
         naming,
         skip_bad=classifier.skip_bad,
         embed=embed and bool(classifier.inputs.slot),
+        known=classifier.candidates() if known else None,
     )
     check_labelled(opened.found.labels, opened.found.ids, "an evaluation")
     return opened

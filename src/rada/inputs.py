@@ -205,10 +205,10 @@ class Inputs:
         return ClassSet(names, self._text[key], key[1])
 
     def _may_use(self, source: ClassSet, wanted: tuple[str, ...] | None) -> bool:
-        """Whether class features are of the wanted templates, as far as they say."""
-        if not source.templates or wanted is None or source.templates == tuple(wanted):
-            return True
-        return not self.slot and self.templates is None
+        """Whether class features are of the wanted templates; what the user chose has to be proven."""
+        if self.templates is not None:
+            return source.templates == tuple(self.templates)
+        return not source.templates or not self.slot or wanted in (None, source.templates)
 
     def _refuse_templates(self, own: tuple[str, ...] | None, encoder: str | None) -> None:
         if self.templates is not None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize, one_hot
 
-from rada.methods import ClassSet, Examples, Task, get_method
+from rada.features import Features
+from rada.methods import Run, get_method
 from rada.training.feature_loop import Recipe, learning_rate
 from toy import SCALE
 
@@ -35,14 +36,18 @@ def test_schedule_by_epochs_is_coops(epochs):
 
 
 def test_the_second_of_five_epochs_has_the_full_rate():
-    recipe = get_method("rada_released").settings(learning_rate=1.0)
+    recipe = get_method("rada_released").config(learning_rate=1.0)
     assert recipe.epochs == 5 and recipe.schedule == "epochs"
     found = [round(learning_rate(recipe, step, 1), 3) for step in range(1, 5)]
     assert found == [1.0, 0.905, 0.655, 0.345]
 
 
-def crowded(shots: int, seed: int = 0) -> tuple[Task, torch.Tensor, torch.Tensor]:
-    """A task whose classes overlap, and 600 further images of them with their labels."""
+NAMES = ("cat", "dog", "eel", "fox", "gnu", "hen")
+RUN = Run(seed=1)
+
+
+def crowded(shots: int, seed: int = 0) -> tuple[Features, torch.Tensor, torch.Tensor]:
+    """Features whose classes overlap, and 600 further images of them with their labels."""
     generator = torch.Generator().manual_seed(seed)
     centres = normalize(torch.randn(6, 16, generator=generator), dim=-1)
     text = normalize(centres + torch.randn(6, 16, generator=generator) / 4, dim=-1)
@@ -50,9 +55,8 @@ def crowded(shots: int, seed: int = 0) -> tuple[Task, torch.Tensor, torch.Tensor
     noise = torch.randn(len(labels), 16, generator=generator) * torch.linspace(0.1, 0.9, 16)
     images = normalize(centres[labels] + noise, dim=-1)
     own = 6 * shots
-    classes = ClassSet(("cat", "dog", "eel", "fox", "gnu", "hen"), text)
-    task = Task(Examples(images[:own]), labels[:own], classes, SCALE, seed=1)
-    return task, images[own:], labels[own:]
+    data = Features(images[:own], labels[:own], NAMES, text_features=text, scale=SCALE)
+    return data, images[own:], labels[own:]
 
 
 def tip_logits(images, keys, values, text, alpha, beta, others=None):
@@ -80,15 +84,15 @@ def train_keys(images, labels, text):
 
 
 def test_tip_adapter_f_is_its_public_code_without_the_own_key():
-    task, _, _ = crowded(shots=8)
-    predictor = get_method("tip_adapter_f").fit(task)
-    images, text = task.examples.plain(), task.classes.text_features
-    expected = train_keys(images, task.labels, text)
-    torch.testing.assert_close(predictor.keys.detach(), expected, atol=1e-5, rtol=1e-4)
+    data, _, _ = crowded(shots=8)
+    model = get_method("tip_adapter_f").fit(data, run=RUN)
+    images, text = data.plain(), data.text_features
+    expected = train_keys(images, data.labels, text)
+    torch.testing.assert_close(model.keys.detach(), expected, atol=1e-5, rtol=1e-4)
     assert (expected - images).norm() > 0.1  # the keys have moved
-    found = predictor.predict(task.examples, task.classes)
-    values = one_hot(task.labels, 6).float()
-    alpha, beta = predictor.record["alpha"], predictor.record["beta"]
+    found = model.logits(images, data.class_set())
+    values = one_hot(data.labels, 6).float()
+    alpha, beta = model.record["alpha"], model.record["beta"]
     wanted = tip_logits(images, expected, values, text, alpha, beta)
     torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-4)
 
@@ -98,9 +102,9 @@ def test_tip_adapter_f_searches_alpha_and_beta_afterwards_on_shots_held_out(monk
     from rada.methods.tip_adapter import ALPHAS, BETAS
 
     parts = torch.arange(48) // 6 % 4  # by number in class: what the seed would shuffle
-    monkeypatch.setattr(module, "places", lambda task, generator: parts)
-    task, _, _ = crowded(shots=8)
-    images, labels, text = task.examples.plain(), task.labels, task.classes.text_features
+    monkeypatch.setattr(module, "position_in_class", lambda data, seed: parts)
+    data, _, _ = crowded(shots=8)
+    images, labels, text = data.plain(), data.labels, data.text_features
     held = []
     for part in range(4):
         rest = parts != part
@@ -113,18 +117,18 @@ def test_tip_adapter_f_searches_alpha_and_beta_afterwards_on_shots_held_out(monk
         return right, -sum(float(cross_entropy(logits, y, reduction="sum")) for logits, y in pairs)
 
     best = max(product(ALPHAS, BETAS), key=lambda pair: quality(*pair))
-    record = get_method("tip_adapter_f").fit(task).record
+    record = get_method("tip_adapter_f").fit(data, run=RUN).record
     assert (record["alpha"], record["beta"]) == best
 
 
 def test_tip_adapter_f_learns_more_than_its_cache_holds():
     gains = []
     for seed in range(3):
-        task, images, labels = crowded(shots=8, seed=seed)
+        data, images, labels = crowded(shots=8, seed=seed)
         accuracy = []
         for name in ("tip_adapter", "tip_adapter_f"):
-            predictor = get_method(name).fit(task)
-            found = predictor.predict(Examples(images), task.classes).argmax(1)
+            model = get_method(name).fit(data, run=RUN)
+            found = model.logits(images, data.class_set()).argmax(1)
             accuracy.append(float((found == labels).float().mean()))
         gains.append(accuracy[1] - accuracy[0])
     assert math.fsum(gains) / 3 > 0.01

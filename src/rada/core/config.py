@@ -45,6 +45,13 @@ def _matches(value: object, annotation: Any) -> bool:
     return isinstance(value, annotation)
 
 
+def _without_lists(value: Any) -> Any:
+    """Return lists, also in lists, as tuples."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_without_lists, value))
+    return value
+
+
 def parse_value(text: str) -> Any:
     """Read the value of a field from a command line: JSON, or else a word.
 
@@ -67,7 +74,7 @@ class Config:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, list):  # JSON has no tuples
-                value = tuple(value)
+                value = _without_lists(value)
                 object.__setattr__(self, field.name, value)
             if not _matches(value, hints[field.name]):
                 raise ConfigError(

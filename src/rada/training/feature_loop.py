@@ -228,23 +228,23 @@ def train(
                     learning_rate(recipe, epoch * per_epoch + number, per_epoch, steps)
                     for number in itertools.count()
                 )
-                entry, last = _epoch(
-                    model, loss, optimizer, zip(batches, rates, strict=False), advance
-                )
+                paced = zip(itertools.count(epoch * per_epoch + 1), batches, rates, strict=False)
+                entry, last = _epoch(model, loss, optimizer, paced, advance)
                 state.history.append(entry)
                 state.epoch = epoch + 1
                 due = state.epoch == epochs or (state_path is not None and state.due())
                 if due:  # what the last step made of the weights, before anything is kept
                     with torch.no_grad():
-                        _check_loss(loss(last), "after the last step", entry["learning_rate"])
+                        done = min(steps, state.epoch * per_epoch)
+                        _check_loss(loss(last), f"after step {done}", entry["learning_rate"])
                 state.weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
                 if state_path is not None and due:
                     state.moments = optimizer_moments(model, optimizer)
                     state.save(state_path)
     except TrainingDivergedError as error:
         raise TrainingDivergedError(
-            f"{error} of epoch {state.epoch + 1}: nothing of this is kept; lower the learning rate, which "
-            f"was at most {recipe.learning_rate:g}"
+            f"{error}: nothing of this is kept; lower the learning rate, which was at most "
+            f"{recipe.learning_rate:g}"
         ) from None
     except KeyboardInterrupt as error:
         if state.weights:
@@ -258,17 +258,17 @@ def _epoch(
     model: nn.Module,
     loss: Callable[[Step], Losses],
     optimizer: torch.optim.Optimizer,
-    steps: Iterable[tuple[Step, float]],
+    steps: Iterable[tuple[int, Step, float]],
     advance: Callable[[int], None],
 ) -> tuple[dict[str, float], Step]:
-    """Take the steps of an epoch; return the means of the losses, and the last step."""
+    """Take the numbered steps of an epoch; return the means of the losses, and the last step."""
     totals: dict[str, float] = {}
     seen, rate = 0, 0.0
-    for step, rate in steps:
+    for number, step, rate in steps:
         for group in optimizer.param_groups:
             group["lr"] = rate
         losses = loss(step)
-        _check_loss(losses, f"at step {step.number + 1}", rate)
+        _check_loss(losses, f"at step {number}", rate)
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         optimizer.step()
@@ -284,7 +284,7 @@ def _check_loss(losses: Losses, place: str, rate: float) -> None:
     for name, value in losses.items():
         if not bool(value.isfinite()):
             raise TrainingDivergedError(
-                f"the loss ({name}) is {float(value)} at the learning rate {rate:.3g}, {place}"
+                f"the loss ({name}) is {float(value.detach())} {place} (learning rate {rate:.3g})"
             )
 
 
