@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 from rada import Classifier, EFTConfig, FineTuner
 from rada.convert import convert_data, images_to_predict
-from rada.core.errors import DataError, FeatureError, RadaError
+from rada.core.errors import DataError, FeatureError
 from rada.data import ImageDataset, open_image
 from rada.features import Features
 from rada.test_time_adapter import TestTimeAdapter
@@ -326,8 +326,8 @@ def test_fine_tuning_takes_the_same_data(folder: Path) -> None:
     tuner = FineTuner(TinyEncoder(), "linear_probe", cache=False, workers=0, progress=False)
     tuner.fit(ImageFolder(folder))
     assert tuner.fitted.record.images == 6
-    with pytest.raises(RadaError, match="images"):
-        FineTuner(TinyEncoder(), "ft").fit((np.eye(4)[:2], ["cat", "dog"]))
+    with pytest.raises(DataError, match="give images, or use Classifier"):
+        tuner.fit((np.eye(4)[:2], ["cat", "dog"]))
 
 
 class Stream(IterableDataset):
@@ -400,6 +400,6 @@ def test_a_head_of_images_whose_names_are_no_unicode(folder: Path, tmp_path: Pat
         warnings.simplefilter("ignore")
         clf.fit(root).save_pretrained(tmp_path / "head")
     again = Classifier.from_pretrained(tmp_path / "head", encoder=TinyEncoder(), cache=False)
-    assert again.record["data"] == "caf\\xe9"
-    assert [entry[0] for entry in again.record["skipped"]] == ["cat/\\xe9.png"]
+    assert again.fitted_.record.data == "caf\\xe9"
+    assert [entry[0] for entry in again.fitted_.record.skipped] == ["cat/\\xe9.png"]
     assert np.array_equal(again.predict_proba(folder), clf.predict_proba(folder))

@@ -163,9 +163,7 @@ def test_images_and_the_features_made_of_them_get_the_same_predictions(
     assert clf.fitted_.templates == ("a drawing of a {}, zzz",)
     expected = clf.predict_proba(Features.load(file))
     np.testing.assert_allclose(clf.predict_proba(images), expected, atol=1e-5)
-    assert (
-        clf.score(images) == clf.score(str(file)) == clf.evaluate(images)["adapted"]["accuracy"]
-    )
+    assert clf.score(images) == clf.score(str(file)) == clf.evaluate(images)["adapted"]["accuracy"]
     clf.save_pretrained(tmp_path / "head")
     loaded = Classifier.from_pretrained(tmp_path / "head", encoder=encoder, progress=False)
     np.testing.assert_allclose(loaded.predict_proba(images), expected, atol=1e-5)
@@ -184,7 +182,8 @@ def test_class_features_of_unknown_templates_are_kept(
     # Other names and other templates are the encoder's business.
     loaded.classes = ("cat", "eel")
     assert torch.equal(
-        loaded.class_set().text_features, encoder.encode_classes(("cat", "eel"), ["a photo of a {}."])
+        loaded.class_set().text_features,
+        encoder.encode_classes(("cat", "eel"), ["a photo of a {}."]),
     )
     loaded.classes, loaded.templates = NAMES, ("{}",)
     assert torch.equal(loaded.class_set().text_features, encoder.encode_classes(NAMES, ["{}"]))

@@ -14,14 +14,25 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from oracle import oracle
-from rada.core.config import EFTConfig
+from rada import ClassSet, EFTConfig, Features, get_method, train_head
 from rada.core.errors import CheckpointError, FeatureError
-from rada.training import TrainingInterrupted, train_head
-from rada.training.eft import HeadTrainer, draw_classes
+from rada.methods import Run
+from rada.methods.rada import HeadModel
+from rada.training import feature_loop
+from rada.training.feature_loop import TrainingInterrupted, draw_classes
 from rada.training.state import TrainingState
 from toy import SCALE, toy
 
 QUICK = EFTConfig(epochs=4, min_steps=0, batch_size=8, strength=1.0)
+
+
+def class_set(text: Tensor) -> ClassSet:
+    return ClassSet(tuple(map(str, range(len(text)))), text)
+
+
+def history(model: HeadModel) -> list[dict[str, float]]:
+    found: list[dict[str, float]] = model.record["history"]
+    return found
 
 
 def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
@@ -39,24 +50,27 @@ def test_learns() -> None:
         EFTConfig(epochs=30, min_steps=0, batch_size=8, strength=1.0),
         1,
     )
-    logits = trained(images, text, SCALE).logits
+    logits = trained.logits(images, class_set(text))
     zero_shot = SCALE * images @ text.T
     assert cross_entropy(logits, labels) < 0.5 * cross_entropy(zero_shot, labels)
-    assert trained.history[-1]["loss"] < trained.history[0]["loss"]
-    assert len(trained.history) == 30
+    assert history(trained)[-1]["loss"] < history(trained)[0]["loss"]
+    assert len(history(trained)) == 30
 
 
 def test_first_step_is_the_equations() -> None:
     """The loss of the first step is that of the identity mask; the update, Adam's on its gradient."""
-    images, labels, text = (
-        value.double() if value.is_floating_point() else value for value in toy()
-    )
+    images, labels, text = toy()
     config = EFTConfig(
         epochs=1, min_steps=0, batch_size=100, classes_per_step=0, warmup=0.0, strength=1.0
     )
     trained = train_head(images, labels, text, SCALE, config, 3)
     entropy = cross_entropy(SCALE * images @ text.T, labels)
-    assert trained.history[0]["loss"] == pytest.approx(float(entropy), abs=1e-12)
+    assert history(trained)[0]["loss"] == pytest.approx(float(entropy), abs=1e-6)
+    exact = cross_entropy(SCALE * images.double() @ text.double().T, labels)
+    data = Features(images, labels, class_set(text).names, text_features=text, scale=SCALE)
+    start = get_method("rada").start(data, config, Run(seed=3)).double()
+    loss = start.loss(images.double(), labels, class_set(text.double()))["loss"]
+    assert loss.item() == pytest.approx(float(exact), abs=1e-12)
     # From zero, Adam's first step has the size of the learning rate wherever there is a gradient.
     moved = trained.head.out.bias.detach().abs()
     assert moved.max() == pytest.approx(config.learning_rate, rel=1e-3)
@@ -65,7 +79,7 @@ def test_first_step_is_the_equations() -> None:
 def test_trained_head_is_the_oracle() -> None:
     images, labels, text = toy()
     trained = train_head(images, labels, text, SCALE, QUICK, 1)
-    got = trained(images, text, SCALE).logits
+    got = trained.logits(images, class_set(text))
     expected = oracle(trained.head.double(), images.double(), text.double(), SCALE).logits
     assert (got.double() - expected).abs().max() < 1e-4
 
@@ -75,7 +89,7 @@ def test_same_seed_same_bits(views: int | None) -> None:
     data = toy(views=views)
     runs = [train_head(*data, SCALE, QUICK, seed) for seed in (1, 1, 2)]
     assert same_weights(runs[0].head, runs[1].head)
-    assert runs[0].history == runs[1].history
+    assert history(runs[0]) == history(runs[1])
     assert not same_weights(runs[0].head, runs[2].head)
 
 
@@ -105,27 +119,26 @@ class Stop(BaseException):
 def test_resume_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
     data = toy()
     whole = train_head(*data, SCALE, QUICK, 1)
-    ordinary = HeadTrainer._epoch
+    ordinary, finished = feature_loop._epoch, []
 
-    def stopping(self: HeadTrainer, head, optimizer, number, advance):  # type: ignore[no-untyped-def]
-        if number == epoch:
+    def stopping(*args):  # type: ignore[no-untyped-def]
+        if len(finished) == epoch:
             raise Stop
-        return ordinary(self, head, optimizer, number, advance)
+        finished.append(epoch)
+        return ordinary(*args)
 
-    monkeypatch.setattr(HeadTrainer, "_epoch", stopping)
+    monkeypatch.setattr(feature_loop, "_epoch", stopping)
     with pytest.raises(Stop):
-        train_head(*data, SCALE, QUICK, 1, checkpoint_dir=tmp_path)
+        train_head(*data, SCALE, QUICK, 1, state_dir=tmp_path)
     monkeypatch.undo()
-    resumed = train_head(*data, SCALE, QUICK, 1, checkpoint_dir=tmp_path)
+    resumed = train_head(*data, SCALE, QUICK, 1, state_dir=tmp_path)
     assert same_weights(whole.head, resumed.head)
-    assert whole.history == resumed.history
+    assert history(whole) == history(resumed)
 
 
 def _train_slowly(folder: str) -> None:
     torch.set_num_threads(1)
-    train_head(
-        *toy(), SCALE, EFTConfig(epochs=60, min_steps=0, batch_size=8), 1, checkpoint_dir=folder
-    )
+    train_head(*toy(), SCALE, EFTConfig(epochs=60, min_steps=0, batch_size=8), 1, state_dir=folder)
 
 
 def test_kill_and_the_same_call_again(tmp_path: Path) -> None:
@@ -138,7 +151,7 @@ def test_kill_and_the_same_call_again(tmp_path: Path) -> None:
             target=_train_slowly, args=(str(tmp_path),)
         )
         process.start()
-        state = tmp_path / "head.safetensors"
+        state = tmp_path / "state.safetensors"
         while not state.exists():
             assert process.is_alive()
             time.sleep(0.01)
@@ -147,47 +160,49 @@ def test_kill_and_the_same_call_again(tmp_path: Path) -> None:
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         assert 0 < TrainingState.load(state).epoch <= 60
-        resumed = train_head(*toy(), SCALE, config, 1, checkpoint_dir=tmp_path)
+        resumed = train_head(*toy(), SCALE, config, 1, state_dir=tmp_path)
         whole = train_head(*toy(), SCALE, config, 1)
     finally:
         torch.set_num_threads(threads)
     assert same_weights(whole.head, resumed.head)
     assert whole.strength == resumed.strength
-    assert whole.strength_choice == resumed.strength_choice
+    assert whole.record["strength_choice"] == resumed.record["strength_choice"]
 
 
 def test_state_of_another_run_is_not_taken(tmp_path: Path) -> None:
     images, labels, text = toy()
-    train_head(images, labels, text, SCALE, QUICK, 1, checkpoint_dir=tmp_path)
-    other = train_head(images, labels, text, SCALE, QUICK, 2, checkpoint_dir=tmp_path)
+    train_head(images, labels, text, SCALE, QUICK, 1, state_dir=tmp_path)
+    other = train_head(images, labels, text, SCALE, QUICK, 2, state_dir=tmp_path)
     assert same_weights(other.head, train_head(images, labels, text, SCALE, QUICK, 2).head)
 
 
 @pytest.mark.parametrize("damage", [b"", b"\xff" * 100, None])
 def test_damaged_state_is_named(tmp_path: Path, damage: bytes | None) -> None:
-    train_head(*toy(), SCALE, QUICK, 1, checkpoint_dir=tmp_path)
-    state = tmp_path / "head.safetensors"
+    train_head(*toy(), SCALE, QUICK, 1, state_dir=tmp_path)
+    state = tmp_path / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-10] if damage is None else damage)
-    with pytest.raises(CheckpointError, match=r"head\.safetensors.*delete it"):
-        train_head(*toy(), SCALE, QUICK, 1, checkpoint_dir=tmp_path)
+    with pytest.raises(CheckpointError, match=r"state\.safetensors.*delete it"):
+        train_head(*toy(), SCALE, QUICK, 1, state_dir=tmp_path)
 
 
 def test_interrupt_keeps_the_head_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
     data = toy()
-    ordinary = HeadTrainer._epoch
+    ordinary, finished = feature_loop._epoch, []
 
-    def interrupted(self: HeadTrainer, head, optimizer, number, advance):  # type: ignore[no-untyped-def]
-        entry = ordinary(self, head, optimizer, number, advance)
-        if number == 2:
+    def interrupted(*args):  # type: ignore[no-untyped-def]
+        found = ordinary(*args)
+        if len(finished) == 2:
             raise KeyboardInterrupt
-        return entry
+        finished.append(found)
+        return found
 
-    monkeypatch.setattr(HeadTrainer, "_epoch", interrupted)
+    monkeypatch.setattr(feature_loop, "_epoch", interrupted)
     with pytest.raises(TrainingInterrupted) as caught:
         train_head(*data, SCALE, QUICK, 1)
-    trained = caught.value.trained
-    assert len(trained.history) == 2
-    assert trained(data[0], data[2], SCALE).max_deviation.max() > 0
+    model = caught.value.model
+    assert len(caught.value.history) == 2
+    assert isinstance(model, HeadModel)
+    assert model.head(data[0], data[2], SCALE).max_deviation.max() > 0
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
@@ -212,13 +227,16 @@ def test_more_labels_than_drawn_classes() -> None:
 def test_batches_are_relabelled_rightly(size: int | None) -> None:
     images, labels, text = toy()
     config = EFTConfig(batch_size=5, classes_per_step=size, strength=1.0)
-    trainer = HeadTrainer(images, labels, text, SCALE, config, 1)
+    names = class_set(text).names
+    data = Features(images, labels, names, text_features=text, scale=SCALE)
     seen = 0
-    for _, batch, relabelled, candidates in trainer._batches(0):
-        where = (images[:, None] == batch[None]).all(-1).nonzero()
+    for step in feature_loop._steps(data, config.recipe(), 1, config.subset(len(text)), 0):
+        where = (images[:, None] == step.images[None]).all(-1).nonzero()
         rows = where[where[:, 1].argsort(), 0]
-        assert torch.equal(text[labels[rows]], candidates[relabelled])
-        seen += len(batch)
+        assert torch.equal(rows, step.rows)
+        assert torch.equal(text[labels[rows]], step.classes.text_features[step.labels])
+        assert [step.classes.names[k] for k in step.labels] == [names[labels[k]] for k in rows]
+        seen += len(step.images)
     assert seen == len(images) if size == 0 else 0 < seen <= len(images)
 
 
