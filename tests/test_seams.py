@@ -209,7 +209,7 @@ def test_a_head_of_features_alone_knows_its_classes_and_its_encoder(
     loaded = Classifier.from_pretrained(tmp_path / "head", progress=False)
     # 'tiny' is in no registry: the model goes on without it, until it is needed.
     np.testing.assert_array_equal(loaded.predict_proba(bare), expected)
-    with pytest.raises(EncoderError, match="encoder cannot be loaded.*'tiny'.*encoder=FOLDER"):
+    with pytest.raises(EncoderError, match=r"encoder cannot be loaded.*'tiny'.*encoder=FOLDER"):
         loaded.predict(images)
     whole = Classifier.from_pretrained(tmp_path / "head", encoder=TinyEncoder(), progress=False)
     np.testing.assert_allclose(whole.predict_proba(images), expected, atol=1e-5)
