@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from rada.core.errors import CheckpointError, EncoderError, FeatureError
+from rada.core.warn import warn
 from rada.data import ImageSplit, Naming
 from rada.data.checks import check_labelled
 from rada.data.prompts import ClassNamesSource
@@ -157,9 +157,7 @@ def _before_training(
         try:
             return _pretrained_logits(classifier, opened), names
         except (EncoderError, CheckpointError, FeatureError) as error:
-            warnings.warn(
-                f"the zero-shot accuracy cannot be measured: {error}", UserWarning, stacklevel=4
-            )
+            warn(f"the zero-shot accuracy cannot be measured: {error}", UserWarning, stacklevel=4)
         names["zero_shot"] = f"{model.method.title}, no head"
     logits = classifier.model_logits(features.plain(), features.class_set(), 0.0, features.scale)
     return logits, names
@@ -183,7 +181,7 @@ def _warn_of_seen(classifier: ClassifierBase, found: ImageSplit | Features) -> i
         return 0
     seen = seen_images(found, list(classifier.fitted_.record.image_keys))
     if seen:
-        warnings.warn(
+        warn(
             f"{seen} of the {len(found)} test images are images that the model was trained on, so "
             "its accuracy says little: evaluate on others (a test/ folder, or --split)",
             UserWarning,

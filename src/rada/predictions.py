@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 from rada.core.errors import FeatureError
+from rada.core.warn import warn
 from rada.features import iter_features
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class StreamAnswer(NamedTuple):
 def warn_of_one_class(classes: Sequence[str]) -> None:
     """Warn where there is nothing to choose between."""
     if len(classes) == 1:
-        warnings.warn(
+        warn(
             f"{classes[0]!r} is the only candidate class, so its probability is 1 whatever the image "
             "shows: name another class to compare it with",
             UserWarning,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from rada.convert import convert_data
 from rada.core.errors import ConfigError, DataError
 from rada.core.processes import process_rank
+from rada.core.warn import warn
 from rada.data import (
     ImageDataset,
     ImageSplit,
@@ -89,7 +89,7 @@ def open_sets(
     test = splits.get("test", None if select else splits.get("val"))
     tests = [] if test is None else [matched(IN_DISTRIBUTION, test)]
     if test is None:
-        warnings.warn(
+        warn(
             "the data has no test split"
             + (" beside the one that selects" if validation is not None else "")
             + ", so the accuracy in distribution is not measured",

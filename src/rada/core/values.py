@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import operator
-import warnings
 from typing import Any
 
 from rada.core.errors import ConfigError, RadaError
+from rada.core.warn import warn
 
 __all__ = ["LARGEST_SCALE", "LARGEST_SEED", "check_count", "check_scale", "check_seed"]
 
@@ -78,7 +78,7 @@ def check_scale(scale: Any, *, error: type[RadaError] = ConfigError) -> float:
             number = math.nan
         if 0 < number <= LARGEST_SCALE:
             if _LOGARITHMS[0] < number < _LOGARITHMS[1]:
-                warnings.warn(
+                warn(
                     f"scale={number:g} looks like a logarithm (the `logit_scale` of a checkpoint), but "
                     f"the exponentiated scale is taken: if it is one, pass scale={math.exp(number):.4g}",
                     stacklevel=1,  # one text, one warning, however many parts look at the number

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from rada.core.errors import DataError
+from rada.core.warn import warn
 from rada.data.dataset import ImageDataset, ImageSplit, Skipped
 from rada.data.naming import Matched, Naming, some_names
 from rada.data.prompts import ClassNamesSource, check_class_names
@@ -123,7 +123,7 @@ def _check_own_names(dataset: ImageDataset) -> None:
     checked = check_class_names(dataset.classes)
     warn_of_codes(dataset.name, checked)
     if len(checked) > 1 and all(name.isdecimal() for name in checked):
-        warnings.warn(
+        warn(
             f"the classes of {dataset.name!r} are called by numbers ({', '.join(checked[:3])}...), "
             "which say little to a text encoder: give class_names (--class-names)",
             UserWarning,

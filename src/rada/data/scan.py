@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rada.core.errors import DataError
+from rada.core.warn import warn
 from rada.data.images import IMAGE_SUFFIXES
 
 __all__ = [
@@ -126,7 +126,7 @@ def warn_of_skipped(folder: Path, skipped: Sequence[str]) -> None:
     if skipped:
         kinds = Counter(os.path.splitext(name)[1].lower() for name in skipped)  # noqa: PTH122
         shown = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-        warnings.warn(
+        warn(
             f"{len(skipped)} images in {str(folder)!r} are left out, since their format is not read "
             f"({shown}; the first is {skipped[0]!r}): convert them to JPEG or PNG",
             UserWarning,

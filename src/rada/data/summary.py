@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from rada.core.printable import escape
 from rada.data.dataset import ImageSplit
 
 __all__ = ["announce", "summarise"]
@@ -32,7 +33,9 @@ def summarise(name: str, part: str, split: ImageSplit) -> str:
     where = "no splits" if part == "all" else part
     unlabelled = len(split) - sum(counts)
     left = f", {unlabelled:,} without a label" if unlabelled else ""
-    return f"{name}, {where}: {len(split):,} images{left}, {len(counts):,} classes ({', '.join(shown)})"
+    return escape(
+        f"{name}, {where}: {len(split):,} images{left}, {len(counts):,} classes ({', '.join(shown)})"
+    )
 
 
 def announce(name: str, part: str, split: ImageSplit) -> None:

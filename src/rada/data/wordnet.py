@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import re
-import warnings
 from collections.abc import Sequence
 
+from rada.core.warn import warn
 from rada.data.align import fold_name
 
 __all__ = ["IMAGENET", "imagenet_names", "warn_of_codes", "wordnet_names"]
@@ -80,4 +80,4 @@ def warn_of_codes(data: str, classes: Sequence[str]) -> None:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, UserWarning, stacklevel=6)
+    warn(message, UserWarning, stacklevel=6)

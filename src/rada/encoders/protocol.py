@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
@@ -14,6 +13,7 @@ from torch.nn import functional
 
 from rada.core.errors import EncoderError
 from rada.core.values import check_scale
+from rada.core.warn import warn
 from rada.encoders.memory import keep_freed_memory
 from rada.encoders.tokens import Tokens, check_prompts
 
@@ -200,7 +200,7 @@ class EncoderProtocol(ABC):
         tokens, cut = self.tokenize_checked(texts)
         if cut:
             more = f" and {len(cut) - 1} more" if len(cut) > 1 else ""
-            warnings.warn(
+            warn(
                 f"the text tower of {self.name!r} reads fewer tokens than this prompt has, "
                 f"so its end is ignored: {texts[cut[0]]!r}{more}; shorten it",
                 TruncationWarning,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -11,6 +10,7 @@ from typing import Literal
 from torch import nn
 
 from rada.core.errors import EncoderError
+from rada.core.warn import warn
 from rada.encoders.fingerprint import digest, module_digest, weights_version
 from rada.encoders.protocol import EncoderProtocol
 from rada.encoders.structure import describe_module
@@ -82,7 +82,7 @@ class Weights(EncoderProtocol):
         now, before = self._fingerprints()
         if other != before:
             return other == now
-        warnings.warn(
+        warn(
             f"the fingerprint {other} was saved by an earlier rada, which left the architecture out: "
             f"weights, preprocessing and tokenizer of {self.name!r} are the same, but the activation, the "
             "number of heads and other settings cannot be compared. If the model is certainly the same, "

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 from rada.core.errors import DataError
+from rada.core.warn import warn
 from rada.data import ImageSplit, fold_name
 from rada.data.checks import check_labelled
 
@@ -75,7 +75,7 @@ def shared_classes(name: str, split: ImageSplit, classes: tuple[str, ...]) -> Te
         parts = [f"it lacks {_some(absent)}"] if absent else []
         parts += [f"its {_some(strange)} was not trained and is left out"] if strange else []
         note = f"{name}: evaluated among {len(shared)} shared classes; {'; '.join(parts)}"
-        warnings.warn(note, UserWarning, stacklevel=3)
+        warn(note, UserWarning, stacklevel=3)
     return TestSet(name, kept.rename(names), names, note)
 
 

@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import os
 import re
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import Tensor
 from rada.core.caches import cache_root, delete_unused
 from rada.core.errors import CacheError, StorageError
 from rada.core.storage import atomic_path
+from rada.core.warn import warn
 
 __all__ = ["CacheEntry", "CacheWarning", "FeatureCache", "Shard", "ShardKey"]
 
@@ -123,7 +123,7 @@ class FeatureCache:
             return None
         except (OSError, *_DAMAGE) as error:
             cause = (getattr(error, "strerror", None) or str(error)).lower()
-            warnings.warn(
+            warn(
                 f"damaged cache file {str(path)!r} ({cause}): its images are encoded again",
                 CacheWarning,
                 stacklevel=2,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rada.core.errors import FeatureError
+from rada.core.warn import warn
 
 __all__ = [
     "CheckedFeatures",
@@ -152,7 +152,7 @@ def _unit_rows(table: Tensor, name: str) -> Tensor:
     if not off.any():
         return table
     worst = float(norms[off].flatten()[(norms[off] - 1).abs().argmax()])
-    warnings.warn(
+    warn(
         f"{name} is not of unit norm in {_count(off)} (a norm of {worst:.4g}, for one): normalised",
         FeatureWarning,
         stacklevel=4,

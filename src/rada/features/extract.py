@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -16,6 +15,7 @@ from torch import Tensor
 from rada.core.errors import CacheError, DataError
 from rada.core.progress import progress_bar
 from rada.core.values import check_count, check_seed
+from rada.core.warn import warn
 from rada.data import ImageSplit
 from rada.features.cache import CacheWarning, FeatureCache, Shard
 from rada.features.features import Features
@@ -195,7 +195,7 @@ def _complete(work: BatchWork, answer: Answer) -> tuple[Shard, list[BadPicture]]
             work.cache.write(answer.key, shard, work.encoder.name)
         except CacheError as error:  # what was computed is worth more than its copy
             work.keeping = False
-            warnings.warn(f"{error}; this run goes on without it", CacheWarning, stacklevel=2)
+            warn(f"{error}; this run goes on without it", CacheWarning, stacklevel=2)
     return shard, _named(work, answer.job, answer.bad)
 
 

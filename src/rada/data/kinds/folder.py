@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
 
 from rada.core.errors import DataError
+from rada.core.warn import warn
 from rada.data.dataset import ImageDataset, ImageSplit
 from rada.data.prompts import display_name
 from rada.data.registry import register_dataset
@@ -107,7 +107,7 @@ def _check_below(root: Path, names: list[str]) -> None:
         )
     inner = [frozenset(found) for found in below.values()]
     if len(inner) > 1 and len(set(inner)) == 1 and len(inner[0]) > 1:
-        warnings.warn(
+        warn(
             f"the folders {', '.join(map(repr, names[:3]))} of {str(root)!r} hold the same sub-folders "
             f"({', '.join(below[names[0]][:3])}, ...), whose images are pooled: if these are the classes, "
             f"open one folder, such as {str(root / names[0])!r}",

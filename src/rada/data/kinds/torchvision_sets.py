@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from rada.core.errors import DataError
 from rada.core.network import socket_timeout
+from rada.core.warn import warn
 from rada.data.dataset import ImageDataset, ImageSplit
 from rada.data.items import item_labels, item_names
 from rada.data.prompts import display_name
@@ -155,7 +155,7 @@ def _open(
     if not opened:
         _refuse(name, options, failures)
     for split, failure in failures.items():
-        warnings.warn(f"torchvision's {name} has no split {split!r} here: {failure}", stacklevel=2)
+        warn(f"torchvision's {name} has no split {split!r} here: {failure}", stacklevel=2)
     return opened
 
 

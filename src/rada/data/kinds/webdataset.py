@@ -9,13 +9,13 @@ import glob
 import os
 import posixpath
 import re
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from rada.core.errors import DataError
 from rada.core.storage import read_lines
+from rada.core.warn import warn
 from rada.data.dataset import ImageDataset, ImageSplit
 from rada.data.prompts import load_templates
 from rada.data.registry import register_dataset
@@ -219,7 +219,7 @@ def _tars(folder: Path) -> list[str]:
     found = sorted(_tar_names(folder), key=natural_key)
     left = sorted(_tar_names(folder, _COMPRESSED), key=natural_key)
     if found and left:
-        warnings.warn(
+        warn(
             f"{len(left)} compressed shards of {str(folder)!r} are left out, such as {left[0]!r}: unpack "
             "them to plain .tar files",
             UserWarning,

@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import os
-import warnings
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from rada.core.caches import cache_root
 from rada.core.errors import DataError, StorageError
 from rada.core.progress import track
 from rada.core.storage import atomic_path
+from rada.core.warn import warn
 from rada.data.images import open_image
 from rada.data.shards.sample_labels import FAULTS
 from rada.data.shards.tar_scan import ENTRY, ShardIndex, scan_tar
@@ -255,7 +255,7 @@ def _index(shard: Shard) -> ShardIndex:
         _save(path, facts, index)
     except StorageError as error:
         # Opening takes longer the next time; nothing else is lost.
-        warnings.warn(f"the index of a shard was not kept: {error}", stacklevel=2)
+        warn(f"the index of a shard was not kept: {error}", stacklevel=2)
     return index
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import tarfile
-import warnings
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rada.core.errors import DataError
+from rada.core.warn import warn
 from rada.data.images import IMAGE_SUFFIXES
 from rada.data.shards.sample_labels import LABEL_SUFFIXES, LARGEST_LABEL, Fault, read_label
 
@@ -185,7 +185,7 @@ def _members(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
         stream.seek(position)
         block = stream.read(_BLOCK)
         if not block:
-            warnings.warn(
+            warn(
                 f"the shard {str(path)!r} ends without the mark of its end: if it was cut off, copy or "
                 "write it again",
                 UserWarning,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import warnings
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +18,7 @@ from torch.nn import functional
 
 from rada.core.caches import cache_root
 from rada.core.errors import EncoderError, MissingExtraError, StorageError
+from rada.core.warn import warn
 from rada.encoders.families._hf_text import tokenize, tokenizer_key
 from rada.encoders.fingerprint import digest, module_digest
 from rada.encoders.inference import FoldedModule
@@ -306,10 +306,10 @@ def _cached(key: str, classes: int, dim: int) -> Tensor | None:
             sentences: Tensor = file.get_tensor("sentences")
             checksum = (file.metadata() or {}).get("checksum")
     except (OSError, SafetensorError, KeyError) as error:
-        warnings.warn(f"the cache file {str(path)!r} is damaged: {error}; rebuilding", stacklevel=2)
+        warn(f"the cache file {str(path)!r} is damaged: {error}; rebuilding", stacklevel=2)
         return None
     if sentences.shape != (classes, dim) or checksum != _checksum(sentences):
-        warnings.warn(f"the cache file {str(path)!r} is damaged; rebuilding it", stacklevel=2)
+        warn(f"the cache file {str(path)!r} is damaged; rebuilding it", stacklevel=2)
         return None
     return sentences
 
@@ -328,4 +328,4 @@ def _store(key: str, sentences: Tensor) -> None:
         write_bytes(_cache_path(key), content)
     except StorageError as error:
         # The next start takes some seconds longer; nothing else is lost.
-        warnings.warn(f"the class names were not cached: {error}", stacklevel=2)
+        warn(f"the class names were not cached: {error}", stacklevel=2)
