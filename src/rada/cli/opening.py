@@ -97,8 +97,8 @@ def open_classifier(
         return classifier
     if encoder is not None:
         raise ConfigError(
-            f"--encoder {encoder!r} belongs to a saved model, and {head_or_model!r} is an encoder without one: "
-            "leave one of them out"
+            f"--encoder {encoder!r} belongs to a saved model, and {head_or_model!r} is an encoder without "
+            "one: leave one of them out"
         )
     if classes is None and data is not None:
         classes, found = _classes_of(data)

@@ -107,7 +107,8 @@ def default_budget(device_type: str = "cpu") -> int:
     """Return the budget in bytes that is used where none is given.
 
     It is a quarter of the memory that was free when it was first asked for, rounded down to a
-    power of two and at most 1 GiB (4 GiB on an accelerator), so that one machine gives the same bits from run to run.
+    power of two and at most 1 GiB (4 GiB on an accelerator), so that one machine gives the same bits
+    from run to run.
 
     Args:
         device_type: `"cpu"` or an accelerator.
