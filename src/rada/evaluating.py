@@ -165,12 +165,14 @@ def _before_training(
 
 def _pretrained_logits(classifier: ClassifierBase, opened: Opened) -> Tensor:
     """Return the zero-shot logits of the encoder as it was before it was tuned."""
-    inputs = classifier.pretrained_inputs
-    if isinstance(opened.found, Features):
-        raise FeatureError("the features are those of the tuned encoder")
+    inputs, found = classifier.pretrained_inputs, opened.found
+    if isinstance(found, Features):
+        if found.images is None:
+            raise FeatureError("the features are those of the tuned encoder")
+        found = found.labelled_images()
     if inputs is None:
         raise EncoderError("the model does not say which encoder was tuned: tune it again")
-    before = inputs.features(opened.found, opened.templates)
+    before = inputs.features(found, opened.templates)
     assert before.text_features is not None and before.scale is not None
     return before.scale * before.plain() @ before.text_features.T
 

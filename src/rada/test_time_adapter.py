@@ -104,7 +104,7 @@ class TestTimeAdapter:
         self.classifier = model
         self.method, self.config = _resolved(method, config)
         self.batch_size = batch_size
-        self._running: tuple[tuple[str, ...], Tensor, ViewPredictor] | None = None
+        self._running: tuple[tuple[Any, ...], Tensor, ViewPredictor] | None = None
 
     def __repr__(self) -> str:
         return f"TestTimeAdapter({self.classifier!r}, method={self.method.name!r})"
@@ -241,23 +241,28 @@ class TestTimeAdapter:
     def _model(self, classes: ClassSet, dim: int, scale: float) -> AdaptedModel:
         """Return the model to start from, if the method can start from it."""
         clf, needs = self.classifier, bool(self.method.needs)
-        model = clf.model_ or clf.zero_shot_model(classes.names, dim, scale, encoder=needs)
+        model = clf.model_
+        if model is None or (needs and model.encoder is None and not model.method.learns):
+            model = clf.zero_shot_model(classes.names, dim, scale, encoder=needs)
         self.method.check(model)
         return model
 
     def _predict(self, views: Tensor, classes: ClassSet, scale: float) -> Tensor:
-        running = self._running
-        same = running is not None and running[0] == classes.names
-        if running is None or not same or not torch.equal(running[1], classes.text_features):
-            model = self._model(classes, views.shape[-1], scale)
+        clf, running = self.classifier, self._running
+        key = (classes.names, scale, clf.model_, clf.strength_for(classes.names))
+        if (
+            running is None
+            or running[0] != key
+            or not torch.equal(running[1], classes.text_features)
+        ):
             predictor = self.method.predictor(
-                model,
+                self._model(classes, views.shape[-1], scale),
                 classes,
                 self.config,
                 batch_size=self.batch_size,
-                progress=self.classifier.progress,
+                progress=clf.progress,
             )
-            self._running = running = (classes.names, classes.text_features, predictor)
+            self._running = running = (key, classes.text_features, predictor)
         return running[2](views)
 
     def _views(self, found: Any) -> dict[str, Any]:

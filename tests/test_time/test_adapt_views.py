@@ -15,7 +15,10 @@ from torch.nn.functional import normalize
 
 from rada import RAdaHead, TTTConfig, adapt_views
 from rada.core.errors import ConfigError, FeatureError
-from rada.test_time import adapt_in_detail, view_baselines
+from rada.features import ClassSet
+from rada.methods import Facts, get_method
+from rada.methods.base import NoConfig
+from rada.test_time import ViewConfig, adapt_in_detail, get_test_time_method
 from rada.test_time.one_step import one_step_bytes
 from rada.test_time.start import make_start, untrained_head
 
@@ -85,7 +88,7 @@ def test_any_shape_equals_the_loop(images, views, classes, selection, seed):
 
 
 def test_one_step_follows_the_equations():
-    """The update of `out`, written out for one picture with autograd on the oracle's mask."""
+    """The update of `out`, written out for one image with autograd on the oracle's mask."""
     from oracle import image_mask
 
     views, text = problem(images=1, views=10, dim=8)
@@ -141,7 +144,7 @@ def test_a_head_too_large_for_the_budget_is_adapted_by_the_loop():
     torch.testing.assert_close(adapt_views(views, text, SCALE, None, config), expected)
 
 
-def test_every_picture_starts_anew():
+def test_every_image_starts_anew():
     views, text = problem()
     config = TTTConfig(num_heads=4)
     order = torch.tensor([3, 0, 6, 2, 5, 1, 4])
@@ -193,7 +196,7 @@ def test_too_few_views_say_how_many_are_needed():
     assert TTTConfig(selection=0.3).kept(10) == 3
 
 
-def test_a_constant_picture_has_equal_views():
+def test_a_constant_image_has_equal_views():
     views, text = problem(images=2)
     constant = views[:, :1].expand(-1, 20, -1)
     config = TTTConfig(num_heads=4)
@@ -203,7 +206,7 @@ def test_a_constant_picture_has_equal_views():
     torch.testing.assert_close(detail.logits, one, rtol=0, atol=1e-9)
 
 
-def test_a_picture_of_which_nothing_is_known_stays_as_it_is():
+def test_an_image_of_which_nothing_is_known_stays_as_it_is():
     text = torch.eye(4, dtype=torch.float64)[:3]
     views = torch.zeros(1, 10, 4, dtype=torch.float64)
     views[..., 3] = 1  # as far from every class
@@ -212,7 +215,7 @@ def test_a_picture_of_which_nothing_is_known_stays_as_it_is():
         assert logits.tolist() == [[0.0, 0.0, 0.0]]
 
 
-def test_max_entropy_leaves_uncertain_pictures_alone():
+def test_max_entropy_leaves_uncertain_images_alone():
     views, text = problem(noise=1.0)
     config = TTTConfig(num_heads=4)
     entropies = adapt_in_detail(views, text, SCALE, None, config).mean_entropy
@@ -310,10 +313,16 @@ def test_numpy_and_half_precision_are_accepted():
 
 def test_baselines_are_means_of_probabilities():
     views, text = problem()
-    rows = view_baselines(views, text, SCALE, TTTConfig(selection=0.1))
+    classes = ClassSet(tuple("abcde"), text)
+    model = get_method("zero_shot").build(Facts(16, SCALE, classes.names), NoConfig(), {}, None)
+
+    def predicted(name):
+        method = get_test_time_method(name)
+        return method.predictor(model, classes, ViewConfig(selection=0.1))(views)
+
     probabilities = (SCALE * views @ text.T).softmax(-1)
-    torch.testing.assert_close(rows["zero_shot"].softmax(-1), probabilities[:, 0])
-    torch.testing.assert_close(rows["mean_of_views"].exp(), probabilities.mean(1))
+    torch.testing.assert_close(model.logits(views[:, 0], classes).softmax(-1), probabilities[:, 0])
+    torch.testing.assert_close(predicted("mean_of_views").exp(), probabilities.mean(1))
     best = (-(probabilities * probabilities.log()).sum(-1)).argsort(1)[:, :2]
     mean = torch.stack([p[b].mean(0) for p, b in zip(probabilities, best, strict=True)])
-    torch.testing.assert_close(rows["confident_mean"].exp(), mean)
+    torch.testing.assert_close(predicted("confident_views").exp(), mean)

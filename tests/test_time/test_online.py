@@ -1,4 +1,4 @@
-"""The online mode: it goes on from picture to picture, and nothing can destroy it."""
+"""The online mode: it goes on from image to image, and nothing can destroy it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONFIG = TTTConfig(num_heads=1, selection=0.5, episodic=False)
 
 
 def clean(count=60, views=2, classes=3, dim=4, seed=0):
-    """Pictures that zero-shot has right, with their labels."""
+    """Images that zero-shot has right, with their labels."""
     generator = torch.Generator().manual_seed(seed)
     text = normalize(torch.randn(classes, dim, generator=generator), dim=-1)
     labels = torch.arange(count) % classes
@@ -26,7 +26,7 @@ def clean(count=60, views=2, classes=3, dim=4, seed=0):
 
 
 def hard(streams, steps, dim=4, views=2, seed=1):
-    """Pictures without meaning, all of them on one side of the space."""
+    """Images without meaning, all of them on one side of the space."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         noise = torch.randn(streams, views, dim, generator=generator)
@@ -34,7 +34,7 @@ def hard(streams, steps, dim=4, views=2, seed=1):
 
 
 def accuracy(online, views, labels):
-    """Accuracy of every stream's head on pictures, without adapting to them."""
+    """Accuracy of every stream's head on images, without adapting to them."""
     with torch.no_grad():
         logits, _ = online.heads.predict(views[:, 0].expand(online.streams, -1, -1))
     return (logits.argmax(-1) == labels).float().mean(1)
@@ -70,7 +70,7 @@ def test_a_head_that_is_not_active_does_not_move():
     assert before[1] == after[1] and (before[[0, 2]] != after[[0, 2]]).all()
 
 
-def test_pictures_follow_each_other():
+def test_images_follow_each_other():
     views, _, text = clean()
     online = OnlineAdapter(text, SCALE, config=CONFIG)
     whole = online.predict(views)
@@ -92,15 +92,15 @@ def test_a_long_stream_is_its_pieces_between_restarts():
     torch.testing.assert_close(torch.stack(pieces, 1).flatten(0, 1), whole, rtol=1e-4, atol=1e-3)
 
 
-def test_a_million_hard_pictures_do_not_destroy_the_classifier():
+def test_a_million_hard_images_do_not_destroy_the_classifier():
     """The stream's pieces between restarts run side by side, which gives the same heads."""
     views, labels, text = clean()
     pieces = 4000
     config = dataclasses.replace(CONFIG, online_restart=250)
     online = OnlineAdapter(text, SCALE, config=config, streams=pieces)
     worst, furthest = 1.0, 0.0
-    for number, pictures in enumerate(hard(pieces, config.online_restart)):
-        answer = online.step(pictures)
+    for number, images in enumerate(hard(pieces, config.online_restart)):
+        answer = online.step(images)
         if number % 50 == 49:
             assert answer.isfinite().all()
             found = accuracy(online, views, labels)
@@ -116,13 +116,13 @@ BARE = dataclasses.replace(CONFIG, online_restart=0, online_decay=0.0, online_co
 
 
 @pytest.mark.parametrize("decay, low, high", [(0.0, 0.0, 0.8), (0.1, 0.95, 1.0)])
-def test_without_decay_the_same_pictures_do_destroy_it(decay, low, high):
+def test_without_decay_the_same_images_do_destroy_it(decay, low, high):
     """Else the test above would prove nothing."""
     views, labels, text = clean()
     config = dataclasses.replace(BARE, learning_rate=0.02, online_decay=decay)
     online = OnlineAdapter(text, SCALE, config=config, streams=20)
-    for pictures in hard(20, 150):
-        online.step(pictures)
+    for images in hard(20, 150):
+        online.step(images)
     assert low <= accuracy(online, views, labels).mean() <= high
 
 
@@ -152,7 +152,7 @@ def test_numbers_that_are_not_finite_are_mended():
     torch.testing.assert_close(answer, SCALE * views[3:4, 0] @ text.T)
 
 
-def test_uncertain_pictures_teach_nothing():
+def test_uncertain_images_teach_nothing():
     views, _, text = clean(5, views=4)
     config = dataclasses.replace(CONFIG, max_entropy=1e-12, online_decay=0.0)
     online = OnlineAdapter(text, SCALE / 10, config=config)

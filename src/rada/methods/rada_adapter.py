@@ -21,7 +21,7 @@ from rada.methods.registry import register_method
 if TYPE_CHECKING:
     pass
 
-__all__ = ["RAdaAdapter", "RAdaAdapterConfig"]
+__all__ = ["AdaptedHeadModel", "RAdaAdapter", "RAdaAdapterConfig"]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from rada.core.errors import ConfigError
@@ -13,10 +14,12 @@ from rada.features import ClassSet
 from rada.head import RAdaHead
 from rada.methods import AdaptedModel
 from rada.methods.rada import SOURCE, HeadModel
+from rada.methods.rada_adapter import AdaptedHeadModel
 from rada.test_time.adapt import Adaptation, adapt_in_detail
 from rada.test_time.base import TestTimeMethod, ViewPredictor, check_views
 from rada.test_time.config import TTTConfig, ViewConfig
 from rada.test_time.online import OnlineAdapter
+from rada.test_time.pair_head import PairHead, pair
 from rada.test_time.registry import register_test_time_method
 
 __all__ = ["RAdaTestTime"]
@@ -75,16 +78,25 @@ class _Start:
         if strength is None:
             strength = 1.0 if self.head is None else model.strength.for_classes(classes.names)
         self.config = dataclasses.replace(config, strength=strength)
-        self.text = classes.text_features
-        if isinstance(model, HeadModel):
-            self.text = model.adapted_text(self.text).detach()
+        # The strength mixes what adapters do, too; at full strength the head alone does the same.
+        self.paired = isinstance(model, AdaptedHeadModel) and strength != 1
+        if self.paired and self.head is not None:
+            self.head = PairHead.of(self.head)
+        text = model.prepare(classes).text_features
+        self.dim = text.shape[1]
+        self.text = self._adapted(text, text=True)
+
+    def _adapted(self, features: Tensor, *, text: bool = False) -> Tensor:
+        model = self.model
+        if not isinstance(model, HeadModel):
+            return features
+        with torch.no_grad():
+            found = model.adapted_text(features) if text else model.adapted_images(features)
+            return pair(found, features) if self.paired else found
 
     def views(self, views: Tensor) -> Tensor:
         """Return the views as the head gets them."""
-        checked = check_views(views, self.text.shape[1])
-        if isinstance(self.model, HeadModel):
-            return self.model.adapted_images(checked).detach()
-        return checked
+        return self._adapted(check_views(views, self.dim))
 
     def adapt(self, views: Tensor, batch_size: int | None, progress: bool | None) -> Adaptation:
         return adapt_in_detail(

@@ -1,4 +1,4 @@
-"""What every picture starts from: the head, the classes and what they predict before adaptation."""
+"""What every image starts from: the head, the classes and what they predict before adaptation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["Chosen", "Start", "make_start", "untrained_head"]
 
 
 class Chosen(NamedTuple):
-    """The views of n pictures that adaptation uses.
+    """The views of n images that adaptation uses.
 
     Attributes:
         views: The kept views, `(n, m, D)`.
@@ -35,7 +35,7 @@ class Chosen(NamedTuple):
         entropies: Entropy of every view's prediction in nats, `(n, V)`.
         logits: What the start predicts for the original view, or for the mean of the kept ones.
         mean_entropy: Entropy of the mean prediction of the kept views, `(n,)`.
-        active: Whether the picture is adapted to, `(n,)`.
+        active: Whether the image is adapted to, `(n,)`.
     """
 
     views: Tensor
@@ -48,7 +48,7 @@ class Chosen(NamedTuple):
 
 @dataclass(frozen=True)
 class Start:
-    """The head that every picture starts from, on one class set.
+    """The head that every image starts from, on one class set.
 
     Attributes:
         head: The head, in evaluation mode; never changed.
@@ -56,7 +56,7 @@ class Start:
         scale: The exponentiated logit scale.
         strength: Mask strength.
         config: How to adapt.
-        untrained: Whether the mask of the head is one, whatever the picture.
+        untrained: Whether the head is the zero-shot model, whatever the image.
     """
 
     head: RAdaHead
@@ -79,7 +79,7 @@ class Start:
         return logits
 
     def choose(self, views: Tensor, *, plainly: bool = False) -> Chosen:
-        """Keep the confident views of pictures `(n, V, D)`."""
+        """Keep the confident views of images `(n, V, D)`."""
         logits = self.logits(views, plainly=plainly)
         if self.untrained and not plainly:
             # Its own float64 product: rounding must not choose other views for another batch.
@@ -101,7 +101,7 @@ class Start:
         return Chosen(gather_views(views, kept), kept, entropies, answer, uncertain, active)
 
     def loss(self, logits: Tensor, deviation: Tensor) -> Tensor:
-        """Return the loss of each picture from its kept views' logits and largest deviations."""
+        """Return the loss of each image from its kept views' logits and largest deviations."""
         loss = entropy(mean_log_probability(logits))
         if self.config.alpha > 0:
             loss = loss + self.config.alpha * deviation.mean(-1)
@@ -155,11 +155,12 @@ def make_start(
         )
     else:
         head = _frozen_copy(head, text)
-    untrained = not (head.out.weight.any() or head.out.bias.any())
+    # Only on plain features a mask of one is the zero-shot model.
+    untrained = type(head) is RAdaHead and not (head.out.weight.any() or head.out.bias.any())
     return Start(head, text, scale, 1.0 if strength is None else strength, config, untrained)
 
 
 def _frozen_copy(head: RAdaHead, like: Tensor) -> RAdaHead:
-    copy = RAdaHead(head.dim, head.num_heads, head.temperature, memory_budget=head.memory_budget)
+    copy = type(head)(head.dim, head.num_heads, head.temperature, memory_budget=head.memory_budget)
     copy.load_state_dict(head.state_dict())
     return copy.to(device=like.device, dtype=like.dtype).eval().requires_grad_(False)

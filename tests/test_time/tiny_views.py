@@ -1,4 +1,4 @@
-"""A small encoder with all that a real one has, and pictures for it."""
+"""A small encoder with all that a real one has, and images for it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ PLAIN = {"size": (24, 24), "mean": (0.5,) * 3, "std": (0.5,) * 3}
 
 
 class TinyEncoder(DualEncoder):
-    """A convolution and a linear layer; the text tower reads the letters' sum."""
+    """A convolution and a linear layer; the text encoder reads the letters' sum."""
 
     family = "tiny"
 
     def __init__(self, seed=0):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            tower = nn.Sequential(
+            layers = nn.Sequential(
                 nn.Conv2d(3, 8, 5, stride=3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 7 * 7, DIM)
             )
             text = nn.Embedding(97, DIM)
         super().__init__(
-            nn.ModuleDict({"image": tower, "text": text}),
+            nn.ModuleDict({"image": layers, "text": text}),
             name="tiny",
             dim=DIM,
             preprocess=EvalTransform(resize=24, **PLAIN),
@@ -59,8 +59,8 @@ class TinyEncoder(DualEncoder):
         return "sum of letters"
 
 
-def write_pictures(folder, count=20, seed=0):
-    """Write noise pictures of several sizes and formats; return the split of them."""
+def write_images(folder, count=20, seed=0):
+    """Write noise images of several sizes and formats; return the split of them."""
     generator = np.random.default_rng(seed)
     ids = []
     for index in range(count):
