@@ -7,16 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fft.conftest import write_pictures
 from PIL import Image
 
-from rada import FFTConfig, FineTuner
+from finetune.conftest import write_pictures
+from rada import FineTuner
 from rada.bench import Plan, run_plan
 from rada.core.errors import CheckpointError, ConfigError
 from rada.data import ImageSplit, data_identity
 from rada.encoders import load_encoder
+from rada.methods.finetune.ft import FineTuningConfig
 
-pytest_plugins = ["fft.conftest"]
+pytest_plugins = ["finetune.conftest"]
 
 
 def replace_images(root: Path) -> None:
@@ -52,8 +53,8 @@ def test_finetune_does_not_return_the_result_of_other_images(
     part: str, data: Path, model_folder: Path, tmp_path: Path
 ) -> None:
     root = Path(shutil.copytree(data, tmp_path / "data"))
-    config = FFTConfig(
-        epochs=1, batch_size=8, learning_rate=1e-3, head_epochs=1, evaluate_every=0, select="best"
+    config = FineTuningConfig(
+        epochs=1, batch_size=8, learning_rate=1e-3, evaluate_every=0, select="best"
     )
 
     def run(out: str, **options: object) -> dict:
@@ -74,10 +75,10 @@ def test_finetune_does_not_return_the_result_of_other_images(
 def test_a_checkpoint_does_not_go_on_with_other_images(
     data: Path, model_folder: Path, tmp_path: Path
 ) -> None:
-    from fft.test_fft_runs import stop_after_two_steps
+    from finetune.test_fft_runs import stop_after_two_steps
 
     root = Path(shutil.copytree(data, tmp_path / "data"))
-    config = FFTConfig(epochs=2, batch_size=8, learning_rate=1e-3, evaluate_every=0)
+    config = FineTuningConfig(epochs=2, batch_size=8, learning_rate=1e-3, evaluate_every=0)
     tuner = FineTuner(load_encoder(model_folder), "ft", config, progress=False, workers=0)
     stop_after_two_steps(lambda: tuner.fit(root, seed=1, output_dir=tmp_path / "out"))
     replace_images(root / "train")
@@ -89,7 +90,7 @@ def test_a_checkpoint_does_not_go_on_with_other_images(
 def test_finetune_with_other_templates_or_points_is_another_run(
     change: dict, data: Path, model_folder: Path, tmp_path: Path
 ) -> None:
-    config = FFTConfig(epochs=1, batch_size=8, learning_rate=1e-3, evaluate_every=0)
+    config = FineTuningConfig(epochs=1, batch_size=8, learning_rate=1e-3, evaluate_every=0)
 
     def run(wise: tuple[float, ...] = (), **options: object) -> dict:
         tuner = FineTuner(

@@ -1,4 +1,4 @@
-"""Full fine-tuning as methods of the benchmark."""
+"""Methods that train an encoder as methods like others: on features with the images behind them."""
 
 from __future__ import annotations
 
@@ -7,108 +7,89 @@ import dataclasses
 import pytest
 import torch
 
-from rada import FFTConfig, extract_features
+from rada import extract_features
 from rada.bench.plan import Plan
 from rada.bench.run import run_plan
-from rada.core.errors import ConfigError
+from rada.core.errors import ConfigError, UnknownClassError
 from rada.data import open_dataset
-from rada.methods import (
-    ClassSet,
-    Examples,
-    Task,
-    UnknownClassError,
-    get_method,
-    list_methods,
-    load_predictor,
-)
+from rada.features import ClassSet, Features
+from rada.methods import Run, get_method, list_methods
 
-NAMES = [method.name for method in list_methods() if "pictures" in method.needs]
-CONFIG = FFTConfig(
-    epochs=3, batch_size=8, learning_rate=1e-3, head_epochs=2, num_heads=2, strength=1.0
-)
+NAMES = [method.name for method in list_methods() if "images" in method.needs]
+CONFIG = {"epochs": 3, "batch_size": 8, "learning_rate": 1e-3}
+OWN = {"rada_ft": {"head_epochs": 2, "num_heads": 2, "strength": 1.0}}
+
+
+def config(name):
+    return get_method(name).config(**CONFIG | OWN.get(name, {}))
 
 
 @pytest.fixture
-def task(encoder, data) -> Task:
+def features(encoder, data) -> Features:
     split = open_dataset(data).split("train")
-    features = extract_features(encoder, split, workers=0, progress=False)
-    classes = ClassSet(split.classes, encoder.encode_classes(split.classes))
-    examples = Examples(features.image_features, split)
-    return Task(examples, features.labels, classes, encoder.scale, seed=1, encoder=encoder)
+    found = extract_features(encoder, split, workers=0, progress=False)
+    text = encoder.encode_classes(split.classes)
+    return dataclasses.replace(found, text_features=text, scale=encoder.scale)
 
 
-def test_those_that_train_towers_are_there():
+def test_those_that_train_an_encoder_are_there():
     assert NAMES == ["ft", "l2_sp", "lp_ft", "flyp", "rada_ft"]
+    for name in NAMES:
+        method = get_method(name)
+        assert method.train_encoder and method.cost == "image encoder"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_fit_predict_save_and_load(name, task, encoder, tmp_path):
+def test_fit_and_predict(name, features, encoder):
+    method = get_method(name)
     before = {key: value.clone() for key, value in encoder.model.state_dict().items()}
-    predictor = get_method(name).fit(task, CONFIG)
-    found = predictor.predict(task.examples, task.classes)
+    model = method.fit(features, config(name), Run(seed=1, encoder=encoder))
+    classes, images = features.class_set(), model.features_of(features)
+    found = model.logits(images, classes)
     assert all(torch.equal(v, before[k]) for k, v in encoder.model.state_dict().items())
-    start = get_method(name).start(task, CONFIG)
     loss = torch.nn.functional.cross_entropy
-    first = loss(start.predict(task.examples, task.classes), task.labels)
-    assert loss(found, task.labels) < first
-    predictor.save(tmp_path / "p.safetensors")
-    loaded = load_predictor(tmp_path / "p.safetensors", encoder)
-    torch.testing.assert_close(loaded.predict(task.examples, task.classes), found)
+    first = loss(model.facts.scale * features.plain() @ classes.text_features.T, features.labels)
+    assert loss(found, features.labels) < first
     order = [3, 1, 0, 2]
-    permuted = predictor.predict(task.examples, task.classes.take(order))
-    torch.testing.assert_close(permuted, found[:, order])
-    strange = ClassSet(("red", "dog"), task.classes.text_features[:2])
-    if get_method(name).open_set:
-        assert predictor.predict(task.examples, strange).shape == (len(found), 2)
+    torch.testing.assert_close(model.logits(images, classes.take(order)), found[:, order])
+    strange = ClassSet(("red", "dog"), classes.text_features[:2])
+    if method.new_classes:
+        assert model.logits(images, strange).shape == (len(found), 2)
     else:
         with pytest.raises(UnknownClassError, match="'dog'"):
-            predictor.predict(task.examples, strange)
+            model.logits(images, strange)
     with pytest.raises(ConfigError, match="features alone"):
-        predictor.predict(Examples(task.examples.image_features), task.classes)
+        alone = dataclasses.replace(features, images=None)
+        method.fit(alone, config(name), Run(seed=1, encoder=encoder))
 
 
-def test_rada_ft_chooses_its_strength_and_keeps_it(task, encoder, tmp_path):
-    config = dataclasses.replace(CONFIG, epochs=1, strength="auto", strength_folds=2)
-    predictor = get_method("rada_ft").fit(task, config)
-    choice = predictor.record["strength_choice"]
-    assert choice["method"] == "classes" and predictor.record["effective"]["steps"] == 3
-    predictor.model.strength = dataclasses.replace(
-        predictor.model.strength, strength=0.0, trained_strength=0.5
-    )
-    predictor.facts["strength"] = predictor.model.strength.to_dict()
-    found = predictor.predict(task.examples, task.classes)
-    predictor.save(tmp_path / "p.safetensors")
-    loaded = load_predictor(tmp_path / "p.safetensors", encoder)
-    torch.testing.assert_close(loaded.predict(task.examples, task.classes), found)
-    strange = ClassSet(("red", "dog"), task.classes.text_features[:2])
-    for it in (predictor, loaded):
-        assert it.model.strength_for(task.classes.names) == 0.5
-        assert it.model.strength_for(strange.names) == 0.0
-
-
-def test_goes_on_from_its_state(task, tmp_path, monkeypatch):
-    from rada.training.encoder_loop import TowerTraining
+def test_goes_on_from_its_state(features, encoder, tmp_path, monkeypatch):
+    from rada.training.encoder_loop import EncoderLoop
 
     method = get_method("rada_ft")
-    whole = method.fit(task, CONFIG, state_path=tmp_path / "whole")
-    step = TowerTraining._step
+
+    def fit(folder):
+        run = Run(seed=1, encoder=encoder, state_dir=tmp_path / folder)
+        return method.fit(features, config("rada_ft"), run)
+
+    whole = fit("whole")
+    step = EncoderLoop._step
 
     def breaking(self, at, batches, state):
         if state.step == 5:
             raise RuntimeError("the machine is gone")
         return step(self, at, batches, state)
 
-    monkeypatch.setattr(TowerTraining, "_step", breaking)
+    monkeypatch.setattr(EncoderLoop, "_step", breaking)
     with pytest.raises(RuntimeError, match="gone"):
-        method.fit(task, CONFIG, state_path=tmp_path / "broken")
+        fit("broken")
     monkeypatch.undo()
-    again = method.fit(task, CONFIG, state_path=tmp_path / "broken")
+    again = fit("broken")
     pairs = zip(whole.state_dict().values(), again.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_in_a_benchmark(data, model_folder, tmp_path):
-    settings = {"epochs": 1, "batch_size": 8, "head_epochs": 1, "num_heads": 2}
     plan = Plan(
         methods=("zero_shot", "flyp"),
         datasets=(str(data),),
@@ -116,22 +97,7 @@ def test_in_a_benchmark(data, model_folder, tmp_path):
         shots=(2,),
         seeds=(1,),
         model=str(model_folder),
-        options={"flyp": settings},
+        options={"flyp": {"epochs": 1, "batch_size": 8}},
     )
     summary = run_plan(plan, tmp_path / "out", progress=False)
     assert not summary.failed and summary.done == 2
-
-
-def test_functions_of_ones_own_are_refused(task):
-    from rada import CustomEncoder
-
-    layer = torch.nn.Linear(3, 24)
-    encoder = CustomEncoder(
-        lambda x: layer(x.mean((2, 3))),
-        lambda texts: torch.ones(len(texts), 24),
-        scale=10.0,
-        dim=24,
-        image_module=layer,
-    )
-    with pytest.raises(ConfigError, match=r"use rada\.FineTuner"):
-        get_method("ft").fit(dataclasses.replace(task, encoder=encoder), CONFIG)

@@ -142,6 +142,8 @@ def test_learns_and_evaluates(name, encoder, data, dark):
     assert (
         result["out_of_distribution"]["mean"] == result["out_of_distribution"]["dark"]["accuracy"]
     )
+    biases = getattr(tuner.model, "class_biases", None)
+    assert biases is None or biases.abs().max() > 1e-4
     first, _, last = result["wise"]
     for part in ("in_distribution", "out_of_distribution"):
         assert first[part] == result["zero_shot"][part] and last[part] == result["tuned"][part]
@@ -261,6 +263,73 @@ def test_flyp_is_the_symmetric_contrastive_loss(same_class, encoder, data):
     torch.testing.assert_close(model(batch)["loss"], expected, rtol=1e-4, atol=1e-5)
     classes = [batch.captions[i].split()[-1].rstrip(".") for i in range(8)]
     assert [model.facts.classes[label] for label in batch.labels] == classes
+
+
+@pytest.mark.parametrize("name", ["ft", "l2_sp", "lp_ft"])
+def test_the_head_is_the_linear_layer_of_the_public_code(name, encoder, data):
+    """torch's `Linear` on unit features: weights from the text encoder, a bias that learns from zero."""
+    changes = {"l2_alpha": 0.0, "l2_beta": 0.0} if name == "l2_sp" else {}
+    model, batch = model_of(name, encoder, data, **changes)
+    classes = class_set(encoder, model.facts.classes)
+    layer = torch.nn.Linear(encoder.dim, len(classes))
+    with torch.no_grad():
+        layer.weight.copy_(encoder.scale * classes.text_features)
+        layer.bias.zero_()
+    images = encoder.forward_images(batch.pixels).detach()
+    for _ in range(3):  # the image encoder held still, both learn the same
+        model.zero_grad()
+        model(batch)["loss"].backward()
+        layer.zero_grad()
+        cross_entropy(layer(images), batch.labels).backward()
+        torch.testing.assert_close(model.class_biases.grad, layer.bias.grad, atol=1e-5, rtol=1e-3)
+        pairs = ((model.class_weights, layer.weight), (model.class_biases, layer.bias))
+        with torch.no_grad():
+            for own, other in pairs:
+                own -= 0.5 * other.grad
+                other -= 0.5 * other.grad
+    assert model.class_biases.abs().max() > 0.01
+    expected = layer(images).detach()
+    found = model.logits(images, classes)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    turned = model.logits(images, classes.take([3, 2, 1, 0]))
+    torch.testing.assert_close(turned, expected.flip(1), atol=1e-4, rtol=1e-4)
+
+
+def test_flyp_takes_its_captions_from_80_templates(encoder, data, monkeypatch):
+    seen = []
+    caption_features = TunedModel.caption_features
+
+    def watched(self, captions):
+        seen.extend(captions)
+        return caption_features(self, captions)
+
+    monkeypatch.setattr(TunedModel, "caption_features", watched)
+    tuner, result = tuned("flyp", encoder, data, epochs=6)
+    assert len(set(result["templates"])) == 80
+    assert {"a bad photo of a {}.", "a photo of many {}.", "a tattoo of the {}."} <= set(
+        result["templates"]
+    )
+    spelt = {t: {t.format(name) for name in COLOURS} for t in result["templates"]}
+    assert set(seen) <= set().union(*spelt.values())
+    assert sum(bool(words & set(seen)) for words in spelt.values()) > 40  # draws of 80
+    model = tuner.model
+    expected = model.encoder.encode_classes(model.facts.classes, result["templates"])
+    given = class_set(encoder, model.facts.classes)  # with one template, as a data set brings it
+    torch.testing.assert_close(model.prepare(given).text_features, expected)
+    _, other = tuned("ft", encoder, data)
+    assert other["templates"] == ["a photo of a {}."]
+
+
+def test_templates_that_are_given_are_flyps(model_folder, data):
+    for given in ("a photo of a {}.", ["a {}.", "the {}."]):
+        config = quick("flyp")
+        tuner = FineTuner(
+            load_encoder(model_folder), "flyp", config, templates=given, progress=False, workers=0
+        )
+        wanted = [given] if isinstance(given, str) else given
+        assert tuner.fit(data)["templates"] == wanted
+        assert list(tuner.model.facts.templates) == wanted
+    assert get_method("flyp").templates(("{} texture.",)) == ("{} texture.",)  # the data's own
 
 
 def test_l2_sp_is_the_distance_to_the_pretrained_weights(encoder, data):

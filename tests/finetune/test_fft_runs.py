@@ -31,7 +31,7 @@ from rada.training.encoder_loop import FineTuningStopped
 
 OPTIONS = ["--epochs", "6", "--batch-size", "8", "--learning-rate", "1e-3", "--seed", "1"]
 OPTIONS += ["--workers", "0", "--set", "evaluate_every=0"]
-HEAD = ["--set", "head_epochs=2"]
+HEAD = ["--set", "head_epochs=2", "--set", "strength=1"]
 
 
 def command(data, model, out, *more, method="rada-ft", launcher=()):
@@ -129,6 +129,7 @@ def test_two_processes_learn_what_one_does(method, data, dark, model_folder, tmp
 
 def fit(data, model_folder, out, **changes):
     options = {"batch_size": 8, "learning_rate": 1e-3, "head_epochs": 2, "evaluate_every": 0}
+    options["strength"] = 1.0
     config = FFTConfig(**{"epochs": 2, **options, **changes})
     tuner = FineTuner(load_encoder(model_folder), "rada-ft", config, progress=False, workers=0)
     return tuner, lambda **more: tuner.fit(data, seed=1, output_dir=out, **more)
@@ -271,7 +272,7 @@ def test_pictures_that_cannot_be_read(data, model_folder, tmp_path):
     folder = write_pictures(tmp_path / "bad" / "train", 3, 0).parent
     (folder / "train" / "red" / "1.png").write_bytes(b"no picture")
     encoder = load_encoder(model_folder)
-    config = FFTConfig(epochs=1, batch_size=4, head_first=False, evaluate_every=0)
+    config = FFTConfig(epochs=1, batch_size=4, head_first=False, evaluate_every=0, strength=1)
     with pytest.raises(DataError, match=r"red/1.png"):
         FineTuner(encoder, "rada-ft", config, workers=0, progress=False).fit(folder)
     tuner = FineTuner(encoder, "rada-ft", config, workers=0, progress=False, skip_bad=True)
@@ -332,7 +333,7 @@ def test_set_reads_numbers_as_the_benchmark_does():
 
 def test_tensorboard(data, model_folder, tmp_path):
     pytest.importorskip("tensorboard")
-    config = FFTConfig(epochs=1, batch_size=8, head_epochs=1)
+    config = FFTConfig(epochs=1, batch_size=8, head_epochs=1, strength=1.0)
     tuner = FineTuner(
         load_encoder(model_folder), "rada-ft", config, trackers=["tensorboard"], progress=False
     )
