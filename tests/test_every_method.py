@@ -43,7 +43,7 @@ print(json.dumps(found))
 
 def quick(name: str) -> Any:
     method = next(method for method in list_methods() if method.name == name)
-    return method.config(**(TUNED if method.train_encoder else QUICK.get(name, {})))
+    return method.config(**(TUNED if method.train_encoder else {}) | QUICK.get(name, {}))
 
 
 @pytest.fixture(scope="module")

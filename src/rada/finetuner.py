@@ -31,7 +31,8 @@ from rada.encoders import DualEncoder, load_encoder
 from rada.evaluation import Timer, environment
 from rada.evaluation.provenance import command_line
 from rada.evaluation.robustness import RobustnessEvaluator
-from rada.features import ClassSet, FeatureCache, Features, extract_features
+from rada.evaluation.seen import image_keys, remembered
+from rada.features import FeatureCache, Features, extract_features
 from rada.inputs import Data, data_name
 from rada.methods import AdaptedModel, Run, get_method
 from rada.methods.finetune.model import TunedModel
@@ -76,7 +77,6 @@ class FineTuner:
     Attributes:
         encoder: The pretrained encoder.
         model: The `AdaptedModel` after `fit`, or None.
-        classes: The training classes with the pretrained encoder's features after `fit`, or None.
         result: What `fit` returned last.
         is_main_process: Whether this process is the one that writes and prints.
 
@@ -117,7 +117,7 @@ class FineTuner:
         self.device, self.cache, self.workers = device, cache, workers
         self.skip_bad, self.trackers, self.progress = skip_bad, tuple(trackers), progress
         self.model: AdaptedModel | None = None
-        self.classes: ClassSet | None = None
+        self._fitted: Fitted | None = None
         self.result: dict[str, Any] = {}
         self.is_main_process = True
 
@@ -176,9 +176,8 @@ class FineTuner:
         accelerator = make_accelerator(self.device, getattr(self.config, "precision", None))
         self.is_main_process = bool(accelerator.is_main_process)
         with _owned(out, accelerator, [data, *(ood or {}).values()]) as folder:
-            with (
-                accelerator.main_process_first()
-            ):  # what one process indexes or downloads, all find
+            # What one process indexes or downloads, all find.
+            with accelerator.main_process_first():
                 sets = open_sets(
                     data,
                     ood or {},
@@ -192,15 +191,17 @@ class FineTuner:
             templates = tuple(self.templates or self.method.templates(sets.templates))
             run = _described(self, data, ood or {}, sets, templates, shots, seed, wise)
             if out is not None:
-                finished = self._finished(out, run, overwrite)
+                finished = _finished(self, out, run, overwrite)
                 if finished is not None:
-                    return finished
+                    self._fitted, self.result = finished
+                    self.model = self._fitted.model
+                    return dict(self.result)
                 if folder is not None:
                     Checkpoints(training_folder(out), run, keep=1).claim(overwrite=overwrite)
                     folder.take(LOG_FILE)
                 accelerator.wait_for_everyone()
-            self.result = run | self._adapted(
-                sets, templates, seed, wise, folder, out, overwrite, accelerator
+            self.result = self._adapted(
+                run, sets, templates, wise, folder, out, overwrite, accelerator
             )
             if folder is not None:
                 self.save(folder.path)
@@ -211,16 +212,17 @@ class FineTuner:
 
     def _adapted(
         self,
+        run: dict[str, Any],
         sets: RunData,
         templates: tuple[str, ...],
-        seed: int,
         wise: Sequence[float],
         folder: OutputFolder | None,
         out: Path | None,
         overwrite: bool,
         accelerator: Accelerator,
     ) -> dict[str, Any]:
-        """Train and evaluate; return what joins the description of the run."""
+        """Train and evaluate the run that is described; return its result."""
+        seed = run["seed"]
         with Timer() as timer:
             self.encoder.model.to(accelerator.device)
             data = _training_features(
@@ -234,101 +236,55 @@ class FineTuner:
                 skip_bad=self.skip_bad,
                 progress=self.progress if self.is_main_process else False,
             )
-            self.classes = data.class_set()
             evaluate = RobustnessEvaluator(
                 sets.tests,
                 self.encoder,
-                self.classes,
+                data.class_set(),
                 cache=self.cache,
                 workers=self.workers,
                 skip_bad=self.skip_bad,
             )
             zero_shot = evaluate(get_method("zero_shot").fit(data))
-            run = self._run(sets, evaluate, seed, out)
+            options = _run_options(self, sets, evaluate, seed, out)
             try:
-                model = self.method.fit(data, self.config, run)
+                model = self.method.fit(data, self.config, options)
             except CheckpointError:  # a state is damaged
                 if not overwrite:
                     raise
                 if folder is not None:
                     folder.clear_training()
                 accelerator.wait_for_everyone()
-                model = self.method.fit(data, self.config, run)
-            self.model = model
+                model = self.method.fit(data, self.config, options)
             tuned = evaluate(model)
             curve = _curve(model, evaluate, wise, zero_shot, tuned)
-        return tuned | {
-            "zero_shot": zero_shot,
-            "tuned": tuned,
-            "wise": curve,
-            "history": model.record.get("history", []),
-            "best": model.record.get("best", {}),
-            "effective": model.record.get("effective", {}),
-            **_strength(model),
-            "classes": list(data.classes),
-            "trainable_parameters": model.trainable_parameters(),
-            "processes": process_count(),
-            "notes": [test.note for test in sets.tests if test.note],
-            "environment": environment(),
-            "command": command_line(),
-            **timer.to_dict(),
-        }
-
-    def _run(
-        self, sets: RunData, evaluate: RobustnessEvaluator, seed: int, out: Path | None
-    ) -> Run:
-        """Return how the method runs."""
-        every, epochs = getattr(self.config, "evaluate_every", 0), getattr(self.config, "epochs", 0)
-        validation = sets.validation
-
-        def after_epoch(model: AdaptedModel, done: int) -> dict[str, Any]:
-            return evaluate(model) if every and done % every == 0 and done < epochs else {}
-
-        def select(model: AdaptedModel) -> dict[str, Any]:
-            assert validation is not None
-            return evaluate.evaluate(model, validation)
-
-        # All processes go on from the checkpoints of an encoder; other states have one writer.
-        keeps = self.method.train_encoder or self.is_main_process
-        return Run(
-            seed=seed,
-            encoder=self.encoder,
-            state_dir=training_folder(out) if out is not None and keeps else None,
-            progress=self.progress if self.is_main_process else False,
-            workers=self.workers,
-            skip_bad=self.skip_bad,
-            device=self.device,
-            after_epoch=after_epoch,
-            select=None if validation is None else select,
-            log_path=None if out is None else out / LOG_FILE,
-            trackers=self.trackers,
+        record = Record(
+            **{key: run[key] for key in ("seed", "shots", "images", "data", "data_fingerprint")},
+            skipped=data.skipped,
+            image_keys=tuple(remembered(image_keys(sets.train))),
         )
-
-    # -- what tells runs apart -------------------------------------------------------------------
-
-    def _finished(self, out: Path, run: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
-        """Take over the model and result of this very run; refuse to replace another."""
-        if not (out / RESULT_FILE).exists() and not (out / CONFIG_FILE).exists():
-            return None
-        try:
-            found = read_json(out / RESULT_FILE, error=CheckpointError, what="the result")
-            what = f"'{out / RESULT_FILE}'"
-            check_record(ResultRecord, found, error=CheckpointError, what=what)
-            different = differences({key: found.get(key) for key in run}, run)
-            if not different:
-                fitted = load_model(out, encoder=self.encoder, device=self.device)
-                self.model, self.result = fitted.model, found
-                if fitted.class_features is not None:
-                    self.classes = ClassSet(fitted.classes, fitted.class_features, fitted.templates)
-                return dict(found)
-        except CheckpointError as error:
-            different = [str(error)]
-        if not overwrite:
-            raise CheckpointError(
-                f"{str(out)!r} holds the result of another run ({'; '.join(different[:3])}): choose "
-                "another folder, or replace it with --overwrite (overwrite=True)"
-            )
-        return None
+        self.model = model
+        self._fitted = Fitted(
+            model,
+            data.classes,
+            templates,
+            class_features=data.text_features,
+            encoder=EncoderId(self.encoder.name, self.encoder.fingerprint),
+            record=record,
+        )
+        return (
+            run
+            | tuned
+            | {"zero_shot": zero_shot, "tuned": tuned, "wise": curve}
+            | {
+                **_facts(model),
+                "classes": list(data.classes),
+                "processes": process_count(),
+                "notes": [test.note for test in sets.tests if test.note],
+                "environment": environment(),
+                "command": command_line(),
+                **timer.to_dict(),
+            }
+        )
 
     # -- what comes out --------------------------------------------------------------------------
 
@@ -339,23 +295,9 @@ class FineTuner:
         Raises:
             ConfigError: If nothing was fitted yet.
         """
-        if self.model is None:
+        if self._fitted is None:
             raise ConfigError("there is no adapted model yet: call fit first")
-        result, classes = self.result, self.classes
-        return Fitted(
-            self.model,
-            tuple(result["classes"]),
-            tuple(result["templates"]),
-            class_features=None if classes is None else classes.text_features,
-            encoder=EncoderId(self.encoder.name, self.encoder.fingerprint),
-            record=Record(
-                seed=result["seed"],
-                shots=result["shots"],
-                images=result["images"],
-                data=result["data"],
-                data_fingerprint=result["data_fingerprint"],
-            ),
-        )
+        return self._fitted
 
     def classifier(self) -> Classifier:
         """Return the adapted model as a `Classifier`, which shares its weights.
@@ -414,6 +356,60 @@ def _owned(
         if message is not None:
             raise refused or OutputError(message)
         yield folder
+
+
+def _finished(
+    tuner: FineTuner, out: Path, run: dict[str, Any], overwrite: bool
+) -> tuple[Fitted, dict[str, Any]] | None:
+    """Return model and result of this very run if they are there; refuse to replace another."""
+    if not (out / RESULT_FILE).exists() and not (out / CONFIG_FILE).exists():
+        return None
+    try:
+        found = read_json(out / RESULT_FILE, error=CheckpointError, what="the result")
+        what = f"'{out / RESULT_FILE}'"
+        check_record(ResultRecord, found, error=CheckpointError, what=what)
+        different = differences({key: found.get(key) for key in run}, run)
+        if not different:
+            return load_model(out, encoder=tuner.encoder, device=tuner.device), found
+    except CheckpointError as error:
+        different = [str(error)]
+    if not overwrite:
+        raise CheckpointError(
+            f"{str(out)!r} holds the result of another run ({'; '.join(different[:3])}): choose "
+            "another folder, or replace it with --overwrite (overwrite=True)"
+        )
+    return None
+
+
+def _run_options(
+    tuner: FineTuner, sets: RunData, evaluate: RobustnessEvaluator, seed: int, out: Path | None
+) -> Run:
+    """Return how the method runs."""
+    every, epochs = getattr(tuner.config, "evaluate_every", 0), getattr(tuner.config, "epochs", 0)
+    validation = sets.validation
+
+    def after_epoch(model: AdaptedModel, done: int) -> dict[str, Any]:
+        return evaluate(model) if every and done % every == 0 and done < epochs else {}
+
+    def select(model: AdaptedModel) -> dict[str, Any]:
+        assert validation is not None
+        return evaluate.evaluate(model, validation)
+
+    # All processes go on from the checkpoints of an encoder; other states have one writer.
+    keeps = tuner.method.train_encoder or tuner.is_main_process
+    return Run(
+        seed=seed,
+        encoder=tuner.encoder,
+        state_dir=training_folder(out) if out is not None and keeps else None,
+        progress=tuner.progress if tuner.is_main_process else False,
+        workers=tuner.workers,
+        skip_bad=tuner.skip_bad,
+        device=tuner.device,
+        after_epoch=after_epoch,
+        select=None if validation is None else select,
+        log_path=None if out is None else out / LOG_FILE,
+        trackers=tuner.trackers,
+    )
 
 
 def _curve(
@@ -481,15 +477,22 @@ def _all_rows(split: ImageSplit, rows: np.ndarray, own: Features) -> Features:
     )
 
 
-def _strength(model: AdaptedModel) -> dict[str, Any]:
-    """Return how far the model goes from zero-shot, where there is a head, as plain JSON."""
-    if model.head is None:
-        return {}
-    return {
-        "strength": model.strength.value,
-        "trained_strength": model.strength.trained,
-        "strength_choice": model.record.get("strength_choice"),
+def _facts(model: AdaptedModel) -> dict[str, Any]:
+    """Return what the training tells, as plain JSON; of the strength where there is a head."""
+    record = model.record
+    found = {
+        "history": record.get("history", []),
+        "best": record.get("best", {}),
+        "effective": record.get("effective", {}),
+        "trainable_parameters": model.trainable_parameters(),
     }
+    if model.head is not None:
+        found |= {
+            "strength": model.strength.value,
+            "trained_strength": model.strength.trained,
+            "strength_choice": record.get("strength_choice"),
+        }
+    return found
 
 
 def _described(
