@@ -257,20 +257,7 @@ class FineTuner:
                 model = self.method.fit(data, self.config, options)
             tuned = evaluate(model)
             curve = _curve(model, evaluate, wise, zero_shot, tuned)
-        record = Record(
-            **{key: run[key] for key in ("seed", "shots", "images", "data", "data_fingerprint")},
-            skipped=data.skipped,
-            image_keys=tuple(remembered(image_keys(sets.train))),
-        )
-        self.model = model
-        self._fitted = Fitted(
-            model,
-            data.classes,
-            templates,
-            class_features=data.text_features,
-            encoder=EncoderId(self.encoder.name, self.encoder.fingerprint),
-            record=record,
-        )
+        self.model, self._fitted = model, _fitted(self.encoder, model, data, run)
         return (
             run
             | tuned
@@ -409,6 +396,26 @@ def _run_options(
         select=None if validation is None else select,
         log_path=None if out is None else out / LOG_FILE,
         trackers=tuner.trackers,
+    )
+
+
+def _fitted(
+    encoder: DualEncoder, model: AdaptedModel, data: Features, run: dict[str, Any]
+) -> Fitted:
+    """Return a model with all that is needed to use it."""
+    assert data.images is not None
+    record = Record(
+        **{key: run[key] for key in ("seed", "shots", "images", "data", "data_fingerprint")},
+        skipped=data.skipped,
+        image_keys=tuple(remembered(image_keys(data.images))),
+    )
+    return Fitted(
+        model,
+        data.classes,
+        data.templates,
+        class_features=data.text_features,
+        encoder=EncoderId(encoder.name, encoder.fingerprint),
+        record=record,
     )
 
 

@@ -8,17 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from rada import EFTConfig, FFTConfig, FineTuner, RAdaClassifier
-from rada.cli.tables import comparison_table
+from rada import Classifier, EFTConfig, FFTConfig, FineTuner
 from rada.encoders import load_encoder
 from rada.features import FeatureCache
+from rada.methods import get_method
 
 QUICK = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "evaluate_every": 0}
 
 
 def tuned(method, encoder, data, **options):
-    given = QUICK | ({"head_epochs": 1, "strength": 0.5} if "rada" in method else {})
-    tuner = FineTuner(encoder, method, FFTConfig(**given), progress=False, **options)
+    given = {} if method == "linear-probe" else QUICK
+    given = given | ({"head_epochs": 1, "strength": 0.5} if "rada" in method else {})
+    config = get_method(method).config(**given)
+    tuner = FineTuner(encoder, method, config, progress=False, **options)
     tuner.fit(data, seed=1)
     return tuner
 
@@ -27,27 +29,27 @@ def tuned(method, encoder, data, **options):
 def test_what_was_tuned_is_saved_by_the_classifier_and_again_after_loading(
     method, encoder, data, tmp_path
 ):
-    clf = tuned(method, encoder, data, workers=0).classifier()
+    tuner = tuned(method, encoder, data, workers=0)
+    clf = tuner.classifier()
+    assert clf.score(data) == tuner.result["tuned"]["in_distribution"]["accuracy"]
     images = data / "test" / "red"
     expected = clf.predict_proba(images)
     clf.save_pretrained(tmp_path / "one")
-    loaded = RAdaClassifier.from_pretrained(tmp_path / "one", progress=False)
+    loaded = Classifier.from_pretrained(tmp_path / "one", progress=False)
     np.testing.assert_allclose(loaded.predict_proba(images), expected, atol=1e-6)
     loaded.save_pretrained(tmp_path / "two")
-    again = RAdaClassifier.from_pretrained(tmp_path / "two", progress=False)
+    again = Classifier.from_pretrained(tmp_path / "two", progress=False)
     np.testing.assert_allclose(again.predict_proba(images), expected, atol=1e-6)
     names = [sorted(p.name for p in (tmp_path / n).iterdir()) for n in ("one", "two")]
-    assert names[0] == names[1] and "encoder" in names[0]
+    assert names[0] == names[1] and ("encoder" in names[0]) == (method != "linear-probe")
 
 
 def test_the_configuration_is_that_of_the_fine_tuning(encoder, data, tmp_path):
     tuner = tuned("rada-ft", encoder, data, workers=0)
     tuner.save(tmp_path / "out")
-    for clf in (tuner.classifier(), RAdaClassifier.from_pretrained(tmp_path / "out")):
+    for clf in (tuner.classifier(), Classifier.from_pretrained(tmp_path / "out")):
         assert clf.config == tuner.config and isinstance(clf.config, FFTConfig)
-        assert clf.trained.config == tuner.config
-    clf.fit(data, shots=2)  # another kind of training
-    assert clf.config == EFTConfig()
+        assert clf.model_.config == tuner.config and clf.strength == 0.5
 
 
 def test_the_options_of_the_run_go_on_with_the_classifier(encoder, data, tmp_path):
@@ -56,35 +58,35 @@ def test_the_options_of_the_run_go_on_with_the_classifier(encoder, data, tmp_pat
     assert (clf.cache, clf.workers, clf.skip_bad, clf.progress) == (cache, 0, True, False)
 
 
-def test_a_head_fitted_on_a_tuned_model_is_saved_with_it(model_folder, data, tmp_path):
-    clf = tuned("ft", load_encoder(model_folder), data, workers=0).classifier()
-    clf.config = EFTConfig(epochs=1, min_steps=0, num_heads=4, strength=1.0)
+def test_a_head_fitted_on_a_tuned_encoder(model_folder, data, tmp_path):
+    tuner = tuned("ft", load_encoder(model_folder), data, workers=0)
+    config = EFTConfig(epochs=1, min_steps=0, num_heads=4, strength=1.0)
+    clf = Classifier(tuner.model.encoder, config, workers=0, progress=False)
     clf.fit(data, shots=2, seed=1)
-    # The learned vectors of the fine-tuning are no part of the new model.
-    assert clf.text_features(["red", "a class that is new"]).shape == (2, clf.encoder.dim)
     clf.save_pretrained(tmp_path / "head")
-    loaded = RAdaClassifier.from_pretrained(tmp_path / "head", progress=False)
+    loaded = Classifier.from_pretrained(
+        tmp_path / "head", encoder=tuner.model.encoder, progress=False
+    )
     images = data / "test" / "red"
     np.testing.assert_allclose(loaded.predict_proba(images), clf.predict_proba(images), atol=1e-6)
-    assert loaded.encoder.fingerprint == clf.encoder.fingerprint
 
 
 def test_zero_shot_is_the_model_before_it_was_tuned(model_folder, data, tmp_path):
     folder = shutil.copytree(model_folder, tmp_path / "clip")
     tuner = tuned("ft", load_encoder(folder), data, workers=0)
     tuner.save(tmp_path / "out")
-    base = RAdaClassifier(load_encoder(folder), workers=0, progress=False)
-    _, expected = base.evaluate(data)
-    clf = RAdaClassifier.from_pretrained(tmp_path / "out", workers=0, progress=False)
-    result, found = clf.evaluate(data)
-    torch.testing.assert_close(found.zero_shot, expected.zero_shot, atol=1e-5, rtol=0)
-    assert not torch.allclose(found.adapted, found.zero_shot, atol=1e-3)
-    assert result["row_names"] == {"adapted": "Tuned"} and result["trained_classes"] == 4
-    assert clf.zero_shot_score(data) == result["zero_shot"]["accuracy"]
+    base = Classifier(load_encoder(folder), workers=0, progress=False)
+    expected = base.evaluate(data).logits["zero_shot"]
+    clf = Classifier.from_pretrained(tmp_path / "out", workers=0, progress=False)
+    found = clf.evaluate(data)
+    torch.testing.assert_close(found.logits["zero_shot"], expected, atol=1e-5, rtol=0)
+    assert not torch.allclose(found.logits["adapted"], found.logits["zero_shot"], atol=1e-3)
+    assert found["row_names"] == {"adapted": "FT"} and found["trained_classes"] == 4
+    assert clf.zero_shot_score(data) == found["zero_shot"]["accuracy"]
     with pytest.warns(UserWarning, match="20 of the 20 test images are images that the model was"):
         clf.evaluate(data, split="train")
     folder.rename(tmp_path / "moved")
+    fresh = Classifier.from_pretrained(tmp_path / "out", workers=0, progress=False)
     with pytest.warns(UserWarning, match="zero-shot accuracy cannot be measured"):
-        result, _ = clf.evaluate(data)
-    assert result["row_names"]["zero_shot"] == "Tuned (no baseline)"
-    assert "Tuned (no baseline)" in str(list(comparison_table(result).columns[0].cells))
+        found = fresh.evaluate(data)
+    assert found["row_names"]["zero_shot"] == "FT, no head"
