@@ -14,15 +14,16 @@ import json
 import statistics
 from pathlib import Path
 
-from rada import FFTConfig, FineTuner
+from rada import FineTuner
 from rada.evaluation import environment
-from rada.methods.finetune import list_fft_methods
+from rada.methods import get_method
 from rada.report.robustness import accuracies, draw_robustness
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIFTED = ("art_painting", "cartoon", "sketch")
 # Name of a row: its method, its title, what differs from the defaults.
-ROWS = {method.name: (method.name, method.title, {}) for method in list_fft_methods()}
+ORDER = ("linear_probe", "ft", "l2_sp", "lp_ft", "flyp", "rada", "rada_ft")
+ROWS = {name: (name, get_method(name).title, {}) for name in ORDER}
 ROWS["rada_ft_image"] = ("rada_ft", "RAda-FT, image tower alone", {"train": "image"})
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -33,7 +34,9 @@ def run(data: Path, row: str, seed: int, epochs: int, work: Path) -> None:
     if path.exists():
         return
     method, _, changes = ROWS[row]
-    tuner = FineTuner("embedded", method, FFTConfig(epochs=epochs, evaluate_every=0, **changes))
+    found = get_method(method)
+    common = {"epochs": epochs, "evaluate_every": 0} if found.train_encoder else {}
+    tuner = FineTuner("embedded", method, found.config(**common | changes))
     ood = {name: data / name for name in SHIFTED}
     result = tuner.fit(data / "photo", ood, seed=seed, wise=ALPHAS)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,14 +106,14 @@ def report(work: Path, seeds: list[int], out: Path, figures: Path) -> None:
     print("\n".join(lines))
     draw_robustness(figures / "finetune.svg", point, tuned, curves)
     out.mkdir(parents=True, exist_ok=True)
-    told = {"command": "benchmarks/finetune_pacs.py", "zero_shot": zero_shot, "rows": rows}
-    told |= {
+    record = {"command": "benchmarks/finetune_pacs.py", "zero_shot": zero_shot, "rows": rows}
+    record |= {
         "curves": curves,
         "alphas": ALPHAS,
         "config": results[0]["config"] if results else None,
     }
-    told |= {"environment": environment()}
-    (out / "finetune.json").write_text(json.dumps(told, indent=2) + "\n")
+    record |= {"environment": environment()}
+    (out / "finetune.json").write_text(json.dumps(record, indent=2) + "\n")
     (out / "finetune.md").write_text("\n".join(lines) + "\n")
 
 

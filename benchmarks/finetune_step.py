@@ -2,8 +2,8 @@
 
 python benchmarks/finetune_step.py [--model embedded] [--batch 32] [--rounds 5]
 
-K = 10, 100, 1000 classes. Both train the image tower alone (`train="image"`), so that the difference is the
-head; the row "both towers" adds the text tower, whose prompts are encoded in chunks with checkpointing.
+K = 10, 100, 1000 classes. Both train the image encoder alone (`train="image"`), so that the difference is the
+head; the row "both encoders" adds the text encoder, whose prompts are encoded in chunks with checkpointing.
 The steps take turns in one process; medians of processor time, and of the peak of allocated memory.
 """
 
@@ -18,28 +18,32 @@ from pathlib import Path
 
 import torch
 
-from rada import FFTConfig, load_encoder
+from rada import load_encoder
 from rada.bench.memory import peak_allocated
 from rada.encoders.memory import keep_freed_memory
 from rada.evaluation import environment
-from rada.methods.finetune import get_fft_method
-from rada.methods.finetune.model import Batch, TunedModel
+from rada.methods import Facts, get_method
+from rada.methods.finetune.model import TunedModel
+from rada.training.batches import Batch
+from rada.training.feature_loop import seeded
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def build(encoder, name: str, classes: int, **changes) -> TunedModel:
-    method = get_fft_method(name)
-    config = method.resolve(FFTConfig(**changes))
-    names = [f"thing number {index}" for index in range(classes)]
+    method = get_method(name)
+    config = method.config(**changes)
+    names = tuple(f"thing number {index}" for index in range(classes))
     generator = torch.Generator().manual_seed(0)
     text = torch.nn.functional.normalize(
         torch.randn(classes, encoder.dim, generator=generator), dim=-1
     )
-    model = TunedModel(encoder, method, config, names, ("a photo of a {}.",), text, seed=0)
+    facts = Facts(encoder.dim, encoder.scale, names, ("a photo of a {}.",))
+    with seeded(0):
+        model = TunedModel(method, facts, config, encoder, text)
     if model.head is not None:
         torch.nn.init.normal_(model.head.out.weight, std=0.02)
-    model.train_towers()
+    model.training_mode()
     return model
 
 
@@ -84,7 +88,7 @@ def main() -> None:
             "ft": (build, "ft", batch, {}),
             "rada_ft, all classes": (build, "rada_ft", batch, {"train": "image"}),
             "rada_ft, 64 classes": (build, "rada_ft", subset, {"train": "image"}),
-            "rada_ft, default (both towers)": (build, "rada_ft", subset, {}),
+            "rada_ft, default (both encoders)": (build, "rada_ft", subset, {}),
         }
         seconds: dict[str, list[float]] = {name: [] for name in works}
         memory = {}
