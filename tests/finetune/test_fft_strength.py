@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from rada import FFTConfig, FineTuner
+from rada import Classifier, EFTConfig, FFTConfig, FineTuner, train_head
 from rada.core.errors import ConfigError
 from rada.data import open_dataset
 from rada.encoders import load_encoder
@@ -30,6 +30,33 @@ def test_the_default_is_to_choose():
     assert FFTConfig().strength == "auto"
     with pytest.raises(ConfigError, match="strength should be 'auto' or in"):
         FFTConfig(strength=1.5)
+
+
+def test_the_head_alone_chooses_as_train_head_does(encoder, data, tmp_path):
+    config = EFTConfig(epochs=2, num_heads=2)
+    it = FineTuner(encoder, "rada", config, progress=False, workers=0)
+    result = it.fit(data, seed=3, output_dir=tmp_path / "out")
+    split = open_dataset(data).split("train")
+    features = extract_features(encoder, split, cache=False, workers=0, progress=False)
+    text = encoder.encode_classes(split.classes)
+    options = {"classes": split.classes, "progress": False}
+    trained = train_head(
+        features.image_features, features.labels, text, encoder.scale, config, 3, **options
+    )
+    assert trained.strength.trained is not None
+    assert result["strength_choice"] == trained.record["strength_choice"]
+    found = (result["strength"], result["trained_strength"])
+    assert found == (trained.strength.value, trained.strength.trained)
+    assert result["effective"] == {"epochs": 300, "steps": 300}
+    test = open_dataset(data).split("test")
+    images = extract_features(encoder, test, cache=False, workers=0, progress=False)
+    logits = trained.head(images.plain(), text, encoder.scale, trained.strength.trained).logits
+    accuracy = float((logits.argmax(1) == images.labels).double().mean())
+    assert result["tuned"]["in_distribution"]["accuracy"] == pytest.approx(accuracy)
+    loaded = Classifier.from_pretrained(tmp_path / "out", progress=False)
+    assert loaded.strength_for(split.classes) == trained.strength.trained
+    assert loaded.strength_for(["red", "dog"]) == loaded.strength == trained.strength.value
+    assert loaded.score(data) == pytest.approx(accuracy)
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +102,12 @@ def test_folds_leave_no_trace_in_the_weights(chosen, data, model_folder):
     assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
 
 
-def test_the_chosen_strengths_are_used_and_saved(chosen):
+def test_the_chosen_strengths_are_used_and_saved(chosen, data):
     it, result, _, out = chosen
+    for clf in (it.classifier(), Classifier.from_pretrained(out, progress=False)):
+        assert clf.strength_for(it.model.facts.classes) == result["trained_strength"]
+        assert clf.strength_for(["red", "dog"]) == result["strength"]
+        assert clf.score(data) == result["tuned"]["in_distribution"]["accuracy"]
     for model in (it.model, load_model(out).model):
         assert model.strength.for_classes(model.facts.classes) == result["trained_strength"]
         assert model.strength.for_classes(["red", "dog"]) == result["strength"]
