@@ -170,7 +170,7 @@ def _place(model: TunableEncoder, config: EncoderConfig, accelerator: Accelerato
     keep_freed_memory()
     module = model.encoder.model.to(accelerator.device)
     if "image" in config.parts:
-        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        module.to(memory_format=torch.channels_last)
 
 
 def _order(job: EncoderJob, config: EncoderConfig, seed: int) -> Order:

@@ -105,11 +105,11 @@ class EncoderMethod(Method, ABC):
 
     # -- how it fits -------------------------------------------------------------------------------
 
-    def capabilities(self, config: EncoderConfig) -> frozenset[str]:
+    def capabilities(self, config: Any) -> frozenset[str]:
         """Return what the encoder must offer: gradients of the parts that learn."""
         return frozenset(f"{part}_gradients" for part in config.parts)
 
-    def check(self, data: Features, config: EncoderConfig, run: Run) -> None:
+    def check(self, data: Features, config: Any, run: Run) -> None:
         """Check that data and run hold what the method needs."""
         super().check(data, config, run)
         if config.select == "best" and run.select is None:
@@ -119,7 +119,7 @@ class EncoderMethod(Method, ABC):
             )
 
     def build(
-        self, facts: Facts, config: EncoderConfig, shapes: Shapes, encoder: DualEncoder | None
+        self, facts: Facts, config: Any, shapes: Shapes, encoder: DualEncoder | None
     ) -> TunedModel:
         """Return a model that owns the encoder."""
         if encoder is None:
@@ -127,7 +127,7 @@ class EncoderMethod(Method, ABC):
         text = torch.zeros(len(facts.classes), encoder.dim, device=encoder.device)
         return TunedModel(self, facts, config, encoder, text)
 
-    def start(self, data: Features, config: EncoderConfig, run: Run) -> TunedModel:
+    def start(self, data: Features, config: Any, run: Run) -> TunedModel:
         """Return the zero-shot model, with an encoder of its own.
 
         Functions of the user's own (family `custom`) cannot be copied and are trained in place.
@@ -142,9 +142,7 @@ class EncoderMethod(Method, ABC):
         model.keep_pretrained()
         return model
 
-    def train(
-        self, model: AdaptedModel, data: Features, config: EncoderConfig, run: Run
-    ) -> AdaptedModel:
+    def train(self, model: AdaptedModel, data: Features, config: Any, run: Run) -> AdaptedModel:
         """Train the model on the images."""
         assert isinstance(model, TunedModel)
         return self.tune(model, data, config, run)

@@ -217,8 +217,8 @@ class TunedModel(AdaptedModel):
                 logits = logits + self.class_biases[self._rows(classes)].to(logits)
             return logits
         here = images.to(self.text.device)
-        logits = self.head(here, classes.text_features.to(here), self.scale()).logits
-        return logits.float().to(images.device)
+        found: Tensor = self.head(here, classes.text_features.to(here), self.scale()).logits
+        return found.float().to(images.device)
 
     def zero_shot_logits(self, images: Tensor, classes: ClassSet) -> Tensor:
         """Return logits `(N, K)` of the tuned encoder alone."""
