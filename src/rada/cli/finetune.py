@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rada.cli.options import (
-    ClassNames,
-    Device,
+    ConfigFile,
     JsonFlag,
     Model,
-    NoCache,
-    SkipBad,
-    Templates,
-    Workers,
-    cache_option,
+    Names,
+    Reading,
+    Settings,
+    configured,
+    grouped,
     print_json,
 )
 from rada.core.terminal import bold, echo, screen
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from rada.core.config import Config
 
 
+@grouped
 def finetune(
     data: Annotated[
         str,
@@ -66,15 +66,8 @@ def finetune(
     wise_alpha: Annotated[
         float | None, typer.Option(help="Save the average with this weight of the tuned model.")
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="JSON file with fields of the method's configuration.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the configuration."),
-    ] = None,
-    class_names: ClassNames = None,
-    template: Templates = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
     track: Annotated[
         list[str] | None,
         typer.Option(help="tensorboard, wandb or trackio, besides log.jsonl; repeat for several."),
@@ -85,11 +78,10 @@ def finetune(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace another run in the folder.")
     ] = False,
-    skip_bad: SkipBad = False,
-    no_cache: NoCache = False,
-    workers: Workers = None,
-    device: Device = None,
     json: JsonFlag = False,
+    *,
+    names: Names,
+    reading: Reading,
 ) -> None:
     """Adapt a model, its encoder too where the method says so, and evaluate it under shift.
 
@@ -115,14 +107,11 @@ def finetune(
     tuner = FineTuner(
         model,
         method,
-        _config(method, config, given, set_ or []),
-        classes=None if class_names is None else load_class_names(class_names),
-        templates=template,
-        device=device,
-        cache=cache_option(no_cache),
-        workers=workers,
-        skip_bad=skip_bad,
+        _config(method, config, given, settings or []),
+        classes=None if names.class_names is None else load_class_names(names.class_names),
+        templates=names.template,
         trackers=track or (),
+        **reading.options(),
     )
     try:
         result = tuner.fit(
@@ -146,24 +135,12 @@ def finetune(
         _print_summary(result, out)
 
 
-def _config(method: str, path: Path | None, given: dict[str, Any], pairs: list[str]) -> Config:
+def _config(method: str, path: Path | None, given: dict[str, Any], settings: list[str]) -> Config:
     """Build a method's configuration: the file's fields, then --set, then the options."""
-    from rada.core.config import parse_value
-    from rada.core.errors import ConfigError
-    from rada.core.storage import read_json
     from rada.methods import get_method
 
-    kind = get_method(method).config
-    values: dict[str, Any] = {}
-    if path is not None:
-        written = read_json(path, error=ConfigError, what="the configuration")
-        values = kind.from_dict(written).to_dict()
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals:
-            raise ConfigError(f"--set takes FIELD=VALUE, not {pair!r}")
-        values[key.strip()] = parse_value(text)
-    return kind.from_dict(values | given)
+    options = [f"{name}={value}" for name, value in given.items()]
+    return configured(get_method(method).config, path, [*settings, *options])
 
 
 def _named_sets(pairs: list[str]) -> dict[str, str]:

@@ -70,6 +70,7 @@ def fit(
     from rada.data import load_class_names
     from rada.inputs import FEATURE_FILES, check_named
     from rada.methods import get_method
+    from rada.training.encoder_loop import FineTuningStopped
     from rada.training.feature_loop import TrainingInterrupted
 
     check_seed(seed)  # before anything is loaded
@@ -106,6 +107,9 @@ def fit(
             err=True,
         )
         raise typer.Exit(130) from None
+    except FineTuningStopped as stopped:
+        echo(str(stopped), err=True)
+        raise typer.Exit(128 + stopped.signal) from None
     if json:
         print_json(result)
     else:
