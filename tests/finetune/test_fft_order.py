@@ -26,8 +26,10 @@ def test_shares_make_up_the_epoch(order, epoch, processes):
     for number in range(order.steps_per_epoch):
         at = Step(epoch, number)
         shares = [order.share(at, rank, processes) for rank in range(processes)]
-        assert len({len(rows) for rows, _ in shares}) == 1
-        own = torch.cat([rows[weights > 0] for rows, weights in shares])
+        assert len({len(places) for places, _ in shares}) == 1
+        places = torch.cat([places[weights > 0] for places, weights in shares])
+        own = order.images(at)[places]
+        assert len(order.caption_templates(at)) == len(own)  # one each, whoever has the image
         assert sorted(own.tolist()) == sorted(order.images(at).tolist())
         seen += own.tolist()
     assert sorted(seen) == list(range(len(order.labels)))
@@ -47,7 +49,7 @@ def test_draws_depend_on_seed_and_step_alone(order, epoch):
         if classes is not None:
             assert torch.equal(classes, other) and len(set(classes.tolist())) == size
             assert present <= set(classes.tolist())
-        assert torch.equal(order.images(at), again.pictures(at))
+        assert torch.equal(order.images(at), again.images(at))
 
 
 def test_epochs_and_seeds_differ():

@@ -109,17 +109,22 @@ class Order:
         size = max(self.classes_per_step or self.classes, len(labels.unique()))
         return draw_classes(labels, self.classes, size, generator), template
 
+    def caption_templates(self, at: Step) -> Tensor:
+        """Return the number of the template of each image's caption, for the images of a step."""
+        number = (at.epoch * self.steps_per_epoch + at.step) * 2
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + 500_009 * number)
+        return torch.randint(self.templates, (len(self.images(at)),), generator=generator)
+
     def share(self, at: Step, rank: int, processes: int) -> tuple[Tensor, Tensor]:
-        """Return one process's images of a step and their weights.
+        """Return the places of one process's images within a step, and their weights.
 
         All shares are as long as the longest; what fills them up has the weight 0.
         """
-        images = self.images(at)
-        own = images[rank::processes]
-        missing = math.ceil(len(images) / processes) - len(own)
-        filled = torch.cat([own, images[:1].expand(missing)])
+        count = len(self.images(at))
+        own = torch.arange(count)[rank::processes]
+        missing = math.ceil(count / processes) - len(own)
         weights = torch.cat([torch.ones(len(own)), torch.zeros(missing)])
-        return filled, weights
+        return torch.cat([own, torch.zeros(missing, dtype=torch.long)]), weights
 
 
 def training_transform(
@@ -239,11 +244,12 @@ class StepData:
             yield at, self._parts(at, pixels, [place for place, _ in bad])
 
     def _parts(self, at: Step, pixels: Tensor, bad: list[int]) -> list[Batch]:
-        rows, weights = self.order.share(at, self.rank, self.processes)
+        places, weights = self.order.share(at, self.rank, self.processes)
+        rows = self.order.images(at)[places]
         weights[bad] = 0.0
         classes, template = self.order.draws(at)
         labels = self.order.labels[rows]
-        captions = self._captions(at, labels) if self.captions else ()
+        captions = self._captions(at, places, labels) if self.captions else ()
         if classes is not None:
             position = torch.full((self.order.classes,), -1)
             position[classes] = torch.arange(len(classes))
@@ -264,14 +270,9 @@ class StepData:
             for i in pieces
         ]
 
-    def _captions(self, at: Step, labels: Tensor) -> tuple[str, ...]:
+    def _captions(self, at: Step, places: Tensor, labels: Tensor) -> tuple[str, ...]:
         """Return one caption for each image, by a template of its own."""
-        number = (at.epoch * self.order.steps_per_epoch + at.step) * 2
-        generator = torch.Generator().manual_seed(
-            self.order.seed * 1_000_003 + 500_009 * number + self.rank
-        )
-        drawn = torch.randint(len(self.templates), (len(labels),), generator=generator)
-        names = self.split.classes
+        drawn, names = self.order.caption_templates(at)[places], self.split.classes
         return tuple(
             self.templates[template].format(names[label])
             for template, label in zip(drawn.tolist(), labels.tolist(), strict=True)
@@ -289,5 +290,5 @@ class _Keys:
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for at in self.plan:
-            rows, _ = self.data.order.share(at, self.data.rank, self.data.processes)
-            yield [(at.epoch, row) for row in rows.tolist()]
+            places, _ = self.data.order.share(at, self.data.rank, self.data.processes)
+            yield [(at.epoch, row) for row in self.data.order.images(at)[places].tolist()]
