@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 
-def picture(path, colour=0):
+def image(path, colour=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.full((12, 12, 3), colour % 256, dtype=np.uint8)
     Image.fromarray(pixels).save(path)
@@ -16,13 +16,13 @@ def picture(path, colour=0):
 
 
 def split_file(root, folder, images, name, classes, per_class=4):
-    """Write pictures and a `split_zhou_*.json` of CoOp's form."""
+    """Write images and a `split_zhou_*.json` of CoOp's form."""
     content = {"train": [], "val": [], "test": []}
     for label, key in enumerate(classes):
         for number in range(per_class):
             part = ("train", "train", "val", "test")[number % 4]
             relative = f"{key}/{number:03d}.jpg"
-            picture(root / folder / images / relative, 40 * label + number)
+            image(root / folder / images / relative, 40 * label + number)
             content[part].append([relative, label, key])
     (root / folder / name).write_text(json.dumps(content))
 
@@ -37,7 +37,7 @@ def aircraft(root):
         lines = []
         for variant in variants:
             number += 1
-            picture(folder / "images" / f"{number:07d}.jpg", number)
+            image(folder / "images" / f"{number:07d}.jpg", number)
             lines.append(f"{number:07d} {variant}")
         (folder / f"images_variant_{part}.txt").write_text("\n".join(lines) + "\n")
 
@@ -47,7 +47,7 @@ def imagenet(root, synsets, labels, names=None):
         for part, count in (("train", 2), ("val", 1)):
             for number in range(count):
                 path = root / "imagenet/images" / part / synsets[label] / f"{number}.JPEG"
-                picture(path, label)
+                image(path, label)
     if names:
         lines = [f"{synset} {names[k]}" for k, synset in enumerate(synsets)]
         (root / "imagenet/classnames.txt").write_text("\n".join(lines))
@@ -58,17 +58,17 @@ def shifted(root, synsets, labels):
     places = ("imagenet-rendition/imagenet-r", "imagenet-adversarial/imagenet-a")
     for place in (*places, "imagenet-sketch/images"):
         for label in labels:
-            picture(root / place / synsets[label] / "1.jpg", label)
+            image(root / place / synsets[label] / "1.jpg", label)
     for label in labels:
         folder = root / "imagenetv2/imagenetv2-matched-frequency-format-val" / str(label)
-        picture(folder / "1.jpeg", label)
+        image(folder / "1.jpeg", label)
 
 
 def objectnet(root):
     """Three folders, one of which ImageNet lacks; an alarm clock is two of its classes."""
     folder = root / "objectnet-1.0"
     for key in ("alarm_clock", "banana", "weight_scale"):
-        picture(folder / "images" / key / "1.png", 7)
+        image(folder / "images" / key / "1.png", 7)
     mappings = folder / "mappings"
     mappings.mkdir()
 
@@ -90,7 +90,7 @@ def torchvision_dtd(root):
     for split, number in (("train", 1), ("val", 2), ("test", 3)):
         lines = []
         for key in ("banded", "polka-dotted"):
-            picture(base / "images" / key / f"{key}_{number:04d}.jpg", number)
+            image(base / "images" / key / f"{key}_{number:04d}.jpg", number)
             lines.append(f"{key}/{key}_{number:04d}.jpg")
         (base / "labels").mkdir(exist_ok=True)
         (base / "labels" / f"{split}1.txt").write_text("\n".join(lines) + "\n")
@@ -103,7 +103,7 @@ def torchvision_pets(root):
         lines = []
         for label, key in enumerate(("Abyssinian", "american_bulldog")):
             for number in range(first, first + 3):
-                picture(base / "images" / f"{key}_{number}.jpg", number)
+                image(base / "images" / f"{key}_{number}.jpg", number)
                 lines.append(f"{key}_{number} {label + 1} 1 1")
         (base / "annotations").mkdir(exist_ok=True)
         (base / "annotations" / f"{split}.txt").write_text("\n".join(lines) + "\n")

@@ -79,13 +79,11 @@ def make_runs(shots=(1, 2, 4, 8, 16), seeds=(1, 2, 3)):
 
 
 class Photos:
-    """A small split of generated pictures, with what `changed_examples` asks for."""
+    """A small split of generated images, with what `changed_examples` asks for."""
 
     def __init__(self, classes, labels):
         self.classes, self.labels = tuple(classes), np.asarray(labels)
-        self.ids = tuple(
-            f"test/class {label}/picture-{n:04d}.jpg" for n, label in enumerate(labels)
-        )
+        self.ids = tuple(f"test/class {label}/image-{n:04d}.jpg" for n, label in enumerate(labels))
 
     def load(self, index):
         generator = torch.Generator().manual_seed(index)

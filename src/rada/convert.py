@@ -20,13 +20,13 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from rada.core.errors import DataError
 from rada.core.network import is_web_url
-from rada.data import ImageDataset, ImageSplit, expand_pictures, open_images
+from rada.data import ImageDataset, ImageSplit, expand_images, open_images
 from rada.data.arrays import is_array, is_tensor
 from rada.data.checks import check_splits, without_missing
 from rada.data.items import item_labels, item_names
 from rada.data.prompts import display_name
 from rada.data.scan import natural_key
-from rada.data.sources import FileSource, IndexedSource, Source
+from rada.data.sources import FileSource, ImageSource, IndexedSource
 from rada.data.splits import SPLITS, split_name
 from rada.features import Features
 
@@ -99,7 +99,7 @@ class _Columns:
 
     Attributes:
         name: What to call the data set.
-        images: Images by split: a sequence of what `open_image` takes, or a `Source`.
+        images: Images by split: a sequence of what `open_image` takes, or a `ImageSource`.
         labels: Labels by split; None where they are not known.
         names: The class names that the data set brings.
     """
@@ -235,7 +235,7 @@ def _listed(values: Any) -> list[Any]:
 # -- images --------------------------------------------------------------------------------------
 
 
-def _source(images: Any, prefix: str) -> Source:
+def _source(images: Any, prefix: str) -> ImageSource:
     """Return where images come from: files where all are paths."""
     if isinstance(images, FileSource | IndexedSource):
         return images
@@ -532,5 +532,5 @@ def _sequence(images: Any) -> Iterable[Any]:
 
 def _expanded(image: Any) -> Iterator[Any]:
     if _is_path(image):
-        return map(str, expand_pictures(image))
+        return map(str, expand_images(image))
     return iter([image])

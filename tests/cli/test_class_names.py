@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from rada.methods.finetune.sets import open_sets
 
 from bench_samples import NAMES, write_features
 from cli.test_cli import QUICK, environment, ok, rada, refused  # noqa: F401 - a fixture
-from data.pictures import draw_folder
+from data.images import draw_folder
 from rada import Features
 from rada.bench.sources import EncoderSlot, open_source
 from rada.data import Naming
-from rada.methods.finetune.sets import open_sets
 
 TURNED = tuple(reversed(NAMES))
 
@@ -114,8 +114,9 @@ def test_bench(pets: Path, tmp_path: Path, environment: dict[str, str]) -> None:
 
 
 def test_prediction_renames_the_classes_of_a_head(tmp_path: Path) -> None:
-    from rada import RAdaClassifier
     from rada.cli.test_time import renamed_classes
+
+    from rada import RAdaClassifier
 
     classifier = RAdaClassifier(None, ["hot dog", "tea"])
     classifier.aliases = {"n01": "tea"}

@@ -1,4 +1,4 @@
-"""Leaving out bad pictures, and random views that repeat."""
+"""Leaving out bad images, and random views that repeat."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from data.pictures import draw_folder
+from data.images import draw_folder
 from rada.core.errors import DataError
 from rada.data import (
     ImageSplit,
@@ -26,15 +26,15 @@ from rada.data import (
 
 @pytest.fixture
 def split(tmp_path: Path) -> ImageSplit:
-    """20 pictures of 2 classes; 3 of the first class are bad."""
+    """20 images of 2 classes; 3 of the first class are bad."""
     root = draw_folder(tmp_path, {"a": 10, "b": 10})
     (root / "a" / "2.png").write_bytes(b"")
     (root / "a" / "5.png").write_bytes((root / "a" / "5.png").read_bytes()[:100])
-    (root / "a" / "7.png").write_text("no picture")
+    (root / "a" / "7.png").write_text("no image")
     return open_dataset(root).split("all")
 
 
-def test_bad_pictures_are_named_and_left_out(split: ImageSplit) -> None:
+def test_bad_images_are_named_and_left_out(split: ImageSplit) -> None:
     bad = find_bad(split, name="train")
     assert list(bad) == [2, 5, 7]
     assert [entry.id for entry in bad.values()] == ["a/2.png", "a/5.png", "a/7.png"]
@@ -45,14 +45,14 @@ def test_bad_pictures_are_named_and_left_out(split: ImageSplit) -> None:
     assert not find_bad(kept)
 
 
-def test_a_class_with_no_good_picture(split: ImageSplit) -> None:
-    with pytest.raises(DataError, match=r"no picture of the class 'a' can be read; the first: .*2"):
+def test_a_class_with_no_good_image(split: ImageSplit) -> None:
+    with pytest.raises(DataError, match=r"no image of the class 'a' can be read; the first: .*2"):
         without_bad(split.subset([2, 5, 10, 11]))
-    with pytest.raises(DataError, match="no picture can be read"):
+    with pytest.raises(DataError, match="no image can be read"):
         without_bad(ImageSplit.from_files("/nowhere", ["1.png"]))
 
 
-def test_shots_go_round_bad_pictures(split: ImageSplit) -> None:
+def test_shots_go_round_bad_images(split: ImageSplit) -> None:
     for seed in range(5):
         chosen, skipped = readable_shots(split, 7, seed)
         assert chosen.counts().tolist() == [7, 7] and not find_bad(chosen)

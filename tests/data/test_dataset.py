@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.pictures import draw, draw_folder
+from data.images import draw, draw_folder
 from rada.core.errors import DataError
 from rada.data import ImageDataset, ImageSplit, open_dataset, open_images
 
@@ -58,7 +58,7 @@ def test_align_and_rename(split: ImageSplit) -> None:
         split.rename(["x"])
 
 
-def test_unlabelled_pictures_stay_unlabelled() -> None:
+def test_unlabelled_images_stay_unlabelled() -> None:
     split = ImageSplit.from_files(".", "abc", labels=[-1, 1, 0], classes=["x", "y"])
     assert split.align(["y", "x"]).labels.tolist() == [-1, 0, 1]
     assert split.select_classes([1, 0]).labels.tolist() == [0, 1]
@@ -121,7 +121,7 @@ def test_a_split_knows_its_place(
     assert again.load(0).size == (12, 8) and again.fingerprint() == split.fingerprint()
 
 
-def test_a_million_pictures_are_cheap() -> None:
+def test_a_million_images_are_cheap() -> None:
     count = 200_000
     ids = [f"n{number % 1000:08d}/{number}.JPEG" for number in range(count)]
     classes = [str(number) for number in range(1000)]
@@ -160,7 +160,7 @@ def test_the_split_that_is_wanted(split: ImageSplit) -> None:
         dataset.split("val", "all")
 
 
-def test_pictures_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_folder(tmp_path, {"b": 11, "a/deep": 1, "empty": 0})
     monkeypatch.chdir(tmp_path)
     unusual = draw(tmp_path / "one.png").rename(tmp_path / "scan0001")
@@ -170,8 +170,8 @@ def test_pictures_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert isinstance(split.load(11), Image.Image)
     for paths, message in (
         (["x.png"], "no file or folder 'x"),
-        (["empty"], "no picture"),
-        ([], "no pictures to open"),
+        (["empty"], "no image"),
+        ([], "no images to open"),
     ):
         with pytest.raises(DataError, match=message):
             open_images(paths)

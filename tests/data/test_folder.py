@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from data.pictures import draw, draw_folder
+from data.images import draw, draw_folder
 from rada.core.errors import DataError
-from rada.data import expand_pictures, open_dataset
-from rada.data.scan import list_pictures, natural_key
+from rada.data import expand_images, open_dataset
+from rada.data.scan import list_images, natural_key
 
 
 def test_classes_are_the_folders(tmp_path: Path) -> None:
@@ -53,17 +53,17 @@ def test_natural_order_is_total() -> None:
 def test_hidden_and_other_files_are_left_out(tmp_path: Path) -> None:
     draw_folder(tmp_path, {"a": 1, "b": 1, ".hidden": 1, "__MACOSX": 1, "a/.thumbs": 1})
     for name in ("a/notes.txt", "a/._0.png", "b/.DS_Store", "a/labels.csv", "README.md"):
-        (tmp_path / name).write_text("no picture")
+        (tmp_path / name).write_text("no image")
     dataset = open_dataset(tmp_path)
     assert dataset.classes == ("a", "b") and len(dataset.split("all")) == 2
 
 
-def test_pictures_deeper_down_and_links(tmp_path: Path) -> None:
+def test_images_deeper_down_and_links(tmp_path: Path) -> None:
     draw_folder(tmp_path, {"a/2024/may": 1, "a/2024": 1, "b": 1, "elsewhere/b": 2})
     (tmp_path / "b" / "more").symlink_to(tmp_path / "elsewhere" / "b")
     (tmp_path / "b" / "loop").symlink_to(tmp_path / "b")
-    assert list_pictures(tmp_path / "a") == ["2024/0.png", "2024/may/0.png"]
-    assert list_pictures(tmp_path / "b") == ["0.png", "more/0.png", "more/1.png"]
+    assert list_images(tmp_path / "a") == ["2024/0.png", "2024/may/0.png"]
+    assert list_images(tmp_path / "b") == ["0.png", "more/0.png", "more/1.png"]
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert dataset.classes == ("bus", "train") and list(dataset.splits) == ["train"]
 
 
-def test_folders_without_pictures_beside_the_splits(tmp_path: Path) -> None:
+def test_folders_without_images_beside_the_splits(tmp_path: Path) -> None:
     draw_folder(tmp_path, {"train/a": 1, "train/b": 1, "docs": 0})
     assert list(open_dataset(tmp_path).splits) == ["train"]
     draw(tmp_path / "docs" / "logo.png")
@@ -86,15 +86,15 @@ def test_folders_without_pictures_beside_the_splits(tmp_path: Path) -> None:
     ("counts", "message"),
     [
         ({}, "nothing but no sub-folders"),
-        ({"": 3}, "3 pictures but no sub-folders"),
-        ({"a": 1, "b": 0}, "class folder '.*b' holds no picture"),
-        ({"train/a": 1, "train/b": 0, "test/a": 0}, "class folder '.*train/b' holds no picture"),
+        ({"": 3}, "3 images but no sub-folders"),
+        ({"a": 1, "b": 0}, "class folder '.*b' holds no image"),
+        ({"train/a": 1, "train/b": 0, "test/a": 0}, "class folder '.*train/b' holds no image"),
         ({"train": 2, "test": 2}, "no sub-folders"),
         ({"train/a": 1, "training/a": 1}, "mean the same split"),
         ({"a": 3}, r"has 1 class \('a'\)"),
         ({"a_b": 1, "A b": 1}, "differ in spelling only"),
         ({"a": 1, "_": 1}, "give every class a name"),
-        ({"train/a": 1, "train/b": 1, "test/bird": 1}, "'bird' .* has pictures in test but none"),
+        ({"train/a": 1, "train/b": 1, "test/bird": 1}, "'bird' .* has images in test but none"),
     ],
 )
 def test_bad_folders(tmp_path: Path, counts: dict[str, int], message: str) -> None:
@@ -131,14 +131,14 @@ def test_a_folder_that_may_not_be_read(tmp_path: Path) -> None:
 def test_a_dangling_link_is_missing(tmp_path: Path) -> None:
     root = draw_folder(tmp_path, {"a": 1, "b": 1})
     (root / "a" / "gone.png").symlink_to(root / "nowhere.png")
-    with pytest.raises(DataError, match=r"1 of the pictures .*gone\.png' does not exist"):
+    with pytest.raises(DataError, match=r"1 of the images .*gone\.png' does not exist"):
         open_dataset(root)
     dataset = open_dataset(root, skip_bad=True)
     assert [entry.id for entry in dataset.skipped] == ["a/gone.png"]
     assert len(dataset.split("all")) == 2
 
 
-def test_real_pictures(shared_data: Path) -> None:
+def test_real_images(shared_data: Path) -> None:
     dataset = open_dataset(shared_data / "pacs" / "photo")
     assert dataset.classes[:2] == ("dog", "elephant") and len(dataset.classes) == 7
     assert [len(split) for split in dataset.splits.values()] == [140, 210]
@@ -160,7 +160,7 @@ def test_an_empty_class_folder_beside_training(tmp_path: Path) -> None:
     assert open_dataset(root / "test").split("all").counts().tolist() == [1, 0]
     (root / "train/dog/0.png").unlink()
     for place in (root, root / "train"):
-        with pytest.raises(DataError, match=r"'.*train/dog' holds no picture"):
+        with pytest.raises(DataError, match=r"'.*train/dog' holds no image"):
             open_dataset(place)
 
 
@@ -210,4 +210,4 @@ def test_images_that_are_left_out_are_counted_and_named(tmp_path: Path) -> None:
         split = open_dataset(tmp_path).split("all")
     assert len(said) == 1 and "cat/2.heic" in split.ids and len(split) == 5
     with pytest.warns(UserWarning, match=r"1 images .*\(1 \.svg"):
-        assert len(list(expand_pictures(tmp_path / "dog"))) == 2
+        assert len(list(expand_images(tmp_path / "dog"))) == 2

@@ -1,4 +1,4 @@
-"""Every kind of picture that people have opens as RGB; every bad one is named."""
+"""Every kind of image that people have opens as RGB; every bad one is named."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import pillow_heif
 import pytest
 from PIL import Image
 
-from data.pictures import draw
+from data.images import draw
 from rada.core.errors import DataError
 from rada.data import images
 from rada.data.images import MAX_PIXELS, open_image, to_rgb
@@ -88,7 +88,7 @@ def test_16_bits_are_scaled_not_clipped(tmp_path: Path, name: str) -> None:
     np.testing.assert_array_equal(shown, ramp // 257)
 
 
-def test_a_dark_16_bit_picture_stays_dark(tmp_path: Path) -> None:
+def test_a_dark_16_bit_image_stays_dark(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 4), 200, dtype=np.uint16)).save(tmp_path / "dark.png")
     assert open_image(tmp_path / "dark.png").getpixel((0, 0)) == (1, 1, 1)
 
@@ -148,7 +148,7 @@ def test_the_first_frame_of_an_animation(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
 def test_exif_rotation(tmp_path: Path, orientation: int, suffix: str) -> None:
-    """A picture stored under any of the eight orientations looks the same."""
+    """An image stored under any of the eight orientations looks the same."""
     upright = Image.new("RGB", (32, 16), "black")
     upright.paste("white", (0, 0, 16, 8))
     undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the transpose that the reader inverts
@@ -333,14 +333,14 @@ def png_of_size(width: int, height: int, data: bytes = b"") -> bytes:
     ("name", "content", "message"),
     [
         ("zero.jpg", b"", "empty"),
-        ("text.png", b"hello, I am no picture", "not a picture"),
-        ("head.jpg", b"\xff\xd8\xff\xe0", "picture"),
+        ("text.png", b"hello, I am no image", "not an image"),
+        ("head.jpg", b"\xff\xd8\xff\xe0", "image"),
         ("none.png", png_of_size(0, 0), "none.png"),
         ("none.gif", b"GIF89a\0\0\0\0\0\0\0;", "none.gif"),
         ("none.ppm", b"P6 0 0 255\n", "none.ppm"),
         ("bomb.png", png_of_size(60_000, 60_000), "60000 x 60000"),
         ("lying.png", png_of_size(64, 64, zlib.compress(b"\0" * 100)), "lying.png"),
-        ("script.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
+        ("script.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
     ],
 )
 def test_bad_content_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -352,7 +352,7 @@ def test_bad_content_is_named(tmp_path: Path, name: str, content: bytes, message
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp", "gif", "bmp"])
-def test_truncated_pictures_are_named(tmp_path: Path, suffix: str) -> None:
+def test_truncated_images_are_named(tmp_path: Path, suffix: str) -> None:
     whole = draw(tmp_path / f"whole.{suffix}", size=(64, 64)).read_bytes()
     path = tmp_path / f"half.{suffix}"
     path.write_bytes(whole[: len(whole) // 2])
@@ -369,7 +369,7 @@ def test_a_huge_progressive_jpeg_is_refused(tmp_path: Path) -> None:
     assert open_image(tmp_path / "b.jpg", max_pixels=1_000_000).size == (1_000, 1_000)
 
 
-def test_places_without_a_picture(tmp_path: Path) -> None:
+def test_places_without_an_image(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         open_image(tmp_path / "absent.png")
     with pytest.raises(DataError, match="is a folder"):
@@ -420,6 +420,6 @@ def test_pillows_globals_are_restored(tmp_path: Path) -> None:
     assert threading.active_count() >= 1 and (limit or 0) < MAX_PIXELS
 
 
-def test_opening_pictures_does_not_import_torch() -> None:
+def test_opening_images_does_not_import_torch() -> None:
     code = "import sys, rada.data.images; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

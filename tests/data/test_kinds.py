@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import rada.data.registry as registry
-from data.pictures import draw, draw_folder
+from data.images import draw, draw_folder
 from rada.core.errors import DataError, MissingExtraError
 from rada.data import ImageDataset, ImageSplit, list_datasets, open_dataset, register_dataset
 

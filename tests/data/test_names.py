@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data.pictures import draw_folder
+from data.images import draw_folder
 from rada.core.errors import DataError
 from rada.data import (
     Naming,

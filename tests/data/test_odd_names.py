@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data.pictures import draw, draw_folder
+from data.images import draw, draw_folder
 from rada.core.errors import DataError
 from rada.data import few_shot, open_dataset, write_manifest
 
@@ -149,10 +149,10 @@ def test_line_ends_of_windows(folder: Path) -> None:
     assert split.ids == ("one.png", "sub/two.png")
 
 
-def test_missing_pictures(folder: Path) -> None:
+def test_missing_images(folder: Path) -> None:
     lines = ["path,label", "one.png,a", "lost.png,a", "three.png,b", f"{'x' * 400}.png,b"]
     table = write(folder / "t.csv", *lines)
-    with pytest.raises(DataError, match=r"2 of the pictures.*lost\.png' does not exist"):
+    with pytest.raises(DataError, match=r"2 of the images.*lost\.png' does not exist"):
         open_dataset(table)
     dataset = open_dataset(table, skip_bad=True)
     assert dataset.split("all").ids == ("one.png", "three.png")

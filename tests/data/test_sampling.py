@@ -1,4 +1,4 @@
-"""Few-shot sampling depends on the seed and the pictures' keys alone."""
+"""Few-shot sampling depends on the seed and the images' keys alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.pictures import draw_folder
+from data.images import draw_folder
 from rada.core.errors import DataError
 from rada.core.values import LARGEST_SEED
 from rada.data import ImageSplit, few_shot, few_shot_indices, open_dataset
@@ -33,7 +33,7 @@ def draw(labels: list[int], ids: list[str], shots: int, seed: int) -> list[str]:
 
 @settings(deadline=None)
 @given(LABELS, st.integers(1, 6), SEEDS, st.randoms())
-def test_the_order_of_the_pictures_does_not_matter(
+def test_the_order_of_the_images_does_not_matter(
     labels: list[int], shots: int, seed: int, shuffler: object
 ) -> None:
     ids = names(labels)
@@ -94,7 +94,7 @@ def test_a_draw_is_for_ever() -> None:
 GOLDEN = ["5.jpg", "2.jpg", "7.jpg", "6.jpg"]
 
 
-def test_a_split_and_the_class_that_lacks_pictures(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_split_and_the_class_that_lacks_images(tmp_path) -> None:  # type: ignore[no-untyped-def]
     split = open_dataset(draw_folder(tmp_path, {"cat": 3, "dog": 5, "emu": 1})).split("all")
     with pytest.raises(DataError, match=r"'emu' has 1.*--allow-fewer"):
         few_shot(split, 2, seed=0)
@@ -111,7 +111,7 @@ def test_bad_numbers_of_shots(shots: object) -> None:
 def test_nothing_to_draw_from() -> None:
     for count in (0, 3):
         split = ImageSplit.from_files(".", [str(n) for n in range(count)], classes=["a"])
-        with pytest.raises(DataError, match="no labelled pictures"):
+        with pytest.raises(DataError, match="no labelled images"):
             few_shot(split, 1, 0, allow_fewer=True)
 
 

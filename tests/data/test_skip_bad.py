@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.pictures import draw, draw_folder
+from data.images import draw, draw_folder
 from features.tiny import TinyEncoder
 from rada.core.errors import DataError
 from rada.data import few_shot, open_dataset
@@ -15,11 +15,11 @@ from rada.features import Features, extract_features
 
 
 def spoil(root: Path) -> None:
-    """One of each bad kind among six good pictures."""
+    """One of each bad kind among six good images."""
     draw_folder(root, {"cat": 5, "dog": 5})
     (root / "cat" / "1.png").write_bytes(b"")
     (root / "cat" / "3.png").write_bytes((root / "cat" / "3.png").read_bytes()[:90])
-    (root / "dog" / "0.png").write_text("no picture")
+    (root / "dog" / "0.png").write_text("no image")
     (root / "dog" / "4.png").unlink()
     rows = [f"{name}/{number}.png,{name}" for name in ("cat", "dog") for number in range(5)]
     (root / "t.csv").write_text("\n".join(["path,label", *rows]))
@@ -51,7 +51,7 @@ def test_missing_and_unreadable_files(tmp_path: Path, workers: int, cache: bool 
     np.testing.assert_allclose(features.image_features, expected.image_features, atol=1e-6)
 
 
-def test_bad_pictures_of_torchvision(tmp_path: Path) -> None:
+def test_bad_images_of_torchvision(tmp_path: Path) -> None:
     """Also where torchvision's own reader opens them: Caltech101 keeps numbers, not files."""
     base = tmp_path / "caltech101" / "101_ObjectCategories"
     (base / "BACKGROUND_Google").mkdir(parents=True)
@@ -59,7 +59,7 @@ def test_bad_pictures_of_torchvision(tmp_path: Path) -> None:
     for name in ("ant", "bee"):
         for number in (1, 2):
             draw(base / name / f"image_{number:04d}.jpg", number)
-    (base / "ant" / "image_0001.jpg").write_bytes(b"no picture")
+    (base / "ant" / "image_0001.jpg").write_bytes(b"no image")
     split = open_dataset(f"torchvision:Caltech101?root={tmp_path}", skip_bad=True).split("all")
     features = extract_features(TinyEncoder(), split, workers=0, cache=False, skip_bad=True)
     assert [key for key, _ in features.skipped] == ["Caltech101/all/0"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data.pictures import draw, draw_folder
+from data.images import draw, draw_folder
 from rada.core.errors import DataError
 from rada.data import load_class_names, open_dataset, write_manifest
 
@@ -96,9 +96,9 @@ def test_numbers_as_labels(place: Path) -> None:
         (
             "t.csv",
             "path,label,split\nimg/0.png,a,train\nimg/1.png,b,train\nimg/2.png,c,test\n",
-            "'c' of 't' has pictures in test but none in train",
+            "'c' of 't' has images in test but none in train",
         ),
-        ("t.csv", "path,label\nimg/0.png,a\nimg/8.png,b\nimg/9.png,a\n", "2 of the pictures"),
+        ("t.csv", "path,label\nimg/0.png,a\nimg/8.png,b\nimg/9.png,a\n", "2 of the images"),
         ("t.jsonl", '{"path": "img/0.png"}', "line 1: the label is None"),
         ("t.jsonl", '{"path": "img/0.png", "label": 1.5}', "the label '1.5' is a decimal"),
         ("t.jsonl", '{"path": "img/0.png", "label": true}', "the label is True"),
@@ -144,7 +144,7 @@ def test_missing_files_can_be_skipped(place: Path) -> None:
     assert [(entry.split, entry.id) for entry in dataset.skipped] == [("all", "img/8.png")]
     assert dataset.split("all").labels.tolist() == [0, 1]
     write(place / "t.csv", "path,label\nimg/0.png,a\nimg/1.png,a\nimg/8.png,b\n")
-    with pytest.raises(DataError, match=r"class 'b' .* has no picture left"):
+    with pytest.raises(DataError, match=r"class 'b' .* has no image left"):
         open_dataset(place / "t.csv", skip_bad=True)
 
 
@@ -183,11 +183,11 @@ def test_quotes_that_are_closed_and_captions_of_several_lines(place: Path) -> No
     assert dataset.classes == ('5" disc', 'a "big" cat, grey') and len(dataset.split("all")) == 2
 
 
-def test_one_picture_by_two_paths_counts_once(place: Path) -> None:
+def test_one_image_by_two_paths_counts_once(place: Path) -> None:
     for other in (place / "img/0.png", "img/../img/0.png", place / "link/0.png"):
         (place / "link").exists() or (place / "link").symlink_to(place / "img")
         table = write(place / "t.csv", f"path,label\nimg/0.png,cat\nimg/1.png,dog\n{other},cat\n")
-        with pytest.raises(DataError, match=r"line 4: the picture .* stands in line 2 already"):
+        with pytest.raises(DataError, match=r"line 4: the image .* stands in line 2 already"):
             open_dataset(table)
 
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from data.pictures import draw, draw_folder
+from data.images import draw, draw_folder
 from rada.core.errors import DataError
 from rada.data import few_shot, open_dataset
 from rada.data.images import open_image
@@ -212,7 +212,7 @@ def test_damaged_lists_are_not_taken_for_absent_splits(tmp_path: Path, damage: s
         open_dataset(spec + "&split=train")
 
 
-def test_bad_pictures_are_named(tmp_path: Path) -> None:
+def test_bad_images_are_named(tmp_path: Path) -> None:
     food(tmp_path)
     path = tmp_path / "food-101" / "images" / "pizza" / "train.jpg"
     path.write_bytes(b"")
@@ -264,7 +264,7 @@ def moving(root: Path) -> None:
 )
 def test_sets_of_something_else(tmp_path: Path, spec: str, write: Callable[[Path], None]) -> None:
     write(tmp_path)
-    with pytest.raises(DataError, match="one class for each picture"):
+    with pytest.raises(DataError, match="one class for each image"):
         open_dataset("torchvision:" + spec.format(root=tmp_path))
 
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from rada.training.eft import EFTConfig
 
-from data.pictures import draw, draw_folder
+from data.images import draw, draw_folder
 from features.tiny import TinyEncoder
 from network_samples import hanging_server
 from rada import RAdaClassifier, network
@@ -37,7 +37,7 @@ def fresh_cache(own_cache: None, tmp_path_factory: pytest.TempPathFactory, monke
     monkeypatch.setenv("RADA_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
-def picture(seed: int) -> bytes:
+def image(seed: int) -> bytes:
     from PIL import Image
 
     pixels = np.random.default_rng(seed).integers(0, 256, (8, 12, 3), dtype=np.uint8)
@@ -64,7 +64,7 @@ def write_tar(
 def samples(labels: Iterable[int | str], start: int = 0, suffix: str = "cls") -> list:
     members = []
     for number, label in enumerate(labels, start):
-        members.append((f"{number:05d}.png", picture(number)))
+        members.append((f"{number:05d}.png", image(number)))
         members.append((f"{number:05d}.{suffix}", str(label).encode()))
     return members
 
@@ -97,13 +97,13 @@ def test_ways_to_name_shards(tmp_path: Path, spec: str) -> None:
     assert list(dataset.splits) == (["all"] if spec else ["train"])
     assert split.path(3) is None
     for index in (0, 7, 17):
-        assert split.load(index).tobytes() == open_picture(index)
+        assert split.load(index).tobytes() == pixels_of(index)
 
 
-def open_picture(seed: int) -> bytes:
+def pixels_of(seed: int) -> bytes:
     from PIL import Image
 
-    return Image.open(io.BytesIO(picture(seed))).tobytes()
+    return Image.open(io.BytesIO(image(seed))).tobytes()
 
 
 def test_one_shard_and_a_path(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_splits(tmp_path: Path) -> None:
     refused(tmp_path / "a", "more-000.tar", "no split")
 
 
-def test_folders_of_pictures_stay_folders(tmp_path: Path) -> None:
+def test_folders_of_images_stay_folders(tmp_path: Path) -> None:
     draw_folder(tmp_path, {"ant": 2, "bee": 2})
     write_tar(tmp_path / "backup.tar", samples([0, 1]))
     assert open_dataset(tmp_path).classes == ("ant", "bee")
@@ -158,14 +158,14 @@ def test_labels_that_name_themselves(tmp_path: Path, kind: str) -> None:
     files, classes, labels = LABELS[kind]
     members = []
     for number, (suffix, text) in enumerate(files):
-        members += [(f"x/{number}.png", picture(number)), (f"x/{number}.{suffix}", text.encode())]
+        members += [(f"x/{number}.png", image(number)), (f"x/{number}.{suffix}", text.encode())]
     split = open_dataset(write_tar(tmp_path / "a.tar", members)).split("all")
     assert split.classes == classes and split.labels.tolist() == labels
 
 
 def test_a_caption_is_no_label(tmp_path: Path) -> None:
-    members = [("1.png", picture(1)), ("1.txt", b"two ants"), ("1.cls", b"0"), ("1.json", b"{}")]
-    members += [("2.png", picture(2)), ("2.cls", b"1"), ("2.txt", b"a bee at home")]
+    members = [("1.png", image(1)), ("1.txt", b"two ants"), ("1.cls", b"0"), ("1.json", b"{}")]
+    members += [("2.png", image(2)), ("2.cls", b"1"), ("2.txt", b"a bee at home")]
     shard = write_tar(tmp_path / "a.tar", members)
     assert open_dataset(shard, class_names=["ant", "bee"]).split("all").labels.tolist() == [0, 1]
 
@@ -211,23 +211,23 @@ def link(name: str, kind: bytes) -> tarfile.TarInfo:
 
 
 BAD = {
-    "no picture": ([("x.cls", b"1")], "has no picture"),
-    "no label": ([("x.png", picture(9))], "has no label"),
-    "bad json": ([("x.png", picture(9)), ("x.json", b"{")], "cannot be read"),
-    "nothing in cls": ([("x.png", picture(9)), ("x.cls", b" ")], "cannot be read"),
-    "negative": ([("x.png", picture(9)), ("x.cls", b"-1")], "cannot be read"),
-    "caption": ([("x.png", picture(9)), ("x.txt", b"word " * 99)], "at most 200"),
-    "duplicate": ([("00001.png", picture(9)), ("00001.cls", b"1")], "is there twice"),
+    "no image": ([("x.cls", b"1")], "has no image"),
+    "no label": ([("x.png", image(9))], "has no label"),
+    "bad json": ([("x.png", image(9)), ("x.json", b"{")], "cannot be read"),
+    "nothing in cls": ([("x.png", image(9)), ("x.cls", b" ")], "cannot be read"),
+    "negative": ([("x.png", image(9)), ("x.cls", b"-1")], "cannot be read"),
+    "caption": ([("x.png", image(9)), ("x.txt", b"word " * 99)], "at most 200"),
+    "duplicate": ([("00001.png", image(9)), ("00001.cls", b"1")], "is there twice"),
     "same suffix": (
-        [("x.png", picture(9)), ("x.cls", b"1"), ("x.png", picture(8)), ("x.cls", b"1")],
+        [("x.png", image(9)), ("x.cls", b"1"), ("x.png", image(8)), ("x.cls", b"1")],
         "is there twice",
     ),
-    "out of range": ([("x.png", picture(9)), ("x.cls", b"3")], "out of range"),
-    "absurd label": ([("x.png", picture(9)), ("x.cls", b"9" * 17)], "out of range"),
+    "out of range": ([("x.png", image(9)), ("x.cls", b"3")], "out of range"),
+    "absurd label": ([("x.png", image(9)), ("x.cls", b"9" * 17)], "out of range"),
     "symlink": ([("x.png", link("x.png", tarfile.SYMTYPE)), ("x.cls", b"1")], "is a link"),
     "hardlink": ([("x.png", link("x.png", tarfile.LNKTYPE)), ("x.cls", b"1")], "is a link"),
     "dots": (
-        [("x.1.png", picture(8)), ("x.2.png", picture(9)), ("x.cls", b"1")],
+        [("x.1.png", image(8)), ("x.2.png", image(9)), ("x.cls", b"1")],
         "first dot of the file name",
     ),
 }
@@ -337,7 +337,7 @@ def test_endless_chain_of_headers(tmp_path: Path) -> None:
 def test_damaged_shards(tmp_path: Path) -> None:
     whole = write_tar(tmp_path / "whole.tar", samples(["a", "b"] * 3, suffix="txt")).read_bytes()
     bad = tmp_path / "bad.tar"
-    bad.write_bytes(whole[:700])  # within a picture
+    bad.write_bytes(whole[:700])  # within an image
     refused(bad, str(bad), "cut off at byte 0")
     bad.write_bytes(whole[: 1024 * 5 + 300])
     refused(bad, str(bad), "damaged or cut off")
@@ -379,7 +379,7 @@ def test_a_shard_that_changes(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="changed after it had been indexed"):
         split.load(0)
     again = open_dataset(shard).split("all")
-    assert again.classes == ("b", "c", "d") and again.load(0).tobytes() == open_picture(50)
+    assert again.classes == ("b", "c", "d") and again.load(0).tobytes() == pixels_of(50)
     os.utime(shard, ns=(1, 1))  # same size, other date
     assert len(open_dataset(shard).split("all")) == 3
     assert len(list(shard_folder("index").iterdir())) == 1
@@ -408,7 +408,7 @@ def test_random_access_of_parts(tmp_path: Path) -> None:
     split = open_dataset(tmp_path).split("train")
     part = split.subset([16, 3])
     assert part.ids == ("train-002.tar/00016.png", "train-000.tar/00003.png")
-    assert [part.load(k).tobytes() for k in (0, 1)] == [open_picture(16), open_picture(3)]
+    assert [part.load(k).tobytes() for k in (0, 1)] == [pixels_of(16), pixels_of(3)]
     again = pickle.loads(pickle.dumps(part))
     assert again.ids == part.ids and again.digest(0) == split.digest(16)
     assert len(pickle.dumps(split.subset([1]).source)) < len(pickle.dumps(split.source))
@@ -418,13 +418,13 @@ def test_random_access_of_parts(tmp_path: Path) -> None:
     assert set(drawn.ids) == set(shuffled.ids)
 
 
-def test_unreadable_pictures_are_named(tmp_path: Path) -> None:
+def test_unreadable_images_are_named(tmp_path: Path) -> None:
     members = samples(["a", "b"] * 2, suffix="txt")
-    members[2] = ("00001.png", b"no picture")
+    members[2] = ("00001.png", b"no image")
     members[4] = ("00002.png", b"")
     shard = write_tar(tmp_path / "a.tar", members)
     split = open_dataset(shard).split("all")
-    with pytest.raises(DataError, match=r"a\.tar: 00001\.png' is not a picture"):
+    with pytest.raises(DataError, match=r"a\.tar: 00001\.png' is not an image"):
         split.load(1)
     with pytest.raises(DataError, match=r"a\.tar: 00002\.png' is empty"):
         split.load(2)

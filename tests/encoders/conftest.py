@@ -55,7 +55,7 @@ def encoder(request, loaded) -> DualEncoder:
 
 
 @pytest.fixture(scope="session")
-def pictures():
+def images():
     generator = np.random.default_rng(0)
     shapes = [(40, 50), (64, 33), (32, 32), (20, 90)]
     return [Image.fromarray(generator.integers(0, 256, (*s, 3), dtype=np.uint8)) for s in shapes]

@@ -132,7 +132,7 @@ def test_models_are_listed_whole_and_filtered(tmp_path: Path) -> None:
 
 def test_names_in_tables_are_not_cut() -> None:
     name = "a_class_name_" * 9
-    table = plain_table(None, "class", "pictures")
+    table = plain_table(None, "class", "images")
     table.add_row(name, "3")
     console = Console(width=60, file=io.StringIO())
     console.print(table)

@@ -41,14 +41,14 @@ def test_functions_become_an_encoder():
 
 def test_modules_can_be_trained():
     torch.manual_seed(0)
-    tower, table = nn.Linear(3, 4), nn.Embedding(10, 4)
+    layer, table = nn.Linear(3, 4), nn.Embedding(10, 4)
     encoder = CustomEncoder(
-        lambda pixels: tower(pixels.mean((2, 3))),
+        lambda pixels: layer(pixels.mean((2, 3))),
         lambda tokens: table(tokens["numbers"]),
         scale=5.0,
         dim=4,
         tokenize=lambda texts: {"numbers": torch.tensor([len(text) for text in texts])},
-        image_module=tower,
+        image_module=layer,
         text_module=table,
     )
     before = encoder.fingerprint

@@ -27,7 +27,7 @@ def pixels():
 
 
 def test_it_knows_what_it_sees(embedded_encoder, shared_data):
-    """The published accuracy of the joined towers, on a part of the photos."""
+    """The published accuracy of the joined encoders, on a part of the photos."""
     from rada.data import open_dataset
 
     dataset = open_dataset(shared_data / "pacs" / "photo")
@@ -51,19 +51,19 @@ def test_fast_path_is_exact(embedded_encoder, pixels):
 def test_fast_path_follows_the_weights(encoder, pixels, change):
     pixels = pixels[:1]
     before = encoder.infer_images(pixels)
-    tower = encoder.image_module
+    layer = encoder.image_module
     if change == "optimizer":
         (encoder.forward_images(pixels)[:, 0]).sum().backward()
         torch.optim.SGD(encoder.trainable_parameters("image"), lr=5.0).step()
     elif change == "load_state_dict":
-        tower.load_state_dict({k: v * 1.01 for k, v in tower.state_dict().items()})
+        layer.load_state_dict({k: v * 1.01 for k, v in layer.state_dict().items()})
     else:
-        tower.train()
+        layer.train()
         encoder.forward_images(pixels)
-        assert tower.training
+        assert layer.training
     after = encoder.infer_images(pixels)
     assert not torch.allclose(after, before, atol=1e-3)
-    tower.eval()
+    layer.eval()
     with torch.no_grad():
         torch.testing.assert_close(after, encoder.forward_images(pixels), rtol=0, atol=1e-5)
 
@@ -76,7 +76,7 @@ def test_inference_leaves_the_mode_alone(encoder, pixels):
     assert encoder.image_module.training and not encoder.text_module.training
 
 
-def test_gradients_reach_pixels_and_both_towers(encoder, pixels):
+def test_gradients_reach_pixels_and_both_encoders(encoder, pixels):
     images = pixels[:2].clone().requires_grad_()
     texts = encoder.forward_texts(encoder.tokenize(["a dog", "a cat"]))
     (encoder.forward_images(images) @ texts.T).sum().backward()

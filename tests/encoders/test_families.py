@@ -14,18 +14,18 @@ from rada.core.errors import DataError, EncoderError
 from rada.encoders import TruncationWarning, load_encoder
 
 
-def own_logits(encoder, pictures, prompts):
+def own_logits(encoder, images, prompts):
     """Compute the logits as the family's own forward does, from its own processor."""
     model, family = encoder.model, encoder.family
     if family == "open_clip":
-        pixels = torch.stack([encoder.preprocess(picture) for picture in pictures])
+        pixels = torch.stack([encoder.preprocess(image) for image in images])
         output = model(pixels, encoder.tokenizer(prompts))
         if isinstance(output, dict):
             keys = ("image_features", "text_features", "logit_scale", "logit_bias")
             output = [output[key] for key in keys if key in output]
         image, text, scale, *bias = output
         return scale * image @ text.T + (bias[0] if bias else 0.0)
-    inputs = encoder.preprocess.processor(images=pictures, return_tensors="pt")
+    inputs = encoder.preprocess.processor(images=images, return_tensors="pt")
     tokens = encoder.tokenizer(
         prompts, padding=encoder.padding, truncation=True, max_length=16, return_tensors="pt"
     )
@@ -39,33 +39,33 @@ def own_logits(encoder, pictures, prompts):
 
 
 @torch.no_grad()
-def test_logits_equal_the_familys_own(encoder, pictures, prompts):
-    own = own_logits(encoder, pictures, prompts)
-    ours = encoder.logits(encoder.encode_images(pictures), encoder.encode_texts(prompts))
+def test_logits_equal_the_familys_own(encoder, images, prompts):
+    own = own_logits(encoder, images, prompts)
+    ours = encoder.logits(encoder.encode_images(images), encoder.encode_texts(prompts))
     torch.testing.assert_close(ours, own, rtol=1e-5, atol=1e-5)
-    assert ours.shape == (len(pictures), len(prompts))
+    assert ours.shape == (len(images), len(prompts))
     assert torch.equal((ours - encoder.logit_bias).argmax(1), own.argmax(1))
 
 
-def test_features_are_unit_norm_float32(encoder, pictures, prompts):
-    images, texts = encoder.encode_images(pictures, batch_size=3), encoder.encode_texts(prompts)
-    for features in (images, texts):
+def test_features_are_unit_norm_float32(encoder, images, prompts):
+    encoded, texts = encoder.encode_images(images, batch_size=3), encoder.encode_texts(prompts)
+    for features in (encoded, texts):
         assert features.dtype == torch.float32 and features.shape == (4, encoder.dim)
         torch.testing.assert_close(features.norm(dim=-1), torch.ones(4))
-    assert not images.requires_grad and encoder.model.training is False
+    assert not encoded.requires_grad and encoder.model.training is False
 
 
-def test_pixels_and_pictures_agree(encoder, pictures):
-    pixels = torch.stack([encoder.preprocess(picture) for picture in pictures])
+def test_pixels_and_images_agree(encoder, images):
+    pixels = torch.stack([encoder.preprocess(image) for image in images])
     assert pixels.dtype == torch.float32
-    torch.testing.assert_close(encoder.encode_images(pixels), encoder.encode_images(pictures))
+    torch.testing.assert_close(encoder.encode_images(pixels), encoder.encode_images(images))
 
 
-def test_gradients_reach_both_towers(encoder, pictures, prompts):
-    pixels = torch.stack([encoder.train_transform(picture) for picture in pictures])
-    images = encoder.forward_images(pixels)
+def test_gradients_reach_both_encoders(encoder, images, prompts):
+    pixels = torch.stack([encoder.train_transform(image) for image in images])
+    encoded = encoder.forward_images(pixels)
     texts = encoder.forward_texts(encoder.tokenize(prompts))
-    (encoder.forward_scale() * (images @ texts.T)).square().sum().backward()
+    (encoder.forward_scale() * (encoded @ texts.T)).square().sum().backward()
     for part in ("image", "text"):
         touched = [p.grad is not None for p in encoder.trainable_parameters(part)]
         assert sum(touched) > len(touched) / 2, part
@@ -99,11 +99,11 @@ def test_texts_in_chunks(encoder, prompts):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_gives_float32_features(encoder, pictures, prompts, dtype):
+def test_half_precision_gives_float32_features(encoder, images, prompts, dtype):
     half = load_encoder(encoder.name, dtype=dtype, device="cpu")
     assert half.dtype == dtype
     for ours, exact in (
-        (half.encode_images(pictures), encoder.encode_images(pictures)),
+        (half.encode_images(images), encoder.encode_images(images)),
         (half.encode_texts(prompts), encoder.encode_texts(prompts)),
     ):
         assert ours.dtype == torch.float32
@@ -113,21 +113,21 @@ def test_half_precision_gives_float32_features(encoder, pictures, prompts, dtype
     assert half.scale == encoder.scale and half.logit_bias == encoder.logit_bias
 
 
-def train_a_step(encoder, pictures, prompts):
-    pixels = torch.stack([encoder.preprocess(picture) for picture in pictures])
+def train_a_step(encoder, images, prompts):
+    pixels = torch.stack([encoder.preprocess(image) for image in images])
     similarity = encoder.forward_images(pixels) @ encoder.forward_texts(encoder.tokenize(prompts)).T
     optimizer = torch.optim.AdamW(encoder.trainable_parameters(), lr=1e-2)
     (encoder.forward_scale() * similarity).diagonal().sum().neg().backward()
     optimizer.step()
 
 
-def test_what_is_remembered_follows_weights(encoder, pictures, prompts):
+def test_what_is_remembered_follows_weights(encoder, images, prompts):
     fingerprint = encoder.fingerprint
     assert load_encoder(encoder.name).fingerprint == fingerprint
-    images, texts = encoder.encode_images(pictures), encoder.encode_texts(prompts)
-    train_a_step(encoder, pictures, prompts)
+    before, texts = encoder.encode_images(images), encoder.encode_texts(prompts)
+    train_a_step(encoder, images, prompts)
     assert encoder.fingerprint != fingerprint
-    assert not torch.equal(encoder.encode_images(pictures), images)
+    assert not torch.equal(encoder.encode_images(images), before)
     assert not torch.equal(encoder.encode_texts(prompts), texts)
 
 
@@ -149,22 +149,22 @@ def test_fingerprint_is_the_same_in_another_process(saved):
     assert output == here
 
 
-def test_transforms_can_be_pickled(encoder, pictures):
+def test_transforms_can_be_pickled(encoder, images):
     for kind in ("preprocess", "train_transform"):
         transform = getattr(encoder, kind)
         copy = pickle.loads(pickle.dumps(transform))
         assert repr(copy) == repr(transform)
         torch.manual_seed(3)
-        expected = transform(pictures[0])
+        expected = transform(images[0])
         torch.manual_seed(3)
-        torch.testing.assert_close(copy(pictures[0]), expected)
+        torch.testing.assert_close(copy(images[0]), expected)
         assert expected.dtype == torch.float32
 
 
-def test_train_transform_is_random_and_like_the_plain_one(encoder, pictures):
+def test_train_transform_is_random_and_like_the_plain_one(encoder, images):
     torch.manual_seed(0)
-    first, second = (encoder.train_transform(pictures[1]) for _ in range(2))
-    plain = encoder.preprocess(pictures[1])
+    first, second = (encoder.train_transform(images[1]) for _ in range(2))
+    plain = encoder.preprocess(images[1])
     assert first.shape == second.shape == plain.shape
     assert not torch.equal(first, second)
     assert abs(float(first.mean() - plain.mean())) < 0.3  # the same normalisation
@@ -183,17 +183,17 @@ def test_truncation_is_said_and_empty_text_refused(encoder, prompts):
             encoder.encode_texts(bad)
 
 
-def test_save_is_read_by_load(encoder, pictures, prompts, tmp_path):
-    train_a_step(encoder, pictures, prompts)
+def test_save_is_read_by_load(encoder, images, prompts, tmp_path):
+    train_a_step(encoder, images, prompts)
     encoder.save(tmp_path / "saved")
     again = load_encoder(tmp_path / "saved")
-    torch.testing.assert_close(again.encode_images(pictures), encoder.encode_images(pictures))
+    torch.testing.assert_close(again.encode_images(images), encoder.encode_images(images))
     torch.testing.assert_close(again.encode_texts(prompts), encoder.encode_texts(prompts))
     assert again.scale == pytest.approx(encoder.scale)
     assert again.fingerprint == encoder.fingerprint
 
 
-def test_built_objects(encoder, pictures, prompts):
+def test_built_objects(encoder, images, prompts):
     if encoder.family == "open_clip":
         extra = {"tokenizer": encoder.tokenizer}
     else:
@@ -201,7 +201,7 @@ def test_built_objects(encoder, pictures, prompts):
     wrapped = load_encoder(encoder.model, name="mine", **extra)
     assert wrapped.fingerprint == encoder.fingerprint
     assert wrapped.family == encoder.family and wrapped.name == "mine"
-    torch.testing.assert_close(wrapped.encode_images(pictures), encoder.encode_images(pictures))
+    torch.testing.assert_close(wrapped.encode_images(images), encoder.encode_images(images))
     torch.testing.assert_close(wrapped.encode_texts(prompts), encoder.encode_texts(prompts))
     with pytest.raises(EncoderError, match="needs its"):
         load_encoder(encoder.model)

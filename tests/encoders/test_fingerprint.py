@@ -1,4 +1,4 @@
-"""The fingerprint: one for each function from pictures and texts to features."""
+"""The fingerprint: one for each function from images and texts to features."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ OPEN_CLIP_OTHERS = {
 }
 
 
-def other_features(first, second, pictures, prompts):
+def other_features(first, second, images, prompts):
     """Whether two models give different features: otherwise a test of theirs would show nothing."""
     pairs = (
-        (first.encode_images(pictures), second.encode_images(pictures)),
+        (first.encode_images(images), second.encode_images(images)),
         (first.encode_texts(prompts), second.encode_texts(prompts)),
     )
     return any(not torch.allclose(a, b, atol=1e-6, rtol=0) for a, b in pairs)
@@ -51,7 +51,7 @@ def other_features(first, second, pictures, prompts):
 
 @pytest.mark.parametrize("setting", OTHERS)
 @pytest.mark.parametrize("family", PLACES)
-def test_settings_of_transformers(saved, tmp_path, pictures, prompts, family, setting):
+def test_settings_of_transformers(saved, tmp_path, images, prompts, family, setting):
     first = load_encoder(saved(family))
     folder = shutil.copytree(saved(family), tmp_path / family)
     for place in PLACES[family]:
@@ -59,14 +59,14 @@ def test_settings_of_transformers(saved, tmp_path, pictures, prompts, family, se
         config[place][setting] = OTHERS[setting]
         (folder / "config.json").write_text(json.dumps(config))
         second = load_encoder(folder)
-        assert other_features(first, second, pictures, prompts)
+        assert other_features(first, second, images, prompts)
         assert second.fingerprint != first.fingerprint
         shutil.copy(saved(family) / "config.json", folder)
     assert load_encoder(folder).fingerprint == first.fingerprint
 
 
 @pytest.mark.parametrize("setting", OPEN_CLIP_OTHERS)
-def test_settings_of_open_clip(saved, tmp_path, pictures, prompts, setting):
+def test_settings_of_open_clip(saved, tmp_path, images, prompts, setting):
     first = load_encoder(saved("open_clip"))
     folder = shutil.copytree(saved("open_clip"), tmp_path / "other")
     path = folder / "open_clip_config.json"
@@ -77,7 +77,7 @@ def test_settings_of_open_clip(saved, tmp_path, pictures, prompts, setting):
     config["model_cfg"]["text_cfg"] |= text
     path.write_text(json.dumps(config))
     second = load_encoder(folder)
-    assert other_features(first, second, pictures, prompts)
+    assert other_features(first, second, images, prompts)
     assert second.fingerprint != first.fingerprint
 
 
@@ -90,12 +90,12 @@ def test_settings_without_effect(saved, tmp_path):
     assert load_encoder(folder).fingerprint == load_encoder(saved("clip")).fingerprint
 
 
-def test_other_settings_find_nothing_in_the_cache(saved, tmp_path, pictures):
+def test_other_settings_find_nothing_in_the_cache(saved, tmp_path, images):
     from rada.data import ImageSplit
     from rada.features import FeatureCache, extract_features
 
-    for index, picture in enumerate(pictures):
-        picture.save(tmp_path / f"{index}.png")
+    for index, image in enumerate(images):
+        image.save(tmp_path / f"{index}.png")
     split = ImageSplit.from_files(
         tmp_path, [f"{i}.png" for i in range(4)], labels=[0, 1, 0, 1], classes=("a", "b")
     )
@@ -107,7 +107,7 @@ def test_other_settings_find_nothing_in_the_cache(saved, tmp_path, pictures):
     for place in (saved("clip"), folder):
         encoder = load_encoder(place)
         found = extract_features(encoder, split, cache=cache, workers=0, progress=False)
-        torch.testing.assert_close(found.plain(), encoder.encode_images(pictures))
+        torch.testing.assert_close(found.plain(), encoder.encode_images(images))
 
 
 @pytest.fixture
@@ -140,18 +140,17 @@ def test_one_function_has_one_fingerprint(tagged, tmp_path):
     assert load_encoder("open_clip:rada-tiny/plain").fingerprint != forced.fingerprint
 
 
-def test_quick_gelu_of_a_tag_is_saved(tagged, tmp_path, pictures, prompts):
+def test_quick_gelu_of_a_tag_is_saved(tagged, tmp_path, images, prompts):
     forced = load_encoder("open_clip:rada-tiny/quick")
-    assert other_features(forced, load_encoder("open_clip:rada-tiny/plain"), pictures, prompts)
+    assert other_features(forced, load_encoder("open_clip:rada-tiny/plain"), images, prompts)
     forced.save(tmp_path / "saved")
     again = load_encoder(tmp_path / "saved")
-    torch.testing.assert_close(again.encode_images(pictures), forced.encode_images(pictures))
+    torch.testing.assert_close(again.encode_images(images), forced.encode_images(images))
     torch.testing.assert_close(again.encode_texts(prompts), forced.encode_texts(prompts))
 
 
-def test_quick_gelu_of_a_tag_survives_fine_tuning(tagged, tmp_path, pictures):
-    from fft.conftest import write_pictures
-
+def test_quick_gelu_of_a_tag_survives_fine_tuning(tagged, tmp_path, images):
+    from finetune.conftest import write_pictures
     from rada import FFTConfig, FineTuner
 
     data = write_pictures(tmp_path / "photos", 3, 0)
@@ -166,31 +165,31 @@ def test_quick_gelu_of_a_tag_survives_fine_tuning(tagged, tmp_path, pictures):
 
 
 def custom(image_fn, **options):
-    tower = nn.Linear(3, 4)
-    nn.init.eye_(tower.weight)
-    nn.init.zeros_(tower.bias)
+    layer = nn.Linear(3, 4)
+    nn.init.eye_(layer.weight)
+    nn.init.zeros_(layer.bias)
     table = nn.Embedding(10, 4)
     nn.init.ones_(table.weight)
     return CustomEncoder(
-        partial(image_fn, tower),
+        partial(image_fn, layer),
         lambda tokens: table(tokens["numbers"]),
         scale=5.0,
         dim=4,
         tokenize=lambda texts: {"numbers": torch.tensor([len(text) % 10 for text in texts])},
-        **{"image_module": tower, "text_module": table} | options,
+        **{"image_module": layer, "text_module": table} | options,
     )
 
 
 def closure(factor):
-    return lambda tower, pixels: tower(pixels.mean((2, 3)) * factor)
+    return lambda layer, pixels: layer(pixels.mean((2, 3)) * factor)
 
 
 def test_functions_of_a_custom_encoder():
     functions = [
-        lambda tower, pixels: tower(2 * pixels.mean((2, 3))),
-        lambda tower, pixels: tower(3 * pixels.mean((2, 3))),
-        lambda tower, pixels: tower(pixels.mean((2, 3)).sin()),
-        lambda tower, pixels: tower(pixels.mean((2, 3)).cos()),
+        lambda layer, pixels: layer(2 * pixels.mean((2, 3))),
+        lambda layer, pixels: layer(3 * pixels.mean((2, 3))),
+        lambda layer, pixels: layer(pixels.mean((2, 3)).sin()),
+        lambda layer, pixels: layer(pixels.mean((2, 3)).cos()),
         closure(2.0),
         closure(3.0),
     ]
@@ -202,17 +201,17 @@ def test_functions_of_a_custom_encoder():
 def test_settings_of_a_custom_module():
     def make(heads):
         torch.manual_seed(0)
-        tower = nn.TransformerEncoderLayer(8, heads, 8, batch_first=True)
+        layer = nn.TransformerEncoderLayer(8, heads, 8, batch_first=True)
         return custom(
-            lambda _, pixels: tower(pixels.mean((2, 3))[:, None].repeat(1, 1, 3)[..., :8])[:, 0],
-            image_module=tower,
+            lambda _, pixels: layer(pixels.mean((2, 3))[:, None].repeat(1, 1, 3)[..., :8])[:, 0],
+            image_module=layer,
         )
 
     assert make(2).fingerprint == make(2).fingerprint != make(4).fingerprint
 
 
 def test_a_function_without_its_module_is_probed():
-    """The text tower's module must not hide that the image tower's weights are others."""
+    """The text encoder's module must not hide that the image encoder's weights are others."""
 
     def make(value):
         hidden = nn.Linear(3, 4)
@@ -230,11 +229,11 @@ def as_written_before(encoder):
 
 
 @pytest.fixture
-def old_head(saved, tmp_path, pictures):
+def old_head(saved, tmp_path, images):
     """Save a head as rada 0.1.0 did."""
     encoder = load_encoder(saved("clip"))
     features = Features(
-        encoder.encode_images(pictures * 2),
+        encoder.encode_images(images * 2),
         [0, 1, 0, 1] * 2,
         ("a", "b"),
         encoder_fingerprint=encoder.fingerprint,

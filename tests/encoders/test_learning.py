@@ -17,7 +17,7 @@ COLOURS = {
 
 
 def coloured(count, seed):
-    """Make noisy pictures of four colours, which any image tower tells apart."""
+    """Make noisy images of four colours, which any image encoder tells apart."""
     generator = np.random.default_rng(seed)
     labels = np.arange(count) % len(COLOURS)
     means = np.array(list(COLOURS.values()))[labels][:, None, None]
@@ -28,10 +28,10 @@ def coloured(count, seed):
 
 def test_head_beats_zero_shot(encoder):
     torch.manual_seed(0)
-    pictures, labels = coloured(24, seed=0)
+    images, labels = coloured(24, seed=0)
     others, truth = coloured(24, seed=1)
     texts = encoder.encode_classes(list(COLOURS))
-    train, test = encoder.encode_images(pictures), encoder.encode_images(others)
+    train, test = encoder.encode_images(images), encoder.encode_images(others)
     head = RAdaHead(encoder.dim, num_heads=4)
     optimizer = torch.optim.AdamW(head.parameters(), lr=5e-3)
     scale = max(encoder.scale, 50.0)

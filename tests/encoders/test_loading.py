@@ -58,7 +58,7 @@ def test_weight_of_another_shape_is_named(copied):
         load_encoder(folder)
 
 
-def test_blip_captioning_has_no_retrieval_towers(tmp_path):
+def test_blip_captioning_has_no_retrieval_encoders(tmp_path):
     blip_captioning(tmp_path / "captioning")
     with pytest.raises(EncoderError, match=r"text_encoder.*missing"):
         load_encoder(tmp_path / "captioning")

@@ -14,7 +14,7 @@ from rada.encoders.transforms import stack_pixels
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 
 
-def picture(width: int, height: int) -> Image.Image:
+def draw(width: int, height: int) -> Image.Image:
     pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
@@ -27,7 +27,7 @@ def test_pixels_equal_torchvision_to_the_bit(size: tuple[int, int]) -> None:
         transforms.ToTensor(),
         transforms.Normalize(MEAN, STD),
     ]
-    for image in (picture(31, 40), picture(40, 25), picture(24, 24)):
+    for image in (draw(31, 40), draw(40, 25), draw(24, 24)):
         pixels = EvalTransform(size, 24, MEAN, STD)(image)
         assert pixels.shape == (3, *size)
         assert torch.equal(pixels, transforms.Compose(steps)(image))
@@ -44,13 +44,13 @@ def test_a_random_view_equals_torchvision_to_the_bit() -> None:
     ]
     for seed in range(4):
         torch.manual_seed(seed)
-        view = TrainTransform((16, 18), MEAN, STD)(picture(31, 40))
+        view = TrainTransform((16, 18), MEAN, STD)(draw(31, 40))
         torch.manual_seed(seed)
-        assert torch.equal(view, transforms.Compose(steps)(picture(31, 40)))
+        assert torch.equal(view, transforms.Compose(steps)(draw(31, 40)))
 
 
 def test_stacking_keeps_the_layout_and_the_numbers() -> None:
-    last = [EvalTransform((8, 6), 8, MEAN, STD)(picture(9, 10 + i)) for i in range(3)]
+    last = [EvalTransform((8, 6), 8, MEAN, STD)(draw(9, 10 + i)) for i in range(3)]
     stacked = stack_pixels(last)
     assert torch.equal(stacked, torch.stack(last))
     assert stacked.is_contiguous(memory_format=torch.channels_last)

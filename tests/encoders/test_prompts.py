@@ -69,8 +69,8 @@ def test_deep_text_prompts(encoder):
         encoder.forward_texts(tokens)
 
 
-def test_deep_image_prompts(encoder, pictures):
-    pixels = torch.stack([encoder.preprocess(picture) for picture in pictures])
+def test_deep_image_prompts(encoder, images):
+    pixels = torch.stack([encoder.preprocess(image) for image in images])
     if "deep_image_prompts" not in encoder.capabilities:
         with (
             pytest.raises(EncoderError, match="does not offer 'deep_image_prompts'"),

@@ -11,9 +11,7 @@ import timm
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-WORDS = (
-    "a an the photo of picture red green blue yellow black white dog cat car 犬 猫 . , !".split()
-)
+WORDS = "a an the photo of image red green blue yellow black white dog cat car 犬 猫 . , !".split()
 LAYER = {
     "hidden_size": 32,
     "intermediate_size": 37,
@@ -172,7 +170,7 @@ def blip(folder: Path) -> None:
 
 
 def blip_captioning(folder: Path) -> None:
-    """Save a model without retrieval towers."""
+    """Save a model without retrieval encoders."""
     from transformers import BlipForConditionalGeneration
 
     config, tok, processor = _blip_parts()
@@ -251,7 +249,7 @@ OPEN_CLIP: dict[str, dict[str, Any]] = {
         },
     },
     "open_clip_siglip": {
-        "embed_dim": 32,  # the tower's own width, as in SigLIP
+        "embed_dim": 32,  # the encoder's own width, as in SigLIP
         "init_logit_bias": -7,
         "custom_text": True,
         "vision_cfg": {

@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # test scripts import the tiny encoder by its name
 
-from tiny import TinyEncoder, write_pictures
+from tiny import TinyEncoder, write_images
 
 from rada.features import FeatureCache
 
@@ -21,7 +21,7 @@ def encoder():
 
 @pytest.fixture
 def split(tmp_path):
-    return write_pictures(tmp_path / "pictures")
+    return write_images(tmp_path / "images")
 
 
 @pytest.fixture

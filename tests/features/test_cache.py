@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny import TinyEncoder, write_pictures
+from tiny import TinyEncoder, write_images
 
 from rada.data import ImageSplit
 from rada.features import CacheWarning, FeatureCache, ViewTransform, extract_features
@@ -54,7 +54,7 @@ def test_more_views_and_another_folder_reuse_what_is_there(encoder, split, cache
     assert len(shards(cache)) == 15
     assert torch.equal(three.plain(), one.plain())
     assert torch.equal(run(Refusing(), split, cache).plain(), one.plain())
-    moved = shutil.copytree(tmp_path / "pictures", tmp_path / "moved")
+    moved = shutil.copytree(tmp_path / "images", tmp_path / "moved")
     twin = type(split).from_files(moved, split.ids, labels=split.labels, classes=split.classes)
     assert torch.equal(run(Refusing(), twin, cache).plain(), one.plain())
 
@@ -71,7 +71,7 @@ def test_changes_are_never_answered_from_the_cache(encoder, split, cache, tmp_pa
     turned = run(encoder, split.subset(order), cache).plain()
     assert torch.allclose(turned[order], base[:, 0], atol=1e-6)
 
-    path = tmp_path / "pictures" / "05.jpg"
+    path = tmp_path / "images" / "05.jpg"
     before = path.stat()
     Image.new("RGB", (40, 40), "red").save(path)
     content = path.read_bytes()
@@ -117,10 +117,10 @@ def test_a_damaged_file_is_found_and_rebuilt(encoder, split, cache, kind):
         assert run(Refusing(), split, cache).fingerprint == expected.fingerprint
 
 
-def test_bad_pictures_in_the_cache(encoder, split, cache, tmp_path):
-    bad = tmp_path / "pictures" / "02.png"
+def test_bad_images_in_the_cache(encoder, split, cache, tmp_path):
+    bad = tmp_path / "images" / "02.png"
     good = bad.read_bytes()
-    bad.write_bytes(b"no picture")
+    bad.write_bytes(b"no image")
     first = run(encoder, split, cache, skip_bad=True)
     again = run(Refusing(), split, cache, skip_bad=True)
     assert again.fingerprint == first.fingerprint and again.skipped == first.skipped
@@ -187,7 +187,7 @@ def open_folder():
 @pytest.mark.parametrize("mode", [0o000, 0o555])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_no_permission(encoder, open_folder, request, mode, workers):
-    split = write_pictures(open_folder / "pictures", 8)
+    split = write_images(open_folder / "images", 8)
     root = open_folder / "cache"
     root.mkdir(mode=0o777)
     root.chmod(mode)
@@ -198,7 +198,7 @@ def test_no_permission(encoder, open_folder, request, mode, workers):
 
 
 def test_a_cache_that_may_only_be_read_is_read(encoder, open_folder, request):
-    split = write_pictures(open_folder / "pictures", 8)
+    split = write_images(open_folder / "images", 8)
     root = open_folder / "cache"
     expected = run(encoder, split, FeatureCache(root))
     request.getfixturevalue("ordinary_user")
@@ -232,7 +232,7 @@ def work_in_background(folder, name, cache, delay, workers):
     torch.set_num_threads(1)
     ids = [f"{i:02d}.{('png', 'jpg')[i % 2]}" for i in range(20)]
     labels = [i % 2 for i in range(20)]
-    split = ImageSplit.from_files(folder / "pictures", ids, labels=labels, classes=("cat", "dog"))
+    split = ImageSplit.from_files(folder / "images", ids, labels=labels, classes=("cat", "dog"))
     options = {"batch_size": 2, "views": 2, "workers": workers, "cache": FeatureCache(cache)}
     extract_features(TinyEncoder(delay=delay), split, **options).save(folder / name)
 

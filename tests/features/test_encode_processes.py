@@ -16,7 +16,7 @@ from PIL import Image
 
 from encoders.tiny_models import clip
 from rada.features import Features
-from rada.features.processes import Team, part_of
+from rada.features.processes import ProcessGroup, part_of
 
 TIMEOUT = 240
 
@@ -31,7 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Seven pictures, one of them bad, which lies in the second half."""
+    """Seven images, one of them bad, which lies in the second half."""
     random = np.random.default_rng(0)
     for number in range(7):
         folder = tmp_path / "photos" / ("red", "blue")[number // 4]
@@ -39,7 +39,7 @@ def photos(tmp_path: Path) -> Path:
         pixels = random.integers(0, 256, (20, 20, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
     (tmp_path / "photos" / "blue" / "5.png").rename(tmp_path / "photos" / "red" / "5.png")
-    (tmp_path / "photos" / "blue" / "6.png").write_bytes(b"no picture")
+    (tmp_path / "photos" / "blue" / "6.png").write_bytes(b"no image")
     return tmp_path / "photos"
 
 
@@ -111,7 +111,7 @@ def test_two_processes_write_what_one_does(model: Path, photos: Path, tmp_path: 
     assert not list(tmp_path.glob(".two*"))
 
 
-def test_a_bad_picture_in_one_process_ends_both(model: Path, photos: Path, tmp_path: Path) -> None:
+def test_a_bad_image_in_one_process_ends_both(model: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "f.safetensors"
     ends = two("encode", photos, "--model", model, "--no-cache", "--out", out)
     assert [end.returncode for end in ends] == [2, 2], [end.stderr for end in ends]
@@ -129,7 +129,7 @@ def test_bad_input_is_told_once(model: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("total", [0, 1, 7, 63, 64, 65, 1000])
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
-def test_parts_cover_all_pictures_once(total: int, count: int) -> None:
+def test_parts_cover_all_images_once(total: int, count: int) -> None:
     parts = [part_of(total, rank, count) for rank in range(count)]
     assert [k for start, stop in parts for k in range(start, stop)] == list(range(total))
     sizes = [stop - start for start, stop in parts]
@@ -138,8 +138,8 @@ def test_parts_cover_all_pictures_once(total: int, count: int) -> None:
 
 def test_one_process_is_a_team(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "1")
-    team = Team()
-    with team.main_first(), team.together():
+    group = ProcessGroup()
+    with group.main_first(), group.together():
         pass
-    with pytest.raises(KeyError), team.main_first():
+    with pytest.raises(KeyError), group.main_first():
         raise KeyError("own")

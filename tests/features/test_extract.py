@@ -1,4 +1,4 @@
-"""Extraction without its cache: right features, any number of workers, bad pictures, streams."""
+"""Extraction without its cache: right features, any number of workers, bad images, streams."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tiny import DIM, TinyEncoder
 from rada.core.errors import ConfigError, DataError, EncoderError, FeatureError
 from rada.data import ImageSplit
 from rada.features import ViewTransform, extract_features, iter_features
-from rada.features.pictures import SplitReader
+from rada.features.images import SplitReader
 
 QUICK = {"batch_size": 4, "cache": False}
 
@@ -37,7 +37,7 @@ def test_features_are_those_of_the_encoder(encoder, split, workers):
     assert features.encoder == "tiny" and features.encoder_fingerprint == encoder.fingerprint
 
 
-def test_views_depend_on_seed_and_picture_alone(encoder, split):
+def test_views_depend_on_seed_and_image_alone(encoder, split):
     four = extract_features(encoder, split, views=4, seed=1, workers=2, **QUICK).image_features
     other = extract_features(encoder, split, views=4, seed=2, workers=0, **QUICK).image_features
     assert torch.allclose(four[:, 0], other[:, 0], atol=1e-6)
@@ -75,15 +75,15 @@ def test_training_mode_is_neither_used_nor_lost(encoder, split):
 
 @pytest.fixture
 def spoiled(tmp_path, split):
-    (tmp_path / "pictures" / "02.png").write_bytes(b"no picture")
-    (tmp_path / "pictures" / "03.jpg").unlink()
-    content = (tmp_path / "pictures" / "09.jpg").read_bytes()
-    (tmp_path / "pictures" / "09.jpg").write_bytes(content[: len(content) // 3])
+    (tmp_path / "images" / "02.png").write_bytes(b"no image")
+    (tmp_path / "images" / "03.jpg").unlink()
+    content = (tmp_path / "images" / "09.jpg").read_bytes()
+    (tmp_path / "images" / "09.jpg").write_bytes(content[: len(content) // 3])
     return split
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_bad_picture_is_named(encoder, spoiled, workers):
+def test_a_bad_image_is_named(encoder, spoiled, workers):
     with pytest.raises(DataError, match=r"02\.png.*1 more in the same batch.*--skip-bad") as caught:
         extract_features(encoder, spoiled, workers=workers, **QUICK)
     assert len(str(caught.value)) < 400
@@ -91,7 +91,7 @@ def test_a_bad_picture_is_named(encoder, spoiled, workers):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("views", [1, 2])
-def test_bad_pictures_are_skipped_and_counted(encoder, spoiled, workers, views):
+def test_bad_images_are_skipped_and_counted(encoder, spoiled, workers, views):
     features = extract_features(
         encoder, spoiled, workers=workers, skip_bad=True, views=views, **QUICK
     )
@@ -102,13 +102,13 @@ def test_bad_pictures_are_skipped_and_counted(encoder, spoiled, workers, views):
     assert torch.allclose(features.plain(), by_hand(encoder, spoiled.subset(good)), atol=1e-6)
 
 
-def test_only_bad_pictures(encoder, tmp_path):
+def test_only_bad_images(encoder, tmp_path):
     for name in "ab":
         (tmp_path / name).write_bytes(b"")
     split = ImageSplit.from_files(tmp_path, ["a", "b"], labels=[0, 0], classes=("cat",))
-    with pytest.raises(DataError, match="none of the 2 pictures"):
+    with pytest.raises(DataError, match="none of the 2 images"):
         extract_features(encoder, split, skip_bad=True, **QUICK)
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no images"):
         extract_features(encoder, split.subset([]), **QUICK)
 
 
@@ -142,15 +142,15 @@ def test_a_stream_through_workers(encoder, split, workers):
     assert torch.allclose(rows[:, 0], by_hand(encoder, split), atol=1e-6)
 
 
-def test_bad_pictures_of_a_stream(encoder, split, tmp_path):
-    pictures = [split.path(0), tmp_path / "none.png", 3.5, tmp_path, split.path(1)]
-    (batch,) = iter_features(encoder, pictures, cache=False, skip_bad=True)
+def test_bad_images_of_a_stream(encoder, split, tmp_path):
+    images = [split.path(0), tmp_path / "none.png", 3.5, tmp_path, split.path(1)]
+    (batch,) = iter_features(encoder, images, cache=False, skip_bad=True)
     assert batch.indices.tolist() == [0, 4] and batch.features.shape == (2, 1, DIM)
     assert [bad.index for bad in batch.bad] == [1, 2, 3]
     assert "none.png" in batch.bad[0].reason and "3.5" in batch.bad[1].reason
 
 
-def test_pictures_without_files(encoder):
+def test_images_without_files(encoder):
     images = [Image.new("RGB", (30, 24 + i), (i * 20, 10, 200)) for i in range(5)]
     (batch,) = iter_features(encoder, images, cache=False)
     expected = torch.stack([encoder.preprocess(image) for image in images])
@@ -210,7 +210,7 @@ def test_stopping_early_leaves_no_workers(encoder, split):
     assert not multiprocessing.active_children()
 
 
-def test_decoded_pictures_are_kept_between_views(encoder, split):
+def test_decoded_images_are_kept_between_views(encoder, split):
     from rada.features.work import BatchWork, Job
 
     class CountingReader(SplitReader):

@@ -72,7 +72,7 @@ def test_bad_class_selection(features, classes):
         features.select_classes(classes)
 
 
-def test_unlabelled_pictures_are_allowed_in_features_but_not_in_training():
+def test_unlabelled_images_are_allowed_in_features_but_not_in_training():
     assert Features(unit(2, 4), [-1, 0], ("cat",)).labels.tolist() == [-1, 0]
     with pytest.raises(FeatureError, match="label -1 of row 0"):
         check_features(unit(2, 4), None, [-1, 0])

@@ -26,7 +26,7 @@ class TinyEncoder(DualEncoder):
     def __init__(self, seed=0, resize=24, delay=0.0, name="tiny"):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            tower = nn.Sequential(
+            layer = nn.Sequential(
                 nn.Conv2d(3, 8, 5, stride=3),
                 nn.BatchNorm2d(8),
                 nn.ReLU(),
@@ -35,7 +35,7 @@ class TinyEncoder(DualEncoder):
             )
             text = nn.Linear(1, DIM)
         super().__init__(
-            nn.ModuleDict({"image": tower, "text": text}),
+            nn.ModuleDict({"image": layer, "text": text}),
             name=name,
             dim=DIM,
             preprocess=EvalTransform(resize=resize, **PLAIN),
@@ -65,8 +65,8 @@ class TinyEncoder(DualEncoder):
         return "length"
 
 
-def write_pictures(folder, count=20, seed=0):
-    """Write noise pictures of several sizes and formats; return the split of them."""
+def write_images(folder, count=20, seed=0):
+    """Write noise images of several sizes and formats; return the split of them."""
     generator = np.random.default_rng(seed)
     ids = []
     for index in range(count):

@@ -14,11 +14,11 @@ import torch
 from rada.core.errors import FeatureError, StorageError
 from rada.core.output import STATE_FOLDER
 from rada.report import (
-    Cell,
     Page,
     Row,
     Section,
     Table,
+    TableCell,
     Text,
     changed_examples,
     render_page,
@@ -82,8 +82,8 @@ def test_the_page_says_what_was_measured(tmp_path):
         assert f"{100 * result[row]['accuracy']:.1f}" in text
         assert f"{100 * result[row]['ece']:.1f}" in text
     assert f"{result['changed']['wrong_to_right']:,}" in text
-    assert "16 pictures a class" in text
-    assert "400 test pictures" in text
+    assert "16 images a class" in text
+    assert "400 test images" in text
     assert result["command"] in text
     assert "learning_rate" in text
     assert result["environment"]["versions"]["torch"] in text
@@ -111,9 +111,9 @@ def test_the_page_needs_nothing_else(tmp_path):
 
 def test_figures_follow_light_and_dark(tmp_path):
     _, html = written(tmp_path, ["a", "b", "c"])
-    pictures = svgs(html)
-    assert len(pictures) == 6  # bars, shots and training, each for wide and narrow screens
-    for svg in pictures:
+    drawings = svgs(html)
+    assert len(drawings) == 6  # bars, shots and training, each for wide and narrow screens
+    for svg in drawings:
         assert "prefers-color-scheme:dark" in svg
         body = svg.split("</style>", 1)[1]
         assert not set(re.findall(r"#[0-9a-f]{6}\b", body)) - {"#ffffff"}
@@ -145,7 +145,7 @@ def test_any_number_of_classes(tmp_path, count):
     assert ("Each point is a class" in html) == (count > 25)
 
 
-def test_classes_without_pictures_and_a_perfect_model(tmp_path):
+def test_classes_without_images_and_a_perfect_model(tmp_path):
     from rada.evaluation import compare
 
     logits = torch.eye(30)[[0, 1, 2, 2]]
@@ -211,7 +211,7 @@ def test_examples_are_those_that_changed():
 
 def test_blocks_make_other_pages():
     table = Table(
-        "Costs", ["", "s"], [Row("fast & small", [Cell("1.2", "gain")]), Row("slow", ["9"])]
+        "Costs", ["", "s"], [Row("fast & small", [TableCell("1.2", "gain")]), Row("slow", ["9"])]
     )
     html = render_page(Page("Bench <1>", "Two methods.", [Section("Costs", [table, Text("So.")])]))
     reader = read(html)

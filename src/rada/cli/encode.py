@@ -57,12 +57,12 @@ def encode(
     from rada.data import announce, load_class_names, open_dataset
     from rada.encoders import load_encoder
     from rada.features import extract_features
-    from rada.features.processes import OtherProcessError, Team, extract_in_team
+    from rada.features.processes import OtherProcessError, ProcessGroup, extract_in_group
 
     check_seed(seed)  # before anything is loaded
-    team = Team()
+    group = ProcessGroup()
     try:
-        with team.main_first():
+        with group.main_first():
             _check_out(out, overwrite, data)
             dataset = open_dataset(
                 data,
@@ -72,9 +72,9 @@ def encode(
             )
             part = next(iter(dataset.splits)) if split is None else split
             pictures = dataset.split(part)
-            if team.rank == 0:
+            if group.rank == 0:
                 announce(dataset.name, part, pictures)
-            encoder = load_encoder(model, device=team.device(device))
+            encoder = load_encoder(model, device=group.device(device))
         options: dict[str, Any] = {
             "views": views,
             "seed": seed,
@@ -83,11 +83,11 @@ def encode(
             "skip_bad": skip_bad,
         }
         features: Features | None
-        if team.count == 1:
+        if group.count == 1:
             features = extract_features(encoder, pictures, **options)
         else:
-            features = extract_in_team(team, encoder, pictures, out, **options)
-        with team.together():
+            features = extract_in_group(group, encoder, pictures, out, **options)
+        with group.together():
             if features is not None:
                 features = dataclasses.replace(
                     features,

@@ -59,20 +59,20 @@ class Places:
 
     def _check(self, name: str) -> None:
         from rada.core.network import is_web_url
-        from rada.data import expand_pictures, open_dataset
-        from rada.data.scan import has_pictures
+        from rada.data import expand_images, open_dataset
+        from rada.data.scan import has_images
 
         if Path(name).suffix.lower() in _TABLES:
             self._tables[name] = open_dataset(name)
         elif not is_web_url(name) and not (
-            Path(name).expanduser().is_dir() and has_pictures(Path(name).expanduser())
+            Path(name).expanduser().is_dir() and has_images(Path(name).expanduser())
         ):
-            for _ in expand_pictures(name):
+            for _ in expand_images(name):
                 break
 
     def __iter__(self) -> Iterator[ImageLike]:
         from rada.core.network import is_web_url
-        from rada.data import expand_pictures
+        from rada.data import expand_images
 
         for name in self._names:
             if name == "-":
@@ -82,7 +82,7 @@ class Places:
             elif is_web_url(name):
                 yield name
             else:
-                yield from expand_pictures(name)
+                yield from expand_images(name)
 
 
 def _pictures_of(dataset: ImageDataset) -> Iterator[ImageLike]:

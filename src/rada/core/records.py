@@ -39,7 +39,7 @@ class _Record(BaseModel):
 
 
 class _OpenRecord(_Record):
-    """Unknown fields are facts for people, which nothing depends on."""
+    """Unknown fields are there for people, which nothing depends on."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
@@ -120,7 +120,7 @@ class StateRecord(_Record):
 
 
 class FoldRecord(_Record):
-    """What a fold of the choice of a strength counted: right answers, changed ones, images."""
+    """What a fold of the choice of a strength counted: right predictions, changed ones, images."""
 
     key: str
     counts: list[Annotated[list[list[Count] | Count], Field(min_length=3, max_length=3)]]
@@ -145,7 +145,7 @@ class RunStateRecord(_Record):
     scaler: dict[str, Any]
 
 
-class _Judged(_OpenRecord):
+class _Evaluated(_OpenRecord):
     accuracy: Unit
     images: Count
 
@@ -154,11 +154,11 @@ class _Shifted(BaseModel):
     """Test sets by name, and their `mean`."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
-    __pydantic_extra__: dict[str, _Judged | Unit | None]
+    __pydantic_extra__: dict[str, _Evaluated | Unit | None]
 
 
 class _Both(_OpenRecord):
-    in_distribution: _Judged | None
+    in_distribution: _Evaluated | None
     out_of_distribution: _Shifted
 
 
@@ -233,11 +233,11 @@ def check_record(
     try:
         kind.model_validate(values)
     except ValidationError as cause:
-        told = [_told(entry) for entry in cause.errors(include_url=False)]
-        raise error(f"{what} cannot be used: {'; '.join(told[:4])}") from None
+        messages = [_message(entry) for entry in cause.errors(include_url=False)]
+        raise error(f"{what} cannot be used: {'; '.join(messages[:4])}") from None
 
 
-def _told(entry: Any) -> str:
+def _message(entry: Any) -> str:
     name = ".".join(map(str, entry["loc"]))
     if entry["type"] == "missing":
         return f"missing field {name!r}"

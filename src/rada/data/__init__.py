@@ -1,11 +1,11 @@
-"""Pictures and names: data sets of every kind, class names, prompts, few-shot sampling."""
+"""Images and names: data sets of every kind, class names, prompts, few-shot sampling."""
 
 from rada.data.align import fold_name
 from rada.data.bad import find_bad, readable_shots, without_bad
 from rada.data.dataset import ImageDataset, ImageSplit, Skipped
 from rada.data.identity import data_identity
 from rada.data.images import open_image
-from rada.data.loose import expand_pictures, open_images
+from rada.data.loose import expand_images, open_images
 from rada.data.manifest import write_manifest
 from rada.data.naming import Naming, align_classes
 from rada.data.prompts import (
@@ -32,7 +32,7 @@ __all__ = [
     "build_prompts",
     "check_class_names",
     "data_identity",
-    "expand_pictures",
+    "expand_images",
     "few_shot",
     "few_shot_indices",
     "find_bad",

@@ -1,4 +1,4 @@
-"""Arrays as pictures: numpy `(H, W, C)` and torch `(C, H, W)`, with documented ranges of values."""
+"""Arrays as images: numpy `(H, W, C)` and torch `(C, H, W)`, with documented ranges of values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finding pictures that cannot be read, before anything is spent on them."""
+"""Finding images that cannot be read, before anything is spent on them."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def find_bad(
     name: str = "",
     progress: bool | None = None,
 ) -> dict[int, Skipped]:
-    """Decode pictures and return those that cannot be read.
+    """Decode images and return those that cannot be read.
 
     Args:
-        split: The pictures.
+        split: The images.
         indices: Which of them; all by default.
         name: What the split is called in the result.
         progress: Show a bar; None shows it on a terminal only.
 
     Returns:
-        For each bad picture its index, key and reason, in the order of `indices`.
+        For each bad image its index, key and reason, in the order of `indices`.
 
     Example:
         >>> split = ImageSplit.from_files("/nowhere", ["1.jpg"])
@@ -50,32 +50,32 @@ def find_bad(
 
     # Threads are enough: Pillow decodes outside the interpreter's lock.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        answers = track(
-            threads.map(reason, chosen), "Checking pictures", total=len(chosen), enabled=progress
+        reasons = track(
+            threads.map(reason, chosen), "Checking images", total=len(chosen), enabled=progress
         )
         return {
-            index: Skipped(name, split.ids[index], answer)
-            for index, answer in zip(chosen, answers, strict=True)
-            if answer is not None
+            index: Skipped(name, split.ids[index], found)
+            for index, found in zip(chosen, reasons, strict=True)
+            if found is not None
         }
 
 
 def without_bad(
     split: ImageSplit, *, name: str = "", progress: bool | None = None
 ) -> tuple[ImageSplit, tuple[Skipped, ...]]:
-    """Return the pictures that can be read, and the others with the reason.
+    """Return the images that can be read, and the others with the reason.
 
-    Decodes every picture once; where only a few shots are needed, `readable_shots` is quicker.
+    Decodes every image once; where only a few shots are needed, `readable_shots` is quicker.
 
     Raises:
-        DataError: If a class has no picture left, or no picture is left at all.
+        DataError: If a class has no image left, or no image is left at all.
     """
     bad = find_bad(split, name=name, progress=progress)
     kept = split.subset(np.setdiff1d(np.arange(len(split)), list(bad)))
     emptied = np.flatnonzero((split.counts() > 0) & (kept.counts() == 0)).tolist()
     if emptied or (bad and not len(kept)):
         of = f" of the class {split.classes[emptied[0]]!r}" if emptied else ""
-        raise DataError(f"no picture{of} can be read; the first: {next(iter(bad.values())).reason}")
+        raise DataError(f"no image{of} can be read; the first: {next(iter(bad.values())).reason}")
     return kept, tuple(bad.values())
 
 
@@ -87,15 +87,15 @@ def readable_shots(
     allow_fewer: bool = False,
     progress: bool | None = None,
 ) -> tuple[ImageSplit, tuple[Skipped, ...]]:
-    """Draw shots as `few_shot` does, with the next picture in place of each that cannot be read.
+    """Draw shots as `few_shot` does, with the next image in place of each that cannot be read.
 
-    Only the pictures drawn are decoded, however many there are.
+    Only the images drawn are decoded, however many there are.
 
     Returns:
-        The shots, and the bad pictures that were met.
+        The shots, and the bad images that were met.
 
     Raises:
-        DataError: If a class has too few pictures that can be read; the message names it.
+        DataError: If a class has too few images that can be read; the message names it.
     """
     left = np.arange(len(split))
     good: set[int] = set()

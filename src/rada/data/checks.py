@@ -60,7 +60,7 @@ def without_missing(dataset: ImageDataset, *, skip: bool) -> ImageDataset:
         shown = "; ".join(entry.reason for entry in skipped[:5])
         more = f"; and {len(skipped) - 5} more" if len(skipped) > 5 else ""
         raise DataError(
-            f"{len(skipped)} of the pictures of {dataset.name!r} are missing or cannot be used: "
+            f"{len(skipped)} of the images of {dataset.name!r} are missing or cannot be used: "
             f"{shown}{more} "
             "(--skip-bad goes on without them)"
         )
@@ -69,14 +69,14 @@ def without_missing(dataset: ImageDataset, *, skip: bool) -> ImageDataset:
     emptied = np.flatnonzero((left == 0) & (had > 0)).tolist()
     if emptied:
         raise DataError(
-            f"the class {dataset.classes[emptied[0]]!r} of {dataset.name!r} has no picture left: "
+            f"the class {dataset.classes[emptied[0]]!r} of {dataset.name!r} has no image left: "
             f"{skipped[0].reason}"
         )
     return dataclasses.replace(dataset, splits=splits, skipped=tuple(skipped))
 
 
 def _why_missing(split: ImageSplit, index: int) -> str:
-    explain = getattr(split.source, "explain", None)  # sources whose pictures are no files have one
+    explain = getattr(split.source, "explain", None)  # sources whose images are no files have one
     return str(explain(index)) if explain else f"{str(split.path(index))!r} does not exist"
 
 
@@ -151,6 +151,6 @@ def check_splits(dataset: ImageDataset, *, min_classes: int, allow_unseen: bool)
         unseen = np.flatnonzero((split.counts() > 0) & (train.counts() == 0)).tolist()
         if unseen:
             raise DataError(
-                f"the class {dataset.classes[unseen[0]]!r} of {dataset.name!r} has pictures in {name} but "
+                f"the class {dataset.classes[unseen[0]]!r} of {dataset.name!r} has images in {name} but "
                 f"none in train: add some, or open {name} alone"
             )

@@ -1,4 +1,4 @@
-"""What a data set is: ordered splits of labelled pictures that share their classes."""
+"""What a data set is: ordered splits of labelled images that share their classes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 
 from rada.core.errors import DataError
 from rada.data.prompts import DEFAULT_TEMPLATE
-from rada.data.sources import FileSource, Source, id_bytes
+from rada.data.sources import FileSource, ImageSource, id_bytes
 
 __all__ = ["ImageDataset", "ImageSplit", "Skipped"]
 
@@ -30,7 +30,7 @@ def _as_integers(labels: ArrayLike) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, eq=False)
 class ImageSplit:
-    """An ordered, indexable set of labelled pictures, which are opened when they are asked for.
+    """An ordered, indexable set of labelled images, which are opened when they are asked for.
 
     It is small (names and an array) and can be pickled, so `torch.utils.data.DataLoader` workers may
     have it.
@@ -38,7 +38,7 @@ class ImageSplit:
     Attributes:
         classes: Display names; the index is the label.
         labels: (N,) int64; -1 stands for "no label".
-        source: Where the pictures come from.
+        source: Where the images come from.
 
     Example:
         >>> split = ImageSplit.from_files(".", ["a/1.jpg", "b/1.jpg"], labels=[0, 1], classes=["a", "b"])
@@ -48,7 +48,7 @@ class ImageSplit:
 
     classes: tuple[str, ...]
     labels: NDArray[np.int64]
-    source: Source
+    source: ImageSource
 
     def __post_init__(self) -> None:
         labels = _as_integers(self.labels)
@@ -56,7 +56,7 @@ class ImageSplit:
         object.__setattr__(self, "labels", labels)
         object.__setattr__(self, "classes", tuple(self.classes))
         if len(labels) != len(self.source.ids):
-            raise DataError(f"there are {len(labels)} labels for {len(self.source.ids)} pictures")
+            raise DataError(f"there are {len(labels)} labels for {len(self.source.ids)} images")
         if len(labels) and not -1 <= labels.min() <= labels.max() < len(self.classes):
             wrong = labels[(labels < -1) | (labels >= len(self.classes))][0]
             raise DataError(
@@ -77,7 +77,7 @@ class ImageSplit:
 
         Args:
             root: The folder that `ids` are relative to.
-            ids: Path of each picture, with `/`.
+            ids: Path of each image, with `/`.
             labels: (N,) integers; None for no labels.
             classes: Display names.
 
@@ -89,14 +89,14 @@ class ImageSplit:
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """Stable key of each picture: its path relative to the data set's root, or `split/index`."""
+        """Stable key of each image: its path relative to the data set's root, or `split/index`."""
         return self.source.ids
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def load(self, index: int) -> Image.Image:
-        """Return one picture: RGB, upright, fully decoded.
+        """Return one image: RGB, upright, fully decoded.
 
         Raises:
             DataError: If it cannot be read; the message names the file.
@@ -112,14 +112,14 @@ class ImageSplit:
         return self.source.digest(index)
 
     def path(self, index: int) -> Path | None:
-        """Return the file of one picture, or None where it has no file of its own."""
+        """Return the file of one image, or None where it has no file of its own."""
         return self.source.path(index)
 
     def subset(self, indices: ArrayLike) -> ImageSplit:
-        """Return the pictures at `indices`, in that order, with all classes kept.
+        """Return the images at `indices`, in that order, with all classes kept.
 
         Args:
-            indices: (n,) integers, or (N,) booleans that say which pictures to keep.
+            indices: (n,) integers, or (N,) booleans that say which images to keep.
 
         Raises:
             DataError: If a mask is not as long as the split.
@@ -127,13 +127,13 @@ class ImageSplit:
         rows = np.asarray(indices).reshape(-1)
         if rows.dtype == bool:
             if len(rows) != len(self):
-                raise DataError(f"a mask of {len(rows)} does not fit {len(self)} pictures")
+                raise DataError(f"a mask of {len(rows)} does not fit {len(self)} images")
             rows = np.flatnonzero(rows)
         rows = rows.astype(np.int64)
         return dataclasses.replace(self, labels=self.labels[rows], source=self.source.take(rows))
 
     def select_classes(self, classes: Sequence[int], relabel: bool = True) -> ImageSplit:
-        """Return the pictures of some classes only.
+        """Return the images of some classes only.
 
         Args:
             classes: Labels to keep.
@@ -162,13 +162,13 @@ class ImageSplit:
         return dataclasses.replace(self, classes=names, labels=lookup[self.labels])
 
     def align(self, classes: Sequence[str]) -> ImageSplit:
-        """Return the same pictures with labels that count in another list of the same class names.
+        """Return the same images with labels that count in another list of the same class names.
 
         Args:
             classes: Display names; may hold more than the split's own.
 
         Raises:
-            DataError: If pictures belong to a class that `classes` lacks.
+            DataError: If images belong to a class that `classes` lacks.
 
         Example:
             >>> split = ImageSplit.from_files(".", ["1.jpg"], labels=[0], classes=["cat"])
@@ -180,14 +180,14 @@ class ImageSplit:
         missing = [self.classes[label] for label in used if self.classes[label] not in position]
         if missing:
             raise DataError(
-                f"pictures belong to classes that are not among the {len(position)} given: "
+                f"images belong to classes that are not among the {len(position)} given: "
                 f"{', '.join(map(repr, missing[:10]))}"
             )
         lookup = np.array([position.get(name, -1) for name in self.classes] + [-1], dtype=np.int64)
         return dataclasses.replace(self, classes=tuple(classes), labels=lookup[self.labels])
 
     def rename(self, classes: Sequence[str]) -> ImageSplit:
-        """Return the same pictures and labels under other class names, one for each.
+        """Return the same images and labels under other class names, one for each.
 
         Raises:
             DataError: If the number of names differs.
@@ -197,7 +197,7 @@ class ImageSplit:
         return dataclasses.replace(self, classes=tuple(classes))
 
     def counts(self) -> NDArray[np.int64]:
-        """Return the number of pictures of each class, (K,) int64."""
+        """Return the number of images of each class, (K,) int64."""
         labels = self.labels[self.labels >= 0]
         return np.bincount(labels, minlength=len(self.classes)).astype(np.int64)
 
@@ -205,7 +205,7 @@ class ImageSplit:
         """Return a hash of the contents, labels and class names, in order.
 
         Raises:
-            DataError: If a picture cannot be read.
+            DataError: If an image cannot be read.
         """
         state = hashlib.blake2b(digest_size=20)
         for name in self.classes:
@@ -216,7 +216,7 @@ class ImageSplit:
         return state.hexdigest()
 
     def manifest(self) -> list[dict[str, Any]]:
-        """Return one `{"id", "path", "label", "class"}` for each picture, for writing out."""
+        """Return one `{"id", "path", "label", "class"}` for each image, for writing out."""
         return list(self._records())
 
     def _records(self) -> Iterator[dict[str, Any]]:
@@ -232,7 +232,7 @@ class ImageSplit:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A picture that was left out because it is bad.
+    """An image that was left out because it is bad.
 
     Attributes:
         split: The split it belonged to.
@@ -255,7 +255,7 @@ class ImageDataset:
         templates: Prompt templates, each with `{}` for the class name.
         splits: "train", "val" and "test" as far as they exist, or "all".
         keys: What each class is called in the data (folder name, label in a table).
-        skipped: Bad pictures that were left out because this was asked for.
+        skipped: Bad images that were left out because this was asked for.
         unnamed: Why class names must be given: the data has none, and the user should be told how;
             "" where it has.
     """

@@ -42,7 +42,7 @@ def data_identity(split: ImageSplit, *, progress: bool | None = False) -> str:
     state.update(split.labels.astype("<i8").tobytes())
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         found = threads.map(digest, range(len(split)))
-        told = track(found, "Reading images", total=len(split), enabled=progress)
-        for key, content in zip(split.ids, told, strict=True):
+        contents = track(found, "Reading images", total=len(split), enabled=progress)
+        for key, content in zip(split.ids, contents, strict=True):
             state.update(id_bytes(key) + b"\0" + content + b"\0")
     return state.hexdigest()

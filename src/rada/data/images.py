@@ -1,4 +1,4 @@
-"""Opening pictures: the only place of the package where a picture file is decoded."""
+"""Opening images: the only place of the package where an image file is decoded."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ IMAGE_SUFFIXES = frozenset(
     ".avif .bmp .dib .gif .heic .heif .hif .j2k .jfif .jp2 .jpe .jpeg .jpg .mpo .pbm .pgm .png .pnm"
     " .ppm .tif .tiff .webp".split()
 )
-"""File name endings, in lower case, that count as pictures when a folder is listed."""
+"""File name endings, in lower case, that count as images when a folder is listed."""
 
 MAX_PIXELS = 2**28
 """Most pixels that are decoded: 268 million, 0.8 GB as RGB; enough for 40,000 x 6,700."""
@@ -94,7 +94,7 @@ _quiet_pillow = _QuietPillow()
 
 
 def open_image(source: ImageLike, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Open one picture, decode it fully and return it as RGB, the same from a file and from memory.
+    """Open one image, decode it fully and return it as RGB, the same from a file and from memory.
 
     The first frame of an animation is taken, the EXIF rotation applied, transparency composited on
     white, and 16-bit, 32-bit and float grey scaled to 8 bits. Above 33 million pixels it is taken at
@@ -107,18 +107,18 @@ def open_image(source: ImageLike, *, max_pixels: int = MAX_PIXELS) -> Image.Imag
         max_pixels: Most pixels to decode.
 
     Returns:
-        A picture of mode RGB, without any link to the file; `source` itself is never changed.
+        An image of mode RGB, without any link to the file; `source` itself is never changed.
 
     Raises:
-        DataError: If there is no such file, or it is no picture, is truncated, has no pixels or more
+        DataError: If there is no such file, or it is no image, is truncated, has no pixels or more
             than `max_pixels`; the message names it.
 
     Example:
         >>> import io
         >>> buffer = io.BytesIO()
         >>> Image.new("LA", (4, 2), (0, 0)).save(buffer, "PNG")
-        >>> picture = open_image(buffer)
-        >>> picture.mode, picture.size, picture.getpixel((0, 0))
+        >>> image = open_image(buffer)
+        >>> image.mode, image.size, image.getpixel((0, 0))
         ('RGB', (4, 2), (255, 255, 255))
         >>> open_image(np.zeros((2, 4, 3), np.uint8)).size
         (4, 2)
@@ -130,13 +130,13 @@ def open_image(source: ImageLike, *, max_pixels: int = MAX_PIXELS) -> Image.Imag
         raise
     except UnidentifiedImageError as error:
         raise DataError(
-            f"{name} is not a picture that can be read; the formats are {', '.join(_FORMATS)}"
+            f"{name} is not an image that can be read; the formats are {', '.join(_FORMATS)}"
         ) from error
     except MemoryError as error:
         raise DataError(f"{name} does not fit into memory; make it smaller") from error
     # Damaged files make Pillow's plugins raise nearly anything: struct.error, SyntaxError, KeyError.
     except Exception as error:
-        raise DataError(f"{name} cannot be read as a picture: {error}") from error
+        raise DataError(f"{name} cannot be read as an image: {error}") from error
 
 
 def _open(source: Any, name: str, max_pixels: int) -> Image.Image:
@@ -170,7 +170,7 @@ def _name(source: object) -> str:
     if isinstance(source, str | os.PathLike):
         return repr(os.fsdecode(source))
     named = getattr(source, "name", None) or getattr(source, "filename", None)
-    return repr(named or "the picture")
+    return repr(named or "the image")
 
 
 def _check_file(path: Path, name: str) -> None:
@@ -181,7 +181,7 @@ def _check_file(path: Path, name: str) -> None:
     except OSError as error:
         raise DataError(f"{name} cannot be read: {error.strerror or error}") from error
     if stat.S_ISDIR(status.st_mode):
-        raise DataError(f"{name} is a folder, not a picture")
+        raise DataError(f"{name} is a folder, not an image")
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
         raise DataError(f"{name} is not a regular file")
     if status.st_size == 0:
@@ -210,7 +210,7 @@ def _decode(stream: BinaryIO | io.BytesIO, name: str, max_pixels: int) -> Image.
 def _finish(
     image: Image.Image, name: str, max_pixels: int, full: tuple[int, int] | None = None
 ) -> Image.Image:
-    """Make an opened picture, decoded or not, upright RGB of a bounded size."""
+    """Make an opened image, decoded or not, upright RGB of a bounded size."""
     width, height = full or image.size
     if min(image.size) < 1:
         raise DataError(f"{name} has no pixels: its size is {width} x {height}")
@@ -255,9 +255,9 @@ def _draft(image: Image.Image, max_pixels: int) -> None:
 
 
 def _shrunk(image: Image.Image) -> Image.Image:
-    """Convert a large decoded picture to a fraction of its size, strip by strip.
+    """Convert a large decoded image to a fraction of its size, strip by strip.
 
-    Whole, a copy of each step would be as large again as the decoded picture.
+    Whole, a copy of each step would be as large again as the decoded image.
     """
     factor = _fraction(*image.size, 2 * _LARGE)
     grey = _grey_range(image) if _is_deep(image) else None
@@ -272,7 +272,7 @@ def _shrunk(image: Image.Image) -> Image.Image:
 
 @contextlib.contextmanager
 def _one_at_a_time() -> Iterator[None]:
-    """Let the processes and threads of a user decode large pictures one by one.
+    """Let the processes and threads of a user decode large images one by one.
 
     Each takes a gigabyte for a moment, and there may be as many workers as cores. The lock is the
     operating system's, so that a worker that is killed gives it back.
@@ -288,7 +288,7 @@ def _one_at_a_time() -> Iterator[None]:
 
 
 def _upright(rgb: Image.Image, image: Image.Image) -> Image.Image:
-    """Turn the RGB form of a picture as the tags of the picture say."""
+    """Turn the RGB form of an image as the tags of the image say."""
     # A damaged EXIF block says nothing about the pixels, which were decoded well.
     with contextlib.suppress(Exception):
         orientation = image.getexif().get(_ORIENTATION, 1)
@@ -309,14 +309,14 @@ def _limit_aspect(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image, grey: tuple[float, float] | None = None) -> Image.Image:
-    """Convert a decoded picture of any mode to RGB.
+    """Convert a decoded image of any mode to RGB.
 
     Args:
-        image: The picture; transparency is composited on white, and grey of more than 8 bits scaled.
+        image: The image; transparency is composited on white, and grey of more than 8 bits scaled.
         grey: What is black and white in grey of more than 8 bits; None finds it out.
 
     Returns:
-        A picture of mode RGB; `image` itself is never changed.
+        An image of mode RGB; `image` itself is never changed.
 
     Example:
         >>> to_rgb(Image.fromarray(np.full((1, 1), 65535, dtype=np.uint16))).getpixel((0, 0))

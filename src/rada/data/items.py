@@ -1,4 +1,4 @@
-"""Data sets whose items are `(picture, label)`, as torchvision has them: their labels and names."""
+"""Data sets whose items are `(image, label)`, as torchvision has them: their labels and names."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _NAMES = ("classes", "categories", "all_categories")
 
 
 def item_labels(name: str, items: Any) -> NDArray[np.int64]:
-    """Return the label of each item, without decoding pictures where the data set keeps a list.
+    """Return the label of each item, without decoding images where the data set keeps a list.
 
     Args:
         name: What to call the data set in messages.
         items: A data set of torchvision.
 
     Raises:
-        DataError: If its items are not pictures of one class each.
+        DataError: If its items are not images of one class each.
     """
     _check_item(name, items)
     kept = _kept_labels(items)
@@ -37,17 +37,17 @@ def item_labels(name: str, items: Any) -> NDArray[np.int64]:
         return _as_labels(name, [items[index][1] for index in range(len(items))])
     labels = _as_labels(name, kept)
     for index in {0, len(items) - 1} if len(items) else ():
-        with contextlib.suppress(Exception):  # a bad picture, which is reported when it is loaded
+        with contextlib.suppress(Exception):  # a bad image, which is reported when it is loaded
             if _as_labels(name, [items[index][1]])[0] != labels[index]:  # an option chose others
                 return _as_labels(name, [items[index][1] for index in range(len(items))])
     return labels
 
 
 def _check_item(name: str, items: Any) -> None:
-    """Check by its first item that a data set is one of pictures and classes."""
+    """Check by its first item that a data set is one of images and classes."""
     try:
         first = items[0]
-    except Exception:  # an empty set, or a bad picture, which is reported when it is loaded
+    except Exception:  # an empty set, or a bad image, which is reported when it is loaded
         return
     if (
         not isinstance(first, tuple)
@@ -57,7 +57,7 @@ def _check_item(name: str, items: Any) -> None:
     ):
         kinds = [type(part).__name__ for part in first] if isinstance(first, tuple) else [first]
         shown = ", ".join(map(str, kinds)) if isinstance(first, tuple) else type(first).__name__
-        raise DataError(f"{name} does not have one class for each picture: its items are ({shown})")
+        raise DataError(f"{name} does not have one class for each image: its items are ({shown})")
 
 
 def _is_integer(value: Any) -> bool:
@@ -89,11 +89,11 @@ def _are_pairs(values: Any, count: int) -> TypeGuard[list[tuple[Any, Any]]]:
 
 
 def _as_labels(name: str, values: list[Any]) -> NDArray[np.int64]:
-    """Return (N,) int64; None is -1, the label of pictures without one."""
+    """Return (N,) int64; None is -1, the label of images without one."""
     try:
         labels = [-1 if value is None else operator.index(value) for value in values]
     except TypeError as error:
-        raise DataError(f"{name} does not have one class for each picture") from error
+        raise DataError(f"{name} does not have one class for each image") from error
     return np.array(labels, dtype=np.int64)
 
 

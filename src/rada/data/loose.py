@@ -1,4 +1,4 @@
-"""Pictures without labels: files and folders that somebody wants answers for."""
+"""Images without labels: files and folders that somebody wants predictions for."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from pathlib import Path
 from rada.core.errors import DataError
 from rada.core.network import refuse_other_urls
 from rada.data.dataset import ImageSplit
-from rada.data.scan import list_pictures, warn_of_skipped
+from rada.data.scan import list_images, warn_of_skipped
 
-__all__ = ["expand_pictures", "open_images"]
+__all__ = ["expand_images", "open_images"]
 
 
-def expand_pictures(path: str | Path) -> Iterator[Path]:
-    """Yield a file itself, or the pictures below a folder in natural order.
+def expand_images(path: str | Path) -> Iterator[Path]:
+    """Yield a file itself, or the images below a folder in natural order.
 
     Raises:
-        DataError: If the path does not exist or the folder holds no picture.
+        DataError: If the path does not exist or the folder holds no image.
     """
     refuse_other_urls(str(path))
     place = Path(path).expanduser()
     if place.is_dir():
         skipped: list[str] = []
-        names = list_pictures(place, skipped=skipped)
+        names = list_images(place, skipped=skipped)
         warn_of_skipped(place, skipped)
         if not names:
-            raise DataError(f"the folder {str(path)!r} holds no picture")
+            raise DataError(f"the folder {str(path)!r} holds no image")
         yield from (place / name for name in names)
     elif place.exists():
         yield place
@@ -35,12 +35,12 @@ def expand_pictures(path: str | Path) -> Iterator[Path]:
 
 
 def open_images(paths: Iterable[str | Path]) -> ImageSplit:
-    """Return files, and the pictures below folders, as a split without labels.
+    """Return files, and the images below folders, as a split without labels.
 
     Raises:
-        DataError: If a path does not exist, a folder holds no picture, or there is nothing.
+        DataError: If a path does not exist, a folder holds no image, or there is nothing.
     """
-    found = [str(picture) for path in paths for picture in expand_pictures(path)]
+    found = [str(image) for path in paths for image in expand_images(path)]
     if not found:
-        raise DataError("there are no pictures to open")
+        raise DataError("there are no images to open")
     return ImageSplit.from_files(".", found)

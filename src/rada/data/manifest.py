@@ -1,4 +1,4 @@
-"""Writing down which pictures, labels and splits a run used."""
+"""Writing down which images, labels and splits a run used."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _SUFFIXES = (".csv", ".json", ".jsonl")
 
 
 def write_manifest(path: str | Path, splits: Mapping[str, ImageSplit]) -> None:
-    """Write one row for each picture: id, path, label, class and split.
+    """Write one row for each image: id, path, label, class and split.
 
-    The file can be opened as a table again where the pictures are files and all have a label.
+    The file can be opened as a table again where the images are files and all have a label.
 
     Args:
         path: A file that ends in `.csv`, `.jsonl` or `.json`.

@@ -232,13 +232,13 @@ def _check_mapping(found: Sequence[str], keys: Sequence[str], given: Mapping[str
     named = {fold_name(key) for key in given}
     own = [(fold_name(key), fold_name(name)) for key, name in zip(keys, found, strict=True)]
     known = {part for pair in own for part in pair}
-    strangers = [key for key in given if fold_name(key) not in known]
+    unknown = [key for key in given if fold_name(key) not in known]
     unnamed = [key for key, pair in zip(keys, own, strict=True) if not named & set(pair)]
-    if strangers and unnamed:
-        close = difflib.get_close_matches(strangers[0], unnamed, n=1)
+    if unknown and unnamed:
+        close = difflib.get_close_matches(unknown[0], unnamed, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise DataError(
-            f"a class name is given for {strangers[0]!r}, which is none of the classes "
+            f"a class name is given for {unknown[0]!r}, which is none of the classes "
             f"{some_names(keys)}{hint}, and none for {unnamed[0]!r}"
         )
 

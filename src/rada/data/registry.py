@@ -120,10 +120,10 @@ def open_dataset(
             candidates that are matched by name (numbers are places in it, from 0), or a JSON file
             with either; see `Naming`. Default: the folder names with `_` as a space.
         templates: Prompt templates, or a JSON file with them; default: the data set's own.
-        skip_bad: Leave out pictures whose file is missing, instead of stopping, and count them in
-            `ImageDataset.skipped`. No picture is opened here; see `find_bad`.
+        skip_bad: Leave out images whose file is missing, instead of stopping, and count them in
+            `ImageDataset.skipped`. No image is opened here; see `find_bad`.
         min_classes: Fewest classes that are good enough.
-        allow_unseen: Whether `val` and `test` may have classes without a picture in `train`.
+        allow_unseen: Whether `val` and `test` may have classes without an image in `train`.
 
     Returns:
         The data set; nothing but names has been read yet.

@@ -1,4 +1,4 @@
-"""Few-shot sampling that depends on the seed and the pictures' keys alone."""
+"""Few-shot sampling that depends on the seed and the images' keys alone."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def few_shot_indices(
     classes: Sequence[str],
     allow_fewer: bool = False,
 ) -> NDArray[np.int64]:
-    """Draw pictures of each class.
+    """Draw images of each class.
 
-    The pictures of a class are ranked by a hash of the seed and their keys, and the first `shots`
-    are taken. So the draw depends neither on the order of the pictures nor on the other
+    The images of a class are ranked by a hash of the seed and their keys, and the first `shots`
+    are taken. So the draw depends neither on the order of the images nor on the other
     classes, and 4 shots contain the 2 shots of the same seed.
 
     Args:
         labels: `(N,)`; -1 is never drawn.
         ids: N stable keys.
-        shots: Pictures a class.
-        seed: Chooses the pictures.
+        shots: Images a class.
+        seed: Chooses the images.
         classes: K names, for messages.
         allow_fewer: Whether a class may have fewer; it then gives all it has.
 
@@ -44,7 +44,7 @@ def few_shot_indices(
         Indices in ascending order of label, then of rank.
 
     Raises:
-        DataError: If `shots` is below 1 or a class has too few pictures; the message names it.
+        DataError: If `shots` is below 1 or a class has too few images; the message names it.
         ConfigError: If the seed is out of range.
 
     Example:
@@ -53,14 +53,14 @@ def few_shot_indices(
     """
     shots, seed = check_count(shots, "shots", error=DataError), check_seed(seed)
     if not (labels >= 0).any():
-        raise DataError("there are no labelled pictures to draw shots from")
+        raise DataError("there are no labelled images to draw shots from")
     counts = np.bincount(labels[labels >= 0], minlength=len(classes))
     lacking = [f"{classes[k]!r} has {counts[k]}" for k in np.flatnonzero(counts < shots).tolist()]
     if lacking and not allow_fewer:
         more = "" if len(lacking) <= 5 else f" and {len(lacking) - 5} more classes"
         raise DataError(
-            f"{shots} shots need {shots} pictures of every class, but {', '.join(lacking[:5])}{more}: "
-            "add pictures, ask for fewer shots, or go on with what there is "
+            f"{shots} shots need {shots} images of every class, but {', '.join(lacking[:5])}{more}: "
+            "add images, ask for fewer shots, or go on with what there is "
             "(--allow-fewer, allow_fewer=True)"
         )
     labelled = np.flatnonzero(labels >= 0)
@@ -79,10 +79,10 @@ def _rank(seed: int, key: str) -> bytes:
 
 
 def few_shot(split: ImageSplit, shots: int, seed: int, *, allow_fewer: bool = False) -> ImageSplit:
-    """Return `shots` pictures of each class; see `few_shot_indices`.
+    """Return `shots` images of each class; see `few_shot_indices`.
 
     Raises:
-        DataError: If a class has too few pictures; the message names it.
+        DataError: If a class has too few images; the message names it.
 
     Example:
         >>> split = ImageSplit.from_files(".", ["1.jpg", "2.jpg"], labels=[0, 0], classes=["cat"])

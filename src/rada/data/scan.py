@@ -1,4 +1,4 @@
-"""Listing pictures in folders, in an order that does not depend on the file system."""
+"""Listing images in folders, in an order that does not depend on the file system."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rada.core.warn import warn
 from rada.data.images import IMAGE_SUFFIXES
 
 __all__ = [
-    "has_pictures",
+    "has_images",
     "is_folder",
-    "is_picture",
+    "is_image",
     "list_folders",
-    "list_pictures",
+    "list_images",
     "natural_key",
     "warn_of_skipped",
 ]
@@ -55,11 +55,11 @@ def natural_key(name: str) -> tuple[list[str | tuple[int, str]], str]:
     return parts, name  # the name itself breaks ties such as 1 and 01
 
 
-def is_picture(name: str) -> bool:
-    """Return whether a file name ends like a picture's and is not hidden.
+def is_image(name: str) -> bool:
+    """Return whether a file name ends like an image's and is not hidden.
 
     Example:
-        >>> is_picture("a.JPG"), is_picture("._a.jpg"), is_picture("notes.txt")
+        >>> is_image("a.JPG"), is_image("._a.jpg"), is_image("notes.txt")
         (True, False, False)
     """
     return not _hidden(name) and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122
@@ -102,12 +102,12 @@ def list_folders(folder: Path) -> list[str]:
     return [entry.name for entry in _entries(folder) if _is_folder(entry)]
 
 
-def list_pictures(
+def list_images(
     folder: Path, *, recursive: bool = True, skipped: list[str] | None = None
 ) -> list[str]:
-    """Return the pictures below a folder, as paths relative to it with `/`, in natural order.
+    """Return the images below a folder, as paths relative to it with `/`, in natural order.
 
-    Hidden files and folders and files that are no pictures by their name are left out. Links are
+    Hidden files and folders and files that are no images by their name are left out. Links are
     followed, loops of links are not.
 
     Args:
@@ -134,8 +134,8 @@ def warn_of_skipped(folder: Path, skipped: Sequence[str]) -> None:
         )
 
 
-def has_pictures(folder: Path) -> bool:
-    """Return whether any picture lies below a folder; stops at the first.
+def has_images(folder: Path) -> bool:
+    """Return whether any image lies below a folder; stops at the first.
 
     Raises:
         DataError: If `folder` does not exist or cannot be read.
@@ -153,7 +153,7 @@ def _walk(
     for entry in _entries(folder):
         if _is_folder(entry):
             folders.append(entry.name)
-        elif is_picture(entry.name):
+        elif is_image(entry.name):
             yield prefix + entry.name
         elif skipped is not None and os.path.splitext(entry.name)[1].lower() in _OTHER_IMAGES:  # noqa: PTH122
             skipped.append(prefix + entry.name)

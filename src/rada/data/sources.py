@@ -1,4 +1,4 @@
-"""Where the pictures of a split come from: files, or a data set that another library reads."""
+"""Where the images of a split come from: files, or a data set that another library reads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image
 from rada.core.errors import DataError
 from rada.data.images import open_image
 
-__all__ = ["FileSource", "IndexedSource", "PackedSource", "Source", "id_bytes"]
+__all__ = ["FileSource", "ImageSource", "IndexedSource", "PackedSource", "id_bytes"]
 
 _DIGEST_SIZE = 20
 
@@ -30,61 +30,61 @@ def id_bytes(text: str) -> bytes:
         return text.encode("utf-8", "surrogatepass")
 
 
-class Source(Protocol):
-    """A sequence of pictures that can be pickled; see `ImageSplit` for the methods."""
+class ImageSource(Protocol):
+    """A sequence of images that can be pickled; see `ImageSplit` for the methods."""
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """Stable key of each picture."""
+        """Stable key of each image."""
 
     def load(self, index: int) -> Image.Image:
-        """Return one picture as RGB."""
+        """Return one image as RGB."""
 
     def digest(self, index: int) -> str:
-        """Return a hash of one picture's content."""
+        """Return a hash of one image's content."""
 
     def path(self, index: int) -> Path | None:
-        """Return the file of one picture."""
+        """Return the file of one image."""
 
     def missing(self) -> list[int]:
-        """Return the indices of the pictures whose file does not exist."""
+        """Return the indices of the images whose file does not exist."""
 
-    def take(self, rows: NDArray[np.int64]) -> Source:
-        """Return the pictures at `rows`."""
+    def take(self, rows: NDArray[np.int64]) -> ImageSource:
+        """Return the images at `rows`."""
 
 
 @runtime_checkable
 class PackedSource(Protocol):
-    """What a source has besides where its pictures are files within other files.
+    """What a source has besides where its images are files within other files.
 
-    `explain(index)` may say why a picture is among the missing ones.
+    `explain(index)` may say why an image is among the missing ones.
     """
 
     def read(self, index: int) -> bytes:
-        """Return the bytes of one picture's file, those that its digest is of."""
+        """Return the bytes of one image's file, those that its digest is of."""
 
     def name(self, index: int) -> str:
-        """Return what to call the picture in messages."""
+        """Return what to call the image in messages."""
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """Pictures in files.
+    """Images in files.
 
     Attributes:
         root: Absolute folder.
-        ids: Path of each picture relative to `root`, or absolute.
+        ids: Path of each image relative to `root`, or absolute.
     """
 
     root: Path
     ids: tuple[str, ...]
 
     def path(self, index: int) -> Path:
-        """Return the file of one picture."""
+        """Return the file of one image."""
         return self.root / self.ids[index]
 
     def load(self, index: int) -> Image.Image:
-        """Return one picture as RGB."""
+        """Return one image as RGB."""
         return open_image(self.path(index))
 
     def digest(self, index: int) -> str:
@@ -100,7 +100,7 @@ class FileSource:
         return digest.hexdigest()
 
     def missing(self) -> list[int]:
-        """Return the indices of the pictures whose file does not exist."""
+        """Return the indices of the images whose file does not exist."""
         root = str(self.root)  # os.path, since pathlib takes seconds for a million files
         return [
             index
@@ -109,13 +109,13 @@ class FileSource:
         ]
 
     def take(self, rows: NDArray[np.int64]) -> FileSource:
-        """Return the pictures at `rows`."""
+        """Return the images at `rows`."""
         return dataclasses.replace(self, ids=tuple(self.ids[row] for row in rows))
 
 
 @dataclass(frozen=True)
 class IndexedSource:
-    """Pictures of a data set whose items are `(picture, label)`, such as torchvision's.
+    """Images of a data set whose items are `(image, label)`, such as torchvision's.
 
     Attributes:
         items: The data set.
@@ -129,27 +129,27 @@ class IndexedSource:
 
     @functools.cached_property
     def ids(self) -> tuple[str, ...]:
-        """Stable key of each picture: `prefix/index`."""
+        """Stable key of each image: `prefix/index`."""
         return tuple(f"{self.prefix}/{row}" for row in self.rows.tolist())
 
     def path(self, index: int) -> None:
-        """Return None: such pictures have no file of their own."""
+        """Return None: such images have no file of their own."""
         return None
 
     def load(self, index: int) -> Image.Image:
-        """Return one picture as RGB."""
+        """Return one image as RGB."""
         row = int(self.rows[index])
         try:
             image = self.items[row][0]
         except Exception as error:  # whatever the reader of another library raises for a bad file
-            raise DataError(f"picture {self.prefix}/{row} cannot be read: {error}") from error
+            raise DataError(f"image {self.prefix}/{row} cannot be read: {error}") from error
         try:
             return open_image(image)
         except DataError as error:
-            raise DataError(f"picture {self.prefix}/{row}: {error}") from error
+            raise DataError(f"image {self.prefix}/{row}: {error}") from error
 
     def digest(self, index: int) -> str:
-        """Return a hash of the size and pixels of one picture."""
+        """Return a hash of the size and pixels of one image."""
         image = self.load(index)
         state = hashlib.blake2b(f"{image.width}x{image.height}:".encode(), digest_size=_DIGEST_SIZE)
         state.update(image.tobytes())
@@ -160,5 +160,5 @@ class IndexedSource:
         return []
 
     def take(self, rows: NDArray[np.int64]) -> IndexedSource:
-        """Return the pictures at `rows`."""
+        """Return the images at `rows`."""
         return dataclasses.replace(self, rows=self.rows[rows])

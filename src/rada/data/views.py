@@ -1,4 +1,4 @@
-"""Random views that are a pure function of seed, picture and view number."""
+"""Random views that are a pure function of seed, image and view number."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def seeded_view(
     are.
 
     Args:
-        image: The picture.
+        image: The image.
         transform: Random through the generators of torch, NumPy or `random`.
         seed: Seed of the run.
-        digest: Hash of the picture's content.
+        digest: Hash of the image's content.
         view: Number of the view.
 
     Returns:
@@ -41,10 +41,10 @@ def seeded_view(
     Example:
         >>> import torch
         >>> from torchvision.transforms.v2.functional import pil_to_tensor
-        >>> picture = Image.new("RGB", (2, 2))
+        >>> image = Image.new("RGB", (2, 2))
         >>> def noisy(image):
         ...     return pil_to_tensor(image) + torch.rand(1)
-        >>> one, two = (seeded_view(picture, noisy, 0, "ab", 1) for _ in range(2))
+        >>> one, two = (seeded_view(image, noisy, 0, "ab", 1) for _ in range(2))
         >>> bool((one == two).all())
         True
     """

@@ -11,7 +11,7 @@ __all__ = ["CAPABILITIES", "DualEncoder", "Transform", "TruncationWarning", "eva
 
 
 class DualEncoder(Batching, PromptLearning, Weights):
-    """An image tower and a text tower that embed into one space.
+    """An image encoder and a text encoder that embed into one space.
 
     A family subclasses this, implements the abstract methods and registers itself with
     `rada.encoders.register_family`. Features are unit-norm float32, whatever the precision of the

@@ -32,7 +32,7 @@ class Batching(EncoderProtocol):
         batch_size: int = 32,
         progress: bool | None = False,
     ) -> Tensor:
-        """Embed pictures.
+        """Embed images.
 
         Args:
             images: PIL images, paths, or pixels `(N, 3, H, W)` that are preprocessed already.

@@ -29,7 +29,7 @@ class PromptLearning(EncoderProtocol):
         return found
 
     def encode_texts_from_embeddings(self, embeddings: Tensor, tokens: Tokens) -> Tensor:
-        """Run the text tower on token embeddings that a method has changed.
+        """Run the text encoder on token embeddings that a method has changed.
 
         Args:
             embeddings: `(K, L, E)`, such as `embed_tokens(tokens)` with some rows replaced.
@@ -49,8 +49,8 @@ class PromptLearning(EncoderProtocol):
                 f"{tuple(tokens['input_ids'].shape)}; expected (K, L, E)"
             )
         embeddings = embeddings.to(self.device, self.dtype)
-        # The tower runs as it is, masks and positions included; only its first layer answers
-        # with the given vectors.
+        # The encoder runs as it is, masks and positions included; only its first layer returns
+        # the given vectors.
         with output_replaced(self.token_embedding_module(), embeddings):
             return self.forward_texts(tokens)
 
@@ -70,7 +70,7 @@ class PromptLearning(EncoderProtocol):
 
     @contextlib.contextmanager
     def deep_text_prompts(self, prompts: Sequence[Tensor | None]) -> Iterator[None]:
-        """While the block runs, put learned vectors into the layers of the text tower.
+        """While the block runs, put learned vectors into the layers of the text encoder.
 
         Before layer j the n rows from `context_start` on of its input become `prompts[j]`, of shape
         `(n, E)` or `(K, n, E)`; None leaves a layer alone. Meant with
@@ -87,7 +87,7 @@ class PromptLearning(EncoderProtocol):
 
     @contextlib.contextmanager
     def deep_image_prompts(self, prompts: Sequence[Tensor | None]) -> Iterator[None]:
-        """While the block runs, put learned tokens behind the patches of the image tower.
+        """While the block runs, put learned tokens behind the patches of the image encoder.
 
         Before layer 0 `prompts[0]` of shape `(n, W)` or `(B, n, W)` is appended, before layer j
         these n rows become `prompts[j]`.

@@ -1,4 +1,4 @@
-"""Learned prompts: free places among the tokens, and vectors put into the layers of a tower."""
+"""Learned prompts: free places among the tokens, and vectors put into the layers of an encoder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def insert_context(tokens: Tokens, length: int, limit: int, *, start: int = 1) -
     Args:
         tokens: With `input_ids (K, L)` and `attention_mask (K, L)`, padded at the end.
         length: Places per row.
-        limit: Longest row that the tower reads.
+        limit: Longest row that the encoder reads.
         start: Where they go: behind the start mark, or 0 where the tokenizer sets none.
 
     Raises:
@@ -42,7 +42,7 @@ def insert_context(tokens: Tokens, length: int, limit: int, *, start: int = 1) -
     if int(mask.sum(1).max()) + length > limit:
         raise EncoderError(
             f"{length} context vectors and the longest prompt do not fit into the {limit} tokens "
-            "that the text tower reads; use fewer vectors or shorter class names"
+            "that the text encoder reads; use fewer vectors or shorter class names"
         )
     if not bool(mask[:, 0].all()):
         raise EncoderError(

@@ -25,20 +25,20 @@ __all__ = ["CAPABILITIES", "EncoderProtocol", "Transform", "TruncationWarning", 
 Transform = Callable[["Image"], Tensor]
 
 CAPABILITIES: dict[str, str] = {
-    "image_gradients": "the image tower can be trained",
-    "text_gradients": "the text tower can be trained",
+    "image_gradients": "the image encoder can be trained",
+    "text_gradients": "the text encoder can be trained",
     "learned_scale": "the checkpoint holds the scale of the logits",
     "logit_bias": "the score has a bias (it never changes the ranking of the classes)",
     "token_embeddings": "learned context vectors can stand among the token embeddings",
-    "deep_text_prompts": "learned prompts can enter every layer of the text tower",
-    "deep_image_prompts": "learned prompts can enter every layer of the image tower",
+    "deep_text_prompts": "learned prompts can enter every layer of the text encoder",
+    "deep_image_prompts": "learned prompts can enter every layer of the image encoder",
     "fast_inference": "an image path faster than the module's own, equal within 1e-4",
     "save": "writes the format of its own library",
 }
 
 
 class TruncationWarning(UserWarning):
-    """A prompt is longer than the text tower reads; its end was cut off."""
+    """A prompt is longer than the text encoder reads; its end was cut off."""
 
 
 @contextlib.contextmanager
@@ -90,12 +90,12 @@ class EncoderProtocol(ABC):
     @property
     @abstractmethod
     def image_module(self) -> nn.Module:
-        """The module that holds the weights of the image tower."""
+        """The module that holds the weights of the image encoder."""
 
     @property
     @abstractmethod
     def text_module(self) -> nn.Module:
-        """The module that holds the weights of the text tower."""
+        """The module that holds the weights of the text encoder."""
 
     @abstractmethod
     def image_embeddings(self, pixels: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class EncoderProtocol(ABC):
         return None
 
     def scale_parameters(self) -> list[nn.Parameter]:
-        """Parameters of scale and bias, which belong to neither tower."""
+        """Parameters of scale and bias, which belong to neither encoder."""
         return []
 
     def token_embedding_module(self) -> nn.Module:
@@ -130,11 +130,11 @@ class EncoderProtocol(ABC):
         raise NotImplementedError
 
     def text_layers(self) -> list[nn.Module]:
-        """Transformer layers of the text tower, in order; empty where it has none."""
+        """Transformer layers of the text encoder, in order; empty where it has none."""
         return []
 
     def image_layers(self) -> list[nn.Module]:
-        """Transformer layers of the image tower, in order; empty where it has none."""
+        """Transformer layers of the image encoder, in order; empty where it has none."""
         return []
 
     @property
@@ -144,7 +144,7 @@ class EncoderProtocol(ABC):
 
     @property
     def max_tokens(self) -> int:
-        """The longest row of tokens that the text tower reads."""
+        """The longest row of tokens that the text encoder reads."""
         return 77
 
     # Scores -------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ class EncoderProtocol(ABC):
         if cut:
             more = f" and {len(cut) - 1} more" if len(cut) > 1 else ""
             warn(
-                f"the text tower of {self.name!r} reads fewer tokens than this prompt has, "
+                f"the text encoder of {self.name!r} reads fewer tokens than this prompt has, "
                 f"so its end is ignored: {texts[cut[0]]!r}{more}; shorten it",
                 TruncationWarning,
                 stacklevel=2,

@@ -1,4 +1,4 @@
-"""Picture to pixels: evaluation and training transforms that can be pickled and compared."""
+"""Image to pixels: evaluation and training transforms that can be pickled and compared."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class EvalTransform:
 class _Normalise:
     """What torchvision's `ToTensor` and `Normalize` do, to the bit, in a third of the time.
 
-    The channels of a pixel stay next to each other in memory, as pictures have them and as
+    The channels of a pixel stay next to each other in memory, as images have them and as
     convolutions want them on a CPU.
     """
 
@@ -76,7 +76,7 @@ class _Normalise:
     std: tuple[float, ...]
 
     def __call__(self, image: Image) -> Tensor:
-        """Turn an RGB picture into float32 pixels `(3, H, W)`, channels last in memory."""
+        """Turn an RGB image into float32 pixels `(3, H, W)`, channels last in memory."""
         rows = torch.from_numpy(np.array(image)).flatten(1).float()
         mean, std = (torch.tensor(values).repeat(image.width) for values in (self.mean, self.std))
         rows.div_(255).sub_(mean).div_(std)
@@ -84,7 +84,7 @@ class _Normalise:
 
 
 def stack_pixels(pixels: Sequence[Tensor]) -> Tensor:
-    """Stack pictures of one size to `(B, 3, H, W)`; those that are channels last in memory stay so.
+    """Stack images of one size to `(B, 3, H, W)`; those that are channels last in memory stay so.
 
     Raises:
         EncoderError: If the sizes differ: the model's preprocessing does not crop.
@@ -96,7 +96,7 @@ def stack_pixels(pixels: Sequence[Tensor]) -> Tensor:
     sizes = sorted({tuple(image.shape) for image in pixels})
     if len(sizes) > 1:
         raise EncoderError(
-            f"the model's preprocessing gave pictures of different sizes, {sizes[0]} and {sizes[1]}; "
+            f"the model's preprocessing gave images of different sizes, {sizes[0]} and {sizes[1]}; "
             "its processor must resize or crop to one size"
         )
     if all(image.ndim == 3 and image.permute(1, 2, 0).is_contiguous() for image in pixels):
@@ -112,7 +112,7 @@ class TrainTransform:
         size: Height and width of the result.
         mean: Mean per channel.
         std: Standard deviation per channel.
-        scale: Smallest and largest part of the picture's area in a crop.
+        scale: Smallest and largest part of the image's area in a crop.
         interpolation: Name of a `torchvision.transforms.InterpolationMode`.
         flip: Probability of the mirror image.
     """

@@ -26,14 +26,14 @@ class Weights(EncoderProtocol):
     _fingerprint: tuple[object, tuple[str, str]] | None = None
 
     def freeze(self, which: Which = "both") -> None:
-        """Turn gradients off for one tower, or for everything, and go to evaluation mode."""
+        """Turn gradients off for one encoder, or for everything, and go to evaluation mode."""
         for parameter in self._parameters(which):
             parameter.requires_grad_(False)
         for module in self._modules(which):
             module.eval()
 
     def unfreeze(self, which: Which = "both") -> None:
-        """Turn gradients on for one tower, or for everything; the mode stays.
+        """Turn gradients on for one encoder, or for everything; the mode stays.
 
         Raises:
             EncoderError: If the family has no gradients there.
@@ -123,8 +123,8 @@ class Weights(EncoderProtocol):
     def _modules(self, which: Which) -> list[nn.Module]:
         if which not in ("both", "image", "text"):
             raise EncoderError(f"which should be 'both', 'image' or 'text', not {which!r}")
-        towers = {"image": self.image_module, "text": self.text_module, "both": self.model}
-        return [towers[which]]
+        encoders = {"image": self.image_module, "text": self.text_module, "both": self.model}
+        return [encoders[which]]
 
     def _parameters(self, which: Which) -> list[nn.Parameter]:
         found = [p for module in self._modules(which) for p in module.parameters()]

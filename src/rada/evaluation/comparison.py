@@ -47,7 +47,7 @@ class PairedDifference:
 
 
 def paired_difference(first_right: ArrayLike, second_right: ArrayLike) -> PairedDifference:
-    """Compare two predictors that were judged on the same images.
+    """Compare two predictors that were evaluated on the same images.
 
     With b images that only the second has right, c that only the first has right and n in all, the
     interval is the adjusted Wald interval of Agresti and Min (2005, Statistics in Medicine 24),
@@ -96,7 +96,7 @@ def compare(
     *,
     extra: Mapping[str, ArrayLike] | None = None,
 ) -> dict[str, Any]:
-    """Judge the zero-shot and the adapted model side by side, as plain JSON values.
+    """Evaluate the zero-shot and the adapted model side by side, as plain JSON values.
 
     Args:
         zero_shot_logits: `(N, K)` logits before adaptation.

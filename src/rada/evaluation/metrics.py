@@ -113,7 +113,7 @@ class Metrics:
 
 
 def evaluate_logits(logits: ArrayLike, labels: ArrayLike, classes: Sequence[str]) -> Metrics:
-    """Judge logits against the true labels.
+    """Evaluate logits against the true labels.
 
     Args:
         logits: `(N, K)` finite numbers of any float type; log-probabilities do as well.
@@ -187,7 +187,7 @@ def wilson_interval(hits: int, total: int) -> tuple[float, float]:
 def harmonic_mean(a: float, b: float) -> float:
     """Return the harmonic mean of two accuracies, 0 where either is 0.
 
-    Base-to-new generalisation is judged by it: it is high only if both are.
+    Base-to-new generalisation is measured by it: it is high only if both are.
 
     Raises:
         ValueError: If either is negative or NaN.

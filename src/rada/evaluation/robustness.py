@@ -27,7 +27,7 @@ class _Method(Protocol):
     def train_encoder(self) -> bool: ...
 
 
-class Adapted(Protocol):
+class Evaluated(Protocol):
     """What is evaluated: `rada.methods.AdaptedModel` of any method."""
 
     @property
@@ -67,7 +67,7 @@ class RobustnessEvaluator:
         self.sets, self.encoder, self.classes = tuple(sets), encoder, classes
         self.cache, self.workers, self.skip_bad = cache, workers, skip_bad
 
-    def __call__(self, model: Adapted, *, strength: float | None = None) -> dict[str, Any]:
+    def __call__(self, model: Evaluated, *, strength: float | None = None) -> dict[str, Any]:
         """Return accuracies as plain JSON.
 
         Args:
@@ -85,7 +85,7 @@ class RobustnessEvaluator:
         return {"in_distribution": inside, "out_of_distribution": outside}
 
     def evaluate(
-        self, model: Adapted, test: TestSet, *, strength: float | None = None
+        self, model: Evaluated, test: TestSet, *, strength: float | None = None
     ) -> dict[str, Any]:
         """Return the metrics of one test set."""
         rows = np.arange(len(test.split))[process_rank() :: process_count()]
@@ -103,7 +103,7 @@ class RobustnessEvaluator:
             "classes": len(test.classes),
         } | ({"note": test.note} if test.note else {})
 
-    def _features(self, model: Adapted, split: ImageSplit) -> tuple[Tensor, Tensor]:
+    def _features(self, model: Evaluated, split: ImageSplit) -> tuple[Tensor, Tensor]:
         """Return features and labels; of the model's own encoder where its method trains one."""
         if len(split) == 0:
             return torch.empty(0, self.encoder.dim), torch.empty(0, dtype=torch.long)

@@ -3,12 +3,12 @@
 from rada.features.cache import CacheEntry, CacheWarning, FeatureCache
 from rada.features.checks import CheckedFeatures, FeatureWarning, check_features
 from rada.features.classes import ClassSet
-from rada.features.extract import BadPicture, FeatureBatch, extract_features, iter_features
+from rada.features.extract import BadImage, FeatureBatch, extract_features, iter_features
 from rada.features.features import Features
 from rada.features.work import ViewTransform
 
 __all__ = [
-    "BadPicture",
+    "BadImage",
     "CacheEntry",
     "CacheWarning",
     "CheckedFeatures",

@@ -1,7 +1,7 @@
-"""The feature cache: shards of encoded pictures on disk, named by all that decides their content.
+"""The feature cache: shards of encoded images on disk, named by all that decides their content.
 
-A shard is one batch of pictures as the model saw it, in one small safetensors file. Its name is
-the hash of the encoder, the transform, the view and the pictures, so that nothing stale can be
+A shard is one batch of images as the model saw it, in one small safetensors file. Its name is
+the hash of the encoder, the transform, the view and the images, so that nothing stale can be
 read; files are renamed into place whole, so that any number of processes may share one cache.
 Its content carries a checksum; a shard that fails it is computed again.
 """
@@ -25,7 +25,7 @@ from rada.core.errors import CacheError, StorageError
 from rada.core.storage import atomic_path
 from rada.core.warn import warn
 
-__all__ = ["CacheEntry", "CacheWarning", "FeatureCache", "Shard", "ShardKey"]
+__all__ = ["CacheEntry", "CacheWarning", "EncodedBatch", "FeatureCache", "ShardKey"]
 
 # Part of every key: raise it when the meaning or the layout of a shard changes.
 FORMAT = "rada-features-cache-1"
@@ -42,19 +42,19 @@ class CacheWarning(UserWarning):
 
 @dataclass(frozen=True)
 class ShardKey:
-    """Name of a shard: the encoder's folder, the hash of all causes, the number of pictures."""
+    """Name of a shard: the encoder's folder, the hash of all causes, the number of images."""
 
     folder: str
     digest: str
-    pictures: int
+    images: int
 
 
 @dataclass(frozen=True)
-class Shard:
+class EncodedBatch:
     """A batch of features.
 
     Attributes:
-        features: `(n, D)` float32 of the pictures that could be read.
+        features: `(n, D)` float32 of the images that could be read.
         bad: Positions in the batch of those that could not.
     """
 
@@ -69,7 +69,7 @@ class CacheEntry:
     Attributes:
         encoder: Name of the encoder.
         fingerprint: Its hash, the name of its folder.
-        pictures: Encoded pictures, every view counted.
+        pictures: Encoded images, every view counted.
         bytes: Size on disk.
         last_used: Time of the last use, seconds since 1970.
     """
@@ -105,7 +105,7 @@ class FeatureCache:
 
     def path(self, key: ShardKey) -> Path:
         """Return the file of a shard, whether it exists or not."""
-        return self.root / key.folder / f"{key.digest}-{key.pictures}.safetensors"
+        return self.root / key.folder / f"{key.digest}-{key.images}.safetensors"
 
     def has(self, key: ShardKey) -> bool:
         """Return whether there is a file for this shard, without reading it."""
@@ -114,7 +114,7 @@ class FeatureCache:
         except OSError:
             return False  # no permission to look: writing it will say so
 
-    def read(self, key: ShardKey) -> Shard | None:
+    def read(self, key: ShardKey) -> EncodedBatch | None:
         """Return a shard, or None where there is none or none that can be read (with a warning)."""
         path = self.path(key)
         try:
@@ -133,7 +133,7 @@ class FeatureCache:
             os.utime(path)
         return shard
 
-    def write(self, key: ShardKey, shard: Shard, encoder: str) -> None:
+    def write(self, key: ShardKey, shard: EncodedBatch, encoder: str) -> None:
         """Write a shard in one step; other processes may write the same one at the same time.
 
         Args:
@@ -172,7 +172,7 @@ class FeatureCache:
                     CacheEntry(
                         encoder=_encoder_name(newest[0]),
                         fingerprint=folder.name,
-                        pictures=sum(pictures for _, _, pictures in files),
+                        pictures=sum(images for _, _, images in files),
                         bytes=sum(status.st_size for _, status, _ in files),
                         last_used=newest[1].st_mtime,
                     )
@@ -233,7 +233,7 @@ def _encoder_name(path: Path) -> str:
         return "?"
 
 
-def _read_shard(path: Path, key: ShardKey) -> Shard:
+def _read_shard(path: Path, key: ShardKey) -> EncodedBatch:
     """Read and verify a shard; any damage is one of `_DAMAGE`."""
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -247,7 +247,7 @@ def _read_shard(path: Path, key: ShardKey) -> Shard:
     bad = tuple(int(position) for position in metadata["bad"].split(",") if position)
     if metadata["checksum"] != _checksum(key, features, bad):
         raise ValueError("its checksum differs")
-    return Shard(features, bad)
+    return EncodedBatch(features, bad)
 
 
 def _metadata(content: bytes) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Checks that features from anywhere must pass before anything is trained or judged on them."""
+"""Checks that features from anywhere must pass before anything is trained or evaluated on them."""
 
 from __future__ import annotations
 

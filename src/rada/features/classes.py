@@ -33,6 +33,7 @@ class ClassSet:
         """Return the classes at `rows`, in that order.
 
         Example:
+            >>> import torch
             >>> ClassSet(("cat", "dog"), torch.eye(2)).take([1]).names
             ('dog',)
         """
@@ -44,6 +45,7 @@ class ClassSet:
         """Return the classes of some names, in that order; None if one is not here.
 
         Example:
+            >>> import torch
             >>> ClassSet(("cat", "dog"), torch.eye(2)).take_names(["owl"]) is None
             True
         """

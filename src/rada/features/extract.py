@@ -1,4 +1,4 @@
-"""Extraction: from pictures to unit-norm features, by worker processes, through the cache."""
+"""Extraction: from images to unit-norm features, by worker processes, through the cache."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from rada.core.progress import progress_bar
 from rada.core.values import check_count, check_seed
 from rada.core.warn import warn
 from rada.data import ImageSplit
-from rada.features.cache import CacheWarning, FeatureCache, Shard
+from rada.features.cache import CacheWarning, EncodedBatch, FeatureCache
 from rada.features.features import Features
-from rada.features.pictures import ListReader, PictureReader, SplitReader
-from rada.features.work import Answer, BatchWork, Job, ViewTransform
-from rada.features.workers import answers, plan_workers
+from rada.features.images import ImageReader, ListReader, SplitReader
+from rada.features.work import BatchWork, Job, JobResult, ViewTransform
+from rada.features.workers import do_jobs, plan_workers
 
 if TYPE_CHECKING:
     from rada.data.images import ImageLike
     from rada.encoders import DualEncoder
 
-__all__ = ["BadPicture", "FeatureBatch", "collect", "extract_features", "iter_features"]
+__all__ = ["BadImage", "FeatureBatch", "collect", "extract_features", "iter_features"]
 
 
 @dataclass(frozen=True)
-class BadPicture:
-    """A picture that could not be read.
+class BadImage:
+    """An image that could not be read.
 
     Attributes:
-        index: Its position among all pictures.
+        index: Its position among all images.
         name: Its id or path.
         reason: Why; names the file.
     """
@@ -47,26 +47,26 @@ class BadPicture:
 
 @dataclass(frozen=True)
 class FeatureBatch:
-    """Features of the pictures at positions `start` to `stop`.
+    """Features of the images at positions `start` to `stop`.
 
     Attributes:
-        start: Position of the first picture of the batch.
+        start: Position of the first image of the batch.
         stop: Position behind the last one.
-        indices: `(n,)` positions of the pictures that could be read.
+        indices: `(n,)` positions of the images that could be read.
         features: `(n, V, D)` float32, unit-norm.
-        bad: The others; empty unless bad pictures are to be skipped.
+        bad: The others; empty unless bad images are to be skipped.
     """
 
     start: int
     stop: int
     indices: np.ndarray
     features: Tensor
-    bad: tuple[BadPicture, ...] = ()
+    bad: tuple[BadImage, ...] = ()
 
 
 def iter_features(
     encoder: DualEncoder,
-    pictures: ImageSplit | Iterable[ImageLike],
+    images: ImageSplit | Iterable[ImageLike],
     *,
     views: int = 1,
     seed: int = 0,
@@ -76,22 +76,22 @@ def iter_features(
     skip_bad: bool = False,
     view_transform: ViewTransform | None = None,
 ) -> Iterator[FeatureBatch]:
-    """Encode pictures and yield their features batch by batch, in order.
+    """Encode images and yield their features batch by batch, in order.
 
-    Memory stays bounded, however many pictures come. The features of a picture do not depend on the
-    number of workers; on the other pictures of its batch only by rounding (1e-6).
+    Memory stays bounded, however many images come. The features of an image do not depend on the
+    number of workers; on the other images of its batch only by rounding (1e-6).
 
     Args:
         encoder: The encoder.
-        pictures: A split, or any iterable of what `rada.data.open_image` takes (paths, URLs, bytes,
+        images: A split, or any iterable of what `rada.data.open_image` takes (paths, URLs, bytes,
             Pillow images, arrays, ...), which is consumed as the features are.
-        views: V; view 0 is the plain picture, the others are random ones.
-        seed: Chooses the random views, together with each picture's content and the view's number.
-        batch_size: Pictures a batch.
-        workers: Worker processes; None chooses by cores and pictures, 0 works in this process and
-            takes no more from `pictures` than the batch that it yields next.
+        views: V; view 0 is the plain image, the others are random ones.
+        seed: Chooses the random views, together with each image's content and the view's number.
+        batch_size: Images a batch.
+        workers: Worker processes; None chooses by cores and images, 0 works in this process and
+            takes no more from `images` than the batch that it yields next.
         cache: The feature cache; default: `FeatureCache()`, False: none.
-        skip_bad: Whether to go on without pictures that cannot be read.
+        skip_bad: Whether to go on without images that cannot be read.
         view_transform: How views above 0 are made; default: the encoder's `train_transform`.
 
     Yields:
@@ -99,13 +99,13 @@ def iter_features(
 
     Raises:
         ConfigError: If a number is out of range.
-        DataError: If a picture cannot be read and `skip_bad` is off.
+        DataError: If an image cannot be read and `skip_bad` is off.
         FeatureError: If the encoder gives NaN, infinite or zero features.
         EncoderError: If a worker process dies.
     """
     views, batch_size = check_count(views, "views"), check_count(batch_size, "batch_size")
     seed = check_seed(seed)
-    total, reader = _reader(pictures, limit=2 * batch_size if workers is None else 0)
+    total, reader = _reader(images, limit=2 * batch_size if workers is None else 0)
     work = BatchWork(
         encoder,
         reader,
@@ -122,22 +122,20 @@ def iter_features(
     work.encode_here = device == "cpu" or count == 0
     work.one_thread = device == "cpu" and count > 0
     jobs = _Jobs(reader, batch_size, views)
-    return _batches(work, answers(work, jobs, count), views, skip_bad)
+    return _batches(work, do_jobs(work, jobs, count), views, skip_bad)
 
 
 def _train_views(encoder: DualEncoder) -> ViewTransform:
     return ViewTransform(encoder.train_transform, encoder.transform_key("train_transform"))
 
 
-def _reader(
-    pictures: ImageSplit | Iterable[ImageLike], limit: int
-) -> tuple[int | None, PictureReader]:
-    """Return the number of pictures (None: many, one by one) and their reader."""
-    if isinstance(pictures, ImageSplit):
-        return len(pictures), SplitReader(pictures)
-    if isinstance(pictures, Sequence):
-        return len(pictures), ListReader(pictures)
-    stream = iter(pictures)
+def _reader(images: ImageSplit | Iterable[ImageLike], limit: int) -> tuple[int | None, ImageReader]:
+    """Return the number of images (None: many, one by one) and their reader."""
+    if isinstance(images, ImageSplit):
+        return len(images), SplitReader(images)
+    if isinstance(images, Sequence):
+        return len(images), ListReader(images)
+    stream = iter(images)
     first = list(itertools.islice(stream, limit))
     ended = len(first) < limit
     return (len(first) if ended else None), ListReader(itertools.chain(first, stream))
@@ -146,7 +144,7 @@ def _reader(
 class _Jobs:
     """All jobs, batch by batch and view by view within a batch."""
 
-    def __init__(self, reader: PictureReader, batch_size: int, views: int) -> None:
+    def __init__(self, reader: ImageReader, batch_size: int, views: int) -> None:
         self.reader = reader
         self.batch_size = batch_size
         self.views = views
@@ -162,14 +160,14 @@ class _Jobs:
 
 
 def _batches(
-    work: BatchWork, found: Iterator[Answer], views: int, skip_bad: bool
+    work: BatchWork, found: Iterator[JobResult], views: int, skip_bad: bool
 ) -> Iterator[FeatureBatch]:
     try:
         for first in found:
             group = [first, *itertools.islice(found, views - 1)]
             parts = []
-            for answer in group:
-                shard, bad = _complete(work, answer)
+            for result in group:
+                shard, bad = _complete(work, result)
                 if bad and not skip_bad:
                     raise _unreadable(bad)
                 parts.append((shard, bad))
@@ -180,43 +178,43 @@ def _batches(
             close()
 
 
-def _complete(work: BatchWork, answer: Answer) -> tuple[Shard, list[BadPicture]]:
-    """Return the shard of an answer: from the cache, or new and then put there."""
-    if answer.rows is None and answer.pixels is None:
-        assert work.cache is not None and answer.key is not None
-        shard = work.cache.read(answer.key)
-        reasons = None if shard is None else work.reasons(answer.job, shard.bad)
+def _complete(work: BatchWork, result: JobResult) -> tuple[EncodedBatch, list[BadImage]]:
+    """Return the shard of a result: from the cache, or new and then put there."""
+    if result.rows is None and result.pixels is None:
+        assert work.cache is not None and result.key is not None
+        shard = work.cache.read(result.key)
+        reasons = None if shard is None else work.reasons(result.job, shard.bad)
         if shard is not None and reasons is not None:
-            return shard, _named(work, answer.job, reasons)
-        answer = work.do(answer.job, anew=True)
-    shard = work.finish(answer)
-    if work.cache is not None and answer.key is not None and work.keeping:
+            return shard, _named(work, result.job, reasons)
+        result = work.do(result.job, anew=True)
+    shard = work.finish(result)
+    if work.cache is not None and result.key is not None and work.keeping:
         try:
-            work.cache.write(answer.key, shard, work.encoder.name)
+            work.cache.write(result.key, shard, work.encoder.name)
         except CacheError as error:  # what was computed is worth more than its copy
             work.keeping = False
             warn(f"{error}; this run goes on without it", CacheWarning, stacklevel=2)
-    return shard, _named(work, answer.job, answer.bad)
+    return shard, _named(work, result.job, result.bad)
 
 
-def _named(work: BatchWork, job: Job, bad: Iterable[tuple[int, str]]) -> list[BadPicture]:
+def _named(work: BatchWork, job: Job, bad: Iterable[tuple[int, str]]) -> list[BadImage]:
     return [
-        BadPicture(job.start + position, work.reader.name(job.items[position]), reason)
+        BadImage(job.start + position, work.reader.name(job.items[position]), reason)
         for position, reason in bad
     ]
 
 
-def _unreadable(bad: Sequence[BadPicture]) -> DataError:
+def _unreadable(bad: Sequence[BadImage]) -> DataError:
     more = f" (and {len(bad) - 1} more in the same batch)" if len(bad) > 1 else ""
     return DataError(
         f"{bad[0].reason}{more}; mend or remove it, or go on without it (--skip-bad, skip_bad=True)"
     )
 
 
-def _combine(job: Job, parts: Sequence[tuple[Shard, list[BadPicture]]]) -> FeatureBatch:
-    """Put the views of a batch together; a picture that is bad in one view is bad."""
+def _combine(job: Job, parts: Sequence[tuple[EncodedBatch, list[BadImage]]]) -> FeatureBatch:
+    """Put the views of a batch together; an image that is bad in one view is bad."""
     count = len(job.items)
-    bad = {picture.index - job.start: picture for _, pictures in parts for picture in pictures}
+    bad = {image.index - job.start: image for _, images in parts for image in images}
     good = [position for position in range(count) if position not in bad]
     columns = []
     for shard, _ in parts:
@@ -238,23 +236,21 @@ def collect(
     *,
     progress: bool | None = None,
     before: Callable[[], None] | None = None,
-) -> tuple[list[int], list[BadPicture]]:
+) -> tuple[list[int], list[BadImage]]:
     """Put the features of all batches into the first rows of a table.
 
     Args:
         batches: What `iter_features` yields.
-        table: `(N, V, D)`, a row for each picture; is changed.
+        table: `(N, V, D)`, a row for each image; is changed.
         progress: Whether to show a bar; None shows it on a terminal.
         before: Called before each batch is put there; may raise.
 
     Returns:
-        The positions of the pictures that the rows belong to, and the pictures left out.
+        The positions of the images that the rows belong to, and the images left out.
     """
     kept: list[int] = []
-    bad: list[BadPicture] = []
-    with progress_bar(
-        "Encoding pictures", len(table), enabled=progress, unit="pictures"
-    ) as advance:
+    bad: list[BadImage] = []
+    with progress_bar("Encoding images", len(table), enabled=progress, unit="images") as advance:
         for batch in batches:
             if before is not None:
                 before()
@@ -278,21 +274,21 @@ def extract_features(
     skip_bad: bool = False,
     view_transform: ViewTransform | None = None,
 ) -> Features:
-    """Encode all pictures of a split, or read their features from the cache.
+    """Encode all images of a split, or read their features from the cache.
 
     A run that was interrupted, even killed, goes on where it stopped and gives the same features
     to the bit.
 
     Args:
         encoder: The encoder.
-        split: The pictures and their labels.
-        views: V; view 0 is the plain picture, the others are random ones.
+        split: The images and their labels.
+        views: V; view 0 is the plain image, the others are random ones.
         seed: Chooses the random views.
-        batch_size: Pictures a batch.
+        batch_size: Images a batch.
         workers: Worker processes; None chooses, 0 works in this process.
         cache: The feature cache; default: `FeatureCache()`, False: none.
         progress: Whether to show a bar; None shows it on a terminal.
-        skip_bad: Whether to go on without pictures that cannot be read; they are listed in
+        skip_bad: Whether to go on without images that cannot be read; they are listed in
             `Features.skipped`.
         view_transform: How views above 0 are made; default: the encoder's `train_transform`.
 
@@ -300,11 +296,11 @@ def extract_features(
         `Features` with `(N, V, D)` image features; without text features.
 
     Raises:
-        DataError: If there is no picture, or one cannot be read and `skip_bad` is off.
+        DataError: If there is no image, or one cannot be read and `skip_bad` is off.
         RadaError: See `iter_features`.
     """
     if len(split) == 0:
-        raise DataError("there are no pictures to encode")
+        raise DataError("there are no images to encode")
     batches = iter_features(
         encoder,
         split,
@@ -319,9 +315,7 @@ def extract_features(
     table = torch.empty((len(split), views, encoder.dim))
     kept, bad = collect(batches, table, progress=progress)
     if not kept:
-        raise DataError(
-            f"none of the {len(split)} pictures can be read (the first: {bad[0].reason})"
-        )
+        raise DataError(f"none of the {len(split)} images can be read (the first: {bad[0].reason})")
     return Features(
         image_features=table[: len(kept)],
         labels=torch.from_numpy(np.array(split.labels[kept])),
@@ -329,6 +323,6 @@ def extract_features(
         ids=tuple(split.ids[index] for index in kept),
         encoder=encoder.name,
         encoder_fingerprint=encoder.fingerprint,
-        skipped=tuple((picture.name, picture.reason) for picture in bad),
+        skipped=tuple((image.name, image.reason) for image in bad),
         images=split.subset(kept) if bad else split,
     )

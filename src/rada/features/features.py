@@ -1,4 +1,4 @@
-"""`Features`: the pictures of a data set as unit vectors, with their labels and classes."""
+"""`Features`: the images of a data set as unit vectors, with their labels and classes."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ class Features:
     Rows that are not of unit norm are normalised with a warning.
 
     Attributes:
-        image_features: `(N, V, D)` float32 (float64 stays): V views of N pictures, view 0 the plain
-            picture. `(N, D)` is accepted and becomes `(N, 1, D)`.
+        image_features: `(N, V, D)` float32 (float64 stays): V views of N images, view 0 the plain
+            image. `(N, D)` is accepted and becomes `(N, 1, D)`.
         labels: `(N,)` int64, -1 where an image has no label; names of classes are accepted and become
             their numbers.
         classes: The K class names, index = label.
-        ids: One stable key a picture; default: its index.
+        ids: One stable key an image; default: its index.
         text_features: `(K, D)` class features, or None.
         scale: The exponentiated logit scale, or None.
         encoder: Name of the encoder, or None.
         encoder_fingerprint: Hash of its weights and preprocessing, or None.
         templates: Prompt templates behind `text_features`; empty where unknown.
-        skipped: `(id, reason)` of each picture that was left out as unreadable.
+        skipped: `(id, reason)` of each image that was left out as unreadable.
         images: The images behind the rows, row by row, for methods that read pixels; None where there
             are features alone. They are not saved.
 
@@ -106,7 +106,7 @@ class Features:
 
     @property
     def num_views(self) -> int:
-        """V, the number of views of each picture."""
+        """V, the number of views of each image."""
         return self.image_features.shape[1]
 
     @property
@@ -115,7 +115,7 @@ class Features:
         return self.image_features.shape[2]
 
     def plain(self) -> Tensor:
-        """Return view 0 of every picture, `(N, D)`."""
+        """Return view 0 of every image, `(N, D)`."""
         return self.image_features[:, 0]
 
     def class_set(self) -> ClassSet:
@@ -150,15 +150,15 @@ class Features:
             False
         """
         digest = hashlib.blake2b(digest_size=16)
-        facts = [self.classes, self.ids, self.scale, self.templates, self.encoder_fingerprint]
-        digest.update(json.dumps([*facts, list(self.image_features.shape)]).encode())
+        described = [self.classes, self.ids, self.scale, self.templates, self.encoder_fingerprint]
+        digest.update(json.dumps([*described, list(self.image_features.shape)]).encode())
         for tensor in (self.image_features, self.labels, self.text_features):
             if tensor is not None:
                 digest.update(tensor.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
     def subset(self, indices: Sequence[int] | np.ndarray | Tensor) -> Features:
-        """Return the pictures at `indices`, in that order, with the same classes.
+        """Return the images at `indices`, in that order, with the same classes.
 
         Raises:
             FeatureError: If there are none, or an index is out of range.
@@ -180,7 +180,7 @@ class Features:
         )
 
     def select_classes(self, classes: Sequence[int], *, relabel: bool = True) -> Features:
-        """Return the pictures of some classes.
+        """Return the images of some classes.
 
         Args:
             classes: Labels to keep, in the order that they are to have.
@@ -188,7 +188,7 @@ class Features:
                 (default), or stay as they are.
 
         Raises:
-            FeatureError: If a class is named twice or unknown, or no picture is left.
+            FeatureError: If a class is named twice or unknown, or no image is left.
 
         Example:
             >>> features = Features(torch.eye(3), [0, 1, 2], ("cat", "dog", "eel"))
@@ -213,15 +213,15 @@ class Features:
         )
 
     def few_shot(self, shots: int, seed: int, *, allow_fewer: bool = False) -> Features:
-        """Draw `shots` pictures of each class, whatever the order of the pictures.
+        """Draw `shots` images of each class, whatever the order of the images.
 
         Args:
-            shots: Pictures a class.
-            seed: Chooses the pictures.
+            shots: Images a class.
+            seed: Chooses the images.
             allow_fewer: Whether a class may have fewer; it then gives all it has.
 
         Raises:
-            DataError: If a class has too few pictures; the message names it.
+            DataError: If a class has too few images; the message names it.
         """
         from rada.data.sampling import few_shot_indices
 

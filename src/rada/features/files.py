@@ -25,7 +25,7 @@ __all__ = ["load_features", "save_features"]
 
 FORMAT = "rada-features-1"
 _METADATA = "rada_features"
-_FACTS = ("classes", "scale", "encoder", "encoder_fingerprint", "templates", "skipped")
+_FIELDS = ("classes", "scale", "encoder", "encoder_fingerprint", "templates", "skipped")
 _TENSORS = ("image_features", "labels", "text_features", "ids", "scale", "classes")
 # A deflated table of features hardly shrinks; sorted labels do. Above this a member is a bomb.
 _LARGEST_RATIO = 20
@@ -49,7 +49,7 @@ def save_features(features: Features, path: str | Path, *, overwrite: bool = Tru
     }
     if features.text_features is not None:
         tensors["text_features"] = features.text_features.contiguous()
-    facts = {
+    fields = {
         "format": FORMAT,
         "classes": features.classes,
         "scale": features.scale,
@@ -59,7 +59,7 @@ def save_features(features: Features, path: str | Path, *, overwrite: bool = Tru
         "skipped": features.skipped,
     }
     # One entry, since safetensors keeps no order of several: equal features give equal files.
-    known = {key: value for key, value in facts.items() if value not in (None, ())}
+    known = {key: value for key, value in fields.items() if value not in (None, ())}
     path = Path(path)
     with atomic_path(path, overwrite=overwrite) as temporary:
         save_file(tensors, temporary, metadata={_METADATA: json.dumps(known)})
@@ -87,7 +87,7 @@ def load_features(path: str | Path) -> Features:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the tensors and the facts of the metadata; sizes are checked by safetensors itself."""
+    """Return the tensors and the fields of the metadata; sizes are checked by safetensors itself."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -97,15 +97,15 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             metadata = file.metadata() or {}
     except (SafetensorError, ValueError, TypeError, KeyError) as error:
         raise FeatureError(f"not a whole safetensors file ({error}): write it again") from error
-    facts: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     if _METADATA in metadata:
-        facts = _parse(metadata[_METADATA], _METADATA)
-        if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        fields = _parse(metadata[_METADATA], _METADATA)
+        if not isinstance(fields, dict) or fields.get("format") != FORMAT:
             raise FeatureError(f"'{_METADATA}' does not say {FORMAT!r}: another version wrote it")
-    facts |= {name: _parse(metadata[name], name) for name in _FACTS if name in metadata}
+    fields |= {name: _parse(metadata[name], name) for name in _FIELDS if name in metadata}
     if "ids" in tensors:
-        facts["ids"] = _parse(_text(tensors.pop("ids")), "ids")
-    return tensors, facts
+        fields["ids"] = _parse(_text(tensors.pop("ids")), "ids")
+    return tensors, fields
 
 
 def _text(ids: Tensor) -> bytes:
@@ -133,14 +133,14 @@ def _read_npz(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
                     arrays[name] = _read_member(archive, f"{name}.npy")
     except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
         raise FeatureError(f"it is not a whole NumPy archive ({error}): write it again") from error
-    facts: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for name in ("classes", "ids"):
         if name in arrays:
-            facts[name] = arrays.pop(name).tolist()
+            fields[name] = arrays.pop(name).tolist()
     return {
         name: array if name == "scale" else torch.from_numpy(_native(array, name))
         for name, array in arrays.items()
-    }, facts
+    }, fields
 
 
 def _read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
@@ -175,25 +175,25 @@ def _native(array: np.ndarray, name: str) -> np.ndarray:
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
 
 
-def _build(tensors: Mapping[str, Any], facts: Mapping[str, Any]) -> Features:
+def _build(tensors: Mapping[str, Any], fields: Mapping[str, Any]) -> Features:
     if "image_features" not in tensors:
         raise FeatureError("it has no 'image_features'")
     images, texts = tensors["image_features"], tensors.get("text_features")
     labels = tensors.get("labels")
     if labels is None:
         labels = torch.full(images.shape[:1], -1)
-    scale = tensors["scale"] if "scale" in tensors else facts.get("scale")
+    scale = tensors["scale"] if "scale" in tensors else fields.get("scale")
     return Features(
         image_features=images,
         labels=labels,
-        classes=_class_names(facts.get("classes"), texts, labels),
-        ids=_strings(facts.get("ids"), "ids"),
+        classes=_class_names(fields.get("classes"), texts, labels),
+        ids=_strings(fields.get("ids"), "ids"),
         text_features=texts,
         scale=None if scale is None else _number(scale),
-        encoder=_string(facts.get("encoder"), "encoder"),
-        encoder_fingerprint=_string(facts.get("encoder_fingerprint"), "encoder_fingerprint"),
-        templates=_strings(facts.get("templates"), "templates"),
-        skipped=_pairs(facts.get("skipped")),
+        encoder=_string(fields.get("encoder"), "encoder"),
+        encoder_fingerprint=_string(fields.get("encoder_fingerprint"), "encoder_fingerprint"),
+        templates=_strings(fields.get("templates"), "templates"),
+        skipped=_pairs(fields.get("skipped")),
     )
 
 

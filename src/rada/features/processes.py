@@ -1,6 +1,6 @@
 """Encoding with several processes, started by `accelerate launch` or `torchrun`.
 
-Each process encodes a contiguous part of the pictures and writes it to a file beside the output,
+Each process encodes a contiguous part of the images and writes it to a file beside the output,
 which the main process joins. So nothing large goes over the network, and no process holds more than
 its part but the main one in the end.
 """
@@ -31,7 +31,7 @@ from rada.features.features import Features
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder
 
-__all__ = ["OtherProcessError", "Team", "extract_in_team", "part_of"]
+__all__ = ["OtherProcessError", "ProcessGroup", "extract_in_group", "part_of"]
 
 Value = TypeVar("Value")
 # How long to wait for each other at the end of the parts. A process that dies is noticed at once; this
@@ -40,11 +40,11 @@ _PATIENCE = datetime.timedelta(hours=12)
 
 
 class OtherProcessError(Exception):
-    """Another process of the team failed, and says why itself."""
+    """Another process of the group failed, and says why itself."""
 
 
-class Team:
-    """The processes that were started together; one process is a team too.
+class ProcessGroup:
+    """The processes that were started together; one process is a group too.
 
     Attributes:
         rank: Number of this process.
@@ -54,8 +54,8 @@ class Team:
         ConfigError: If they cannot find each other.
 
     Example:
-        >>> team = Team(count=1)
-        >>> team.is_main, team.device("cuda"), team.share("same")
+        >>> group = ProcessGroup(count=1)
+        >>> group.is_main, group.device("cuda"), group.share("same")
         (True, 'cuda', 'same')
     """
 
@@ -181,8 +181,8 @@ def part_of(total: int, rank: int, count: int, batch_size: int = 32) -> tuple[in
     return units * rank // count * unit, min(total, units * (rank + 1) // count * unit)
 
 
-def extract_in_team(
-    team: Team,
+def extract_in_group(
+    group: ProcessGroup,
     encoder: DualEncoder,
     split: ImageSplit,
     out: Path,
@@ -191,25 +191,25 @@ def extract_in_team(
     batch_size: int = 32,
     **options: Any,
 ) -> Features | None:
-    """Encode the pictures of a split, each process a part of them.
+    """Encode the images of a split, each process a part of them.
 
     Args:
-        team: The processes; all must call this with the same arguments.
+        group: The processes; all must call this with the same arguments.
         encoder: The encoder.
-        split: The pictures and their labels.
+        split: The images and their labels.
         out: Where the features will be written; parts lie beside it meanwhile.
-        views: Views of each picture.
-        batch_size: Pictures a batch.
+        views: Views of each image.
+        batch_size: Images a batch.
         options: As for `iter_features`.
 
     Returns:
-        The features of all pictures in the main process, None in the others.
+        The features of all images in the main process, None in the others.
 
     Raises:
         OtherProcessError: If another process failed.
         RadaError: As `extract_features`; in the process that it happens to.
     """
-    folder = _parts_folder(team, out)
+    folder = _parts_folder(group, out)
     flag = folder / "failed"
 
     def look() -> None:
@@ -217,49 +217,49 @@ def extract_in_team(
             raise OtherProcessError("another process failed")
 
     try:
-        with team.together(), storage_errors(out):
-            start, stop = part_of(len(split), team.rank, team.count, batch_size)
+        with group.together(), storage_errors(out):
+            start, stop = part_of(len(split), group.rank, group.count, batch_size)
             part = split.subset(np.arange(start, stop))
             try:
                 batches = iter_features(
                     encoder, part, views=views, batch_size=batch_size, **options
                 )
                 table = torch.empty((stop - start, views, encoder.dim))
-                shown = None if team.is_main else False
+                shown = None if group.is_main else False
                 kept, bad = collect(batches, table, progress=shown, before=look)
-                reasons = [[picture.name, picture.reason] for picture in bad]
-                _write(folder, team.rank, table[: len(kept)], [start + k for k in kept], reasons)
+                reasons = [[image.name, image.reason] for image in bad]
+                _write(folder, group.rank, table[: len(kept)], [start + k for k in kept], reasons)
             except Exception:
                 with contextlib.suppress(OSError):
                     flag.touch()  # the others need not go on to their end
                 raise
         features = None
-        with team.together():
-            if team.is_main:
-                features = _join(folder, team.count, encoder, split, views)
+        with group.together():
+            if group.is_main:
+                features = _join(folder, group.count, encoder, split, views)
         return features
     finally:
-        if team.is_main:
+        if group.is_main:
             shutil.rmtree(folder, ignore_errors=True)
         # A launcher ends all as soon as one has failed: not before the parts are gone.
         with contextlib.suppress(OtherProcessError, EncoderError):
-            team.agree()
+            group.agree()
 
 
-def _parts_folder(team: Team, out: Path) -> Path:
+def _parts_folder(group: ProcessGroup, out: Path) -> Path:
     name = ""
-    with team.together():
-        if team.is_main:
+    with group.together():
+        if group.is_main:
             with storage_errors(out):
                 out.parent.mkdir(parents=True, exist_ok=True)
                 name = tempfile.mkdtemp(
                     prefix=f".{out.name[:100]}.", suffix=".parts", dir=out.parent.absolute()
                 )
-    folder = Path(team.share(name))
-    with team.together():
+    folder = Path(group.share(name))
+    with group.together():
         if not folder.is_dir():
             raise StorageError(
-                f"process {team.rank} does not see the folder {str(folder)!r} of the main process: write "
+                f"process {group.rank} does not see the folder {str(folder)!r} of the main process: write "
                 "to a place that all machines share"
             )
     return folder
@@ -295,7 +295,7 @@ def _join(
         path.unlink()
     if not kept:
         first = f" (the first: {bad[0][1]})" if bad else ""
-        raise DataError(f"none of the {len(split)} pictures can be read{first}")
+        raise DataError(f"none of the {len(split)} images can be read{first}")
     return Features(
         image_features=table[: len(kept)],
         labels=torch.from_numpy(np.array(split.labels[kept])),

@@ -21,15 +21,15 @@ from rada.core.errors import DataError, FeatureError
 from rada.core.threads import one_thread
 from rada.data.views import seeded_view
 from rada.encoders.transforms import stack_pixels
-from rada.features.cache import FORMAT, FeatureCache, Shard, ShardKey
-from rada.features.pictures import OpenPicture, PictureItem, PictureReader
+from rada.features.cache import FORMAT, EncodedBatch, FeatureCache, ShardKey
+from rada.features.images import ImageItem, ImageReader, OpenImage
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder
 
-__all__ = ["Answer", "BatchWork", "Job", "ViewTransform"]
+__all__ = ["BatchWork", "Job", "JobResult", "ViewTransform"]
 
-# Decoded pictures of a batch that are kept between its views, in bytes.
+# Decoded images of a batch that are kept between its views, in bytes.
 _KEPT_PIXELS = 256 << 20
 
 
@@ -49,23 +49,23 @@ class ViewTransform:
 
 @dataclass(frozen=True)
 class Job:
-    """One view of one batch: the pictures from position `start` on."""
+    """One view of one batch: the images from position `start` on."""
 
     start: int
-    items: tuple[PictureItem, ...]
+    items: tuple[ImageItem, ...]
     view: int
 
 
 @dataclass(frozen=True)
-class Answer:
+class JobResult:
     """What became of a job.
 
     Attributes:
         job: The job.
         key: Name of its shard; None where nothing is cached.
-        rows: `(n, D)` features of the pictures that could be read; None if the cache has them.
+        rows: `(n, D)` features of the images that could be read; None if the cache has them.
         pixels: `(n, 3, H, W)` in place of `rows` where the model runs in the main process.
-        bad: Positions in the batch of the pictures that could not be read, with the reason.
+        bad: Positions in the batch of the images that could not be read, with the reason.
     """
 
     job: Job
@@ -75,22 +75,22 @@ class Answer:
     bad: tuple[tuple[int, str], ...] = ()
 
 
-class BatchWork(Dataset[Answer]):
+class BatchWork(Dataset[JobResult]):
     """Does jobs; as a data set, so that `torch.utils.data.DataLoader` can hand them to workers.
 
     Args:
         encoder: The encoder.
-        reader: Reads the pictures.
+        reader: Reads the images.
         views: How views above 0 are made.
         seed: Chooses them.
         cache: Where to look before encoding; None looks nowhere.
-        keep: Whether jobs are views of the same batch in a row, so that decoded pictures are kept.
+        keep: Whether jobs are views of the same batch in a row, so that decoded images are kept.
     """
 
     def __init__(
         self,
         encoder: DualEncoder,
-        reader: PictureReader,
+        reader: ImageReader,
         *,
         views: ViewTransform,
         seed: int,
@@ -108,12 +108,12 @@ class BatchWork(Dataset[Answer]):
         self.one_thread = False  # as the workers do, so that the main process can stand in for one
         self._plain = ViewTransform(encoder.preprocess, encoder.transform_key("preprocess"))
         self._folder = _folder_name(encoder)
-        self._held: tuple[int, list[OpenPicture]] = (-1, [])
+        self._held: tuple[int, list[OpenImage]] = (-1, [])
 
-    def __getitem__(self, job: Job) -> Answer:
+    def __getitem__(self, job: Job) -> JobResult:
         return self.do(job)
 
-    def do(self, job: Job, *, anew: bool = False) -> Answer:
+    def do(self, job: Job, *, anew: bool = False) -> JobResult:
         """Do a job: look it up, or read, decode, transform and (on a CPU) encode.
 
         Args:
@@ -123,23 +123,23 @@ class BatchWork(Dataset[Answer]):
         opened = self._open(job)
         key = None
         if self.cache is not None:
-            key = self.key(job, [picture.digest for picture in opened])
+            key = self.key(job, [image.digest for image in opened])
             if not anew and self.cache.has(key):
-                return Answer(job, key)
+                return JobResult(job, key)
         views: list[Tensor] = []
         bad: list[tuple[int, str]] = []
-        for position, picture in enumerate(opened):
+        for position, image in enumerate(opened):
             try:
-                views.append(self._view(picture, job.view))
+                views.append(self._view(image, job.view))
             except DataError as error:
                 bad.append((position, str(error)))
-        answer = Answer(job, key, bad=tuple(bad))
+        result = JobResult(job, key, bad=tuple(bad))
         if not views:
-            return dataclasses.replace(answer, rows=np.zeros((0, self.encoder.dim), np.float32))
+            return dataclasses.replace(result, rows=np.zeros((0, self.encoder.dim), np.float32))
         pixels = stack_pixels(views)
         if not self.encode_here:
-            return dataclasses.replace(answer, pixels=pixels)
-        return dataclasses.replace(answer, rows=self.encode(pixels))
+            return dataclasses.replace(result, pixels=pixels)
+        return dataclasses.replace(result, rows=self.encode(pixels))
 
     def encode(self, pixels: Tensor) -> np.ndarray:
         """Encode `(n, 3, H, W)` to `(n, D)` float32."""
@@ -148,31 +148,31 @@ class BatchWork(Dataset[Answer]):
         rows: np.ndarray = encoded.float().cpu().numpy()
         return rows
 
-    def finish(self, answer: Answer) -> Shard:
-        """Return the features of an answer that was not in the cache, checked.
+    def finish(self, result: JobResult) -> EncodedBatch:
+        """Return the features of a result that was not in the cache, checked.
 
         Raises:
             FeatureError: If the encoder gave NaN, infinite or zero features.
         """
-        rows = answer.rows
+        rows = result.rows
         if rows is None:
-            assert answer.pixels is not None
-            rows = self.encode(answer.pixels)
+            assert result.pixels is not None
+            rows = self.encode(result.pixels)
         norms = np.linalg.norm(rows, axis=1)
         wrong = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
-        bad = tuple(position for position, _ in answer.bad)
+        bad = tuple(position for position, _ in result.bad)
         if len(wrong):
-            good = [p for p in range(len(answer.job.items)) if p not in bad]
-            name = self.reader.name(answer.job.items[good[int(wrong[0])]])
+            good = [p for p in range(len(result.job.items)) if p not in bad]
+            name = self.reader.name(result.job.items[good[int(wrong[0])]])
             raise FeatureError(
                 f"the encoder {self.encoder.name!r} gave NaN, infinite or zero features for "
-                f"{len(wrong)} pictures (the first: {name!r}): its weights or its preprocessing "
+                f"{len(wrong)} images (the first: {name!r}): its weights or its preprocessing "
                 "are broken"
             )
-        return Shard(torch.from_numpy(rows), bad)
+        return EncodedBatch(torch.from_numpy(rows), bad)
 
     def reasons(self, job: Job, bad: tuple[int, ...]) -> tuple[tuple[int, str], ...] | None:
-        """Say why the pictures at `bad` cannot be read; None if one of them can by now."""
+        """Say why the images at `bad` cannot be read; None if one of them can by now."""
         found = []
         for position in bad:
             try:
@@ -201,7 +201,7 @@ class BatchWork(Dataset[Answer]):
         digest = hashlib.blake2b(text, digest_size=20).hexdigest()
         return ShardKey(self._folder, digest, len(digests))
 
-    def _open(self, job: Job) -> list[OpenPicture]:
+    def _open(self, job: Job) -> list[OpenImage]:
         if self._held[0] == job.start:
             return self._held[1]
         opened = [self.reader.open(item) for item in job.items]
@@ -210,11 +210,11 @@ class BatchWork(Dataset[Answer]):
             self._held = (job.start, opened)
         return opened
 
-    def _view(self, picture: OpenPicture, view: int) -> Tensor:
-        image = picture.load()
+    def _view(self, source: OpenImage, view: int) -> Tensor:
+        image = source.load()
         if view == 0:
             return self._plain.transform(image)
-        return seeded_view(image, self.views.transform, self.seed, picture.digest, view)
+        return seeded_view(image, self.views.transform, self.seed, source.digest, view)
 
 
 def _folder_name(encoder: DualEncoder) -> str:
@@ -222,23 +222,23 @@ def _folder_name(encoder: DualEncoder) -> str:
     return hashlib.blake2b(name, digest_size=16).hexdigest()
 
 
-def _kept(opened: list[OpenPicture]) -> list[OpenPicture]:
-    """Return the same pictures, which remember their pixels as far as the memory for it goes."""
+def _kept(opened: list[OpenImage]) -> list[OpenImage]:
+    """Return the same images, which remember their pixels as far as the memory for it goes."""
     left = [_KEPT_PIXELS]
 
-    def remember(picture: OpenPicture) -> OpenPicture:
+    def remember(source: OpenImage) -> OpenImage:
         held: list[Image.Image] = []
 
         def load() -> Image.Image:
             if held:
                 return held[0]
-            image = picture.load()
+            image = source.load()
             size = 3 * image.width * image.height
             if size <= left[0]:
                 left[0] -= size
                 held.append(image)
             return image
 
-        return OpenPicture(picture.digest, load)
+        return OpenImage(source.digest, load)
 
-    return [remember(picture) for picture in opened]
+    return [remember(source) for source in opened]

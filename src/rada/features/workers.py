@@ -14,9 +14,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from rada.core.errors import ConfigError, EncoderError
-from rada.features.work import Answer, BatchWork, Job
+from rada.features.work import BatchWork, Job, JobResult
 
-__all__ = ["answers", "plan_workers"]
+__all__ = ["do_jobs", "plan_workers"]
 
 # On a CPU each worker holds the activations of a batch; on another device it only decodes.
 _WORKER_MEMORY = 1 << 30
@@ -72,8 +72,8 @@ def _free_memory() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def answers(work: BatchWork, jobs: Iterable[Job], workers: int) -> Iterator[Answer]:
-    """Do the jobs and return their answers in order; worker processes start at once, not lazily.
+def do_jobs(work: BatchWork, jobs: Iterable[Job], workers: int) -> Iterator[JobResult]:
+    """Do the jobs and return their results in order; worker processes start at once, not lazily.
 
     Args:
         work: Does a job.
@@ -101,14 +101,14 @@ def answers(work: BatchWork, jobs: Iterable[Job], workers: int) -> Iterator[Answ
         return _iterate(iter(loader))
 
 
-def _iterate(iterator: Iterator[Answer]) -> Iterator[Answer]:
+def _iterate(iterator: Iterator[JobResult]) -> Iterator[JobResult]:
     try:
         yield from iterator
     except RuntimeError as error:
         if "DataLoader worker" not in str(error) or "Caught" in str(error):
             raise
         raise EncoderError(
-            f"a worker process died while it encoded pictures ({error}). Memory may have run out: "
+            f"a worker process died while it encoded images ({error}). Memory may have run out: "
             "lower the batch size or the number of workers (0 uses none). Batches that were "
             "finished are in the cache; the same command goes on from there"
         ) from None
@@ -117,8 +117,8 @@ def _iterate(iterator: Iterator[Answer]) -> Iterator[Answer]:
         getattr(iterator, "_shutdown_workers", lambda: None)()
 
 
-def _same(answer: Any) -> Any:
-    return answer
+def _same(result: Any) -> Any:
+    return result
 
 
 def _start_worker(_: int) -> None:

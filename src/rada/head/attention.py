@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rada.head.kernels.chunk import Settings
+from rada.head.kernels.chunk import ChunkConfig
 from rada.head.kernels.function import MaskAttention
 from rada.head.reference import AttentionWeights, composite_attention
 
@@ -25,7 +25,7 @@ def mask_attention(
     image_query: Tensor,
     text_query: Tensor,
     weights: AttentionWeights,
-    settings: Settings,
+    settings: ChunkConfig,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Compute how the mask moves the logits, and how far it is from one.
 
@@ -58,7 +58,7 @@ def mask_attention(
     return shift, peak, change
 
 
-def _apply(settings: Settings, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+def _apply(settings: ChunkConfig, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     shift, peak, change = MaskAttention.apply(settings, *tensors)
     return shift, peak, change
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rada.core.errors import ConfigError, FeatureError
 from rada.head.attention import mask_attention, transforms_active
 from rada.head.classes import PreparedCache, PreparedClasses, apply_linear, prepare_classes
-from rada.head.kernels.chunk import Settings
+from rada.head.kernels.chunk import ChunkConfig
 from rada.head.reference import AttentionWeights
 
 __all__ = ["HeadOutput", "RAdaHead", "rational_matrix"]
@@ -159,7 +159,7 @@ class RAdaHead(nn.Module):
         zero_shot = scale * (image @ text.T)
         image = image * scale**0.5
         class_set = self._classes(text, scale)
-        settings = Settings(self.num_heads, self.temperature, self.memory_budget, return_mask)
+        settings = ChunkConfig(self.num_heads, self.temperature, self.memory_budget, return_mask)
         layers = (self.query_rational, self.key, self.value, self.out)
         weights = AttentionWeights(
             *(p.to(dtype) for layer in layers for p in (layer.weight, layer.bias))

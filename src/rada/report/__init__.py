@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from rada.report.blocks import (
         Block,
         Card,
-        Cell,
         Command,
         Details,
         FigureBlock,
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
         Section,
         SideBySide,
         Table,
+        TableCell,
         Text,
         render_page,
         write_page,
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Block",
     "Card",
-    "Cell",
     "Command",
     "Details",
     "FigureBlock",
@@ -46,6 +45,7 @@ __all__ = [
     "Section",
     "SideBySide",
     "Table",
+    "TableCell",
     "Text",
     "changed_examples",
     "render_page",

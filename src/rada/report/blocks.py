@@ -28,20 +28,20 @@ if TYPE_CHECKING:
 __all__ = [
     "Block",
     "Card",
-    "Cell",
     "Command",
     "Details",
+    "Drawing",
     "FigureBlock",
     "Gallery",
     "Headline",
     "HeadlineNumber",
     "Page",
     "Pairs",
-    "Picture",
     "Row",
     "Section",
     "SideBySide",
     "Table",
+    "TableCell",
     "Text",
     "Tone",
     "data_uri",
@@ -69,7 +69,7 @@ class Text(Block):
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """A cell of a table.
 
     Attributes:
@@ -100,13 +100,13 @@ class Row:
     """A row of a table: its heading and its cells; plain strings do as cells."""
 
     heading: str
-    cells: Sequence[Cell | str]
+    cells: Sequence[TableCell | str]
     tone: Tone = ""
 
     @property
-    def full_cells(self) -> list[Cell]:
+    def full_cells(self) -> list[TableCell]:
         """The cells, strings wrapped."""
-        return [Cell(cell) if isinstance(cell, str) else cell for cell in self.cells]
+        return [TableCell(cell) if isinstance(cell, str) else cell for cell in self.cells]
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Table(Block):
 
 
 @dataclass(frozen=True)
-class Picture:
+class Drawing:
     """One drawing: SVG text and its size in CSS pixels."""
 
     svg: str
@@ -157,15 +157,15 @@ class FigureBlock(Block):
     """A figure with a drawing for wide and one for narrow screens."""
 
     template: ClassVar[str] = "figure.html.j2"
-    wide: Picture
-    narrow: Picture
+    wide: Drawing
+    narrow: Drawing
     alt: str
     caption: str = ""
 
 
 @dataclass(frozen=True)
 class Card:
-    """A picture with lines of text below it; a line is (label, name, remark, tone)."""
+    """An image with lines of text below it; a line is (label, name, remark, tone)."""
 
     image: str
     alt: str
@@ -304,7 +304,7 @@ def write_page(path: str | Path, page: Page) -> Path:
 
 
 def thumbnail(image: PIL.Image.Image, size: int = 320) -> str:
-    """Return a picture as the data URI of a small JPEG, at most `size` pixels on either side."""
+    """Return an image as the data URI of a small JPEG, at most `size` pixels on either side."""
     small = image.convert("RGB")
     small.thumbnail((size, size))
     buffer = io.BytesIO()

@@ -13,11 +13,11 @@ from rada.evaluation.metrics import ArrayLike, checked_labels, checked_logits
 if TYPE_CHECKING:
     import PIL.Image
 
-__all__ = ["Pictures", "changed_examples", "report_examples", "wrong_examples"]
+__all__ = ["Images", "changed_examples", "report_examples", "wrong_examples"]
 
 
-class Pictures(Protocol):
-    """What `changed_examples` needs of a split: pictures by index, keys, labels and classes."""
+class Images(Protocol):
+    """What `changed_examples` needs of a split: images by index, keys, labels and classes."""
 
     @property
     def classes(self) -> Sequence[str]:
@@ -25,20 +25,20 @@ class Pictures(Protocol):
 
     @property
     def ids(self) -> Sequence[str]:
-        """A key for each picture."""
+        """A key for each image."""
 
     @property
     def labels(self) -> Any:
         """`(N,)` integers."""
 
     def load(self, index: int) -> PIL.Image.Image:
-        """Return one picture."""
+        """Return one image."""
 
 
 def changed_examples(
-    split: Pictures, zero_shot_logits: ArrayLike, adapted_logits: ArrayLike, *, limit: int = 6
+    split: Images, zero_shot_logits: ArrayLike, adapted_logits: ArrayLike, *, limit: int = 6
 ) -> list[dict[str, Any]]:
-    """Pick pictures for the report, those where the probability of the true class moved most.
+    """Pick images for the report, those where the probability of the true class moved most.
 
     The true classes take turns, so that one class does not fill the page.
 
@@ -46,15 +46,15 @@ def changed_examples(
         split: The test images, labelled.
         zero_shot_logits: `(N, K)` logits before adaptation.
         adapted_logits: `(N, K)` logits after adaptation.
-        limit: Most pictures in either direction.
+        limit: Most images in either direction.
 
     Returns:
-        `{"image": PIL picture, "id", "true", "zero_shot": {"class", "probability"}, "adapted":
+        `{"image": PIL image, "id", "true", "zero_shot": {"class", "probability"}, "adapted":
         {...}}` for each, wrong-to-right before right-to-wrong.
 
     Raises:
-        FeatureError: If logits, labels and pictures do not fit together.
-        DataError: If a chosen picture cannot be read.
+        FeatureError: If logits, labels and images do not fit together.
+        DataError: If a chosen image cannot be read.
     """
     labels, before, after = _probabilities(split, zero_shot_logits, adapted_logits)
     row = torch.arange(len(labels))
@@ -69,7 +69,7 @@ def changed_examples(
 
 
 def wrong_examples(
-    split: Pictures,
+    split: Images,
     zero_shot_logits: ArrayLike,
     adapted_logits: ArrayLike | None = None,
     *,
@@ -104,7 +104,7 @@ def wrong_examples(
 
 
 def report_examples(
-    split: Pictures,
+    split: Images,
     zero_shot_logits: ArrayLike,
     adapted_logits: ArrayLike | None,
     *,
@@ -118,7 +118,7 @@ def report_examples(
 
 
 def _probabilities(
-    split: Pictures, zero_shot_logits: ArrayLike, adapted_logits: ArrayLike | None
+    split: Images, zero_shot_logits: ArrayLike, adapted_logits: ArrayLike | None
 ) -> tuple[torch.Tensor, torch.Tensor, Any]:
     """Return labels and probabilities before and, where there was adaptation, after it."""
     labels = checked_labels(split.labels, split.classes)
@@ -134,7 +134,7 @@ def _probabilities(
 
 
 def _example(
-    split: Pictures,
+    split: Images,
     index: int,
     labels: torch.Tensor,
     before: torch.Tensor,
@@ -157,7 +157,7 @@ def _prediction(probabilities: torch.Tensor, classes: Sequence[str]) -> dict[str
 
 
 def _take_turns(candidates: Sequence[int], labels: Sequence[int], limit: int) -> list[int]:
-    """Reorder so that the n-th picture of every class comes before the n+1-th of any."""
+    """Reorder so that the n-th image of every class comes before the n+1-th of any."""
     seen: dict[int, int] = {}
     turns = []
     for index in candidates:

@@ -234,7 +234,7 @@ def shots_figure(
                 points = [row for row in table if row["method"] == method and metric in row]
                 _band(axes, points, metric, shots, colours[method], MARKERS[number % len(MARKERS)])
             axes.set_title(title)
-            axes.set_xlabel("Pictures a class")
+            axes.set_xlabel("Images a class")
             axes.set_xticks(range(len(shots)), [str(number) for number in shots])
             axes.set_ylim(0, 100)
             tidy(axes)
@@ -245,7 +245,7 @@ def shots_figure(
         for row in table
         if row["shots"] == shots[-1] and "accuracy" in row
     ]
-    alt = "Accuracy against the number of labelled pictures a class. " + "; ".join(best) + "."
+    alt = "Accuracy against the number of labelled images a class. " + "; ".join(best) + "."
     caption = "Mean over the seeds; the band is one standard deviation to either side."
     return responsive_figure(
         paint, wide=330, narrow=60 + 250 * len(metrics), alt=alt, caption=caption

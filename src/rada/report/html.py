@@ -41,9 +41,9 @@ _LABELS = ("dataset", "split", "encoder", "head", "shots", "seed", "seeds", "str
 
 _READING = (
     "Accuracy with its 95 % Wilson interval. Balanced accuracy is the mean over the classes, "
-    "however many pictures each has. ECE, the expected calibration error, is the mean gap "
+    "however many images each has. ECE, the expected calibration error, is the mean gap "
     "between confidence and accuracy in 15 bins: 0 is perfect. The difference to zero-shot is "
-    "taken on the same pictures, with the interval of Agresti and Min for paired proportions."
+    "taken on the same images, with the interval of Agresti and Min for paired proportions."
 )
 
 
@@ -158,7 +158,7 @@ def _summary(result: Mapping[str, Any]) -> str:
     """Say in one sentence what was run, from what the result tells."""
     training = ""
     if result.get("shots"):
-        training = f" trained on {count(result['shots'], 'picture')} a class"
+        training = f" trained on {count(result['shots'], 'image')} a class"
     kind = "tuned" if _tuned(result) else "frozen"
     encoder = f" on the {kind} encoder “{result['encoder']}”" if result.get("encoder") else ""
     place = f" of “{result['dataset']}”" if result.get("dataset") else ""
@@ -172,7 +172,7 @@ def _summary(result: Mapping[str, Any]) -> str:
     subject = "A tuned model" if _tuned(result) else "A RAda head"
     return (
         f"{subject}{training}{encoder}{strength}, compared with the zero-shot model on "
-        f"{count(result['images'], 'test picture')}{place} in "
+        f"{count(result['images'], 'test image')}{place} in "
         f"{count(len(result['classes']), 'class', 'classes')}."
     )
 

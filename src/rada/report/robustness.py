@@ -13,14 +13,14 @@ __all__ = ["accuracies", "draw_robustness"]
 Point = tuple[float, float]
 
 
-def accuracies(judged: Mapping[str, Any]) -> Point | None:
+def accuracies(evaluated: Mapping[str, Any]) -> Point | None:
     """Return accuracy in distribution and mean accuracy out of it; None without either.
 
     Example:
         >>> accuracies({"in_distribution": {"accuracy": 0.5}, "out_of_distribution": {"mean": 0.25}})
         (0.5, 0.25)
     """
-    inside, outside = judged["in_distribution"], judged["out_of_distribution"].get("mean")
+    inside, outside = evaluated["in_distribution"], evaluated["out_of_distribution"].get("mean")
     return None if inside is None or outside is None else (inside["accuracy"], outside)
 
 

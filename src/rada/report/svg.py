@@ -18,7 +18,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rada.report.blocks import FigureBlock, Picture
+from rada.report.blocks import Drawing, FigureBlock
 from rada.report.theme import PALETTE, theme_css
 
 __all__ = ["COLOURS", "MARKERS", "NARROW", "SERIES", "WIDE", "Paint", "responsive_figure", "tidy"]
@@ -92,8 +92,8 @@ def responsive_figure(
         (900, True)
     """
     return FigureBlock(
-        wide=Picture(_draw(paint, WIDE, wide, narrow=False), WIDE, wide),
-        narrow=Picture(_draw(paint, NARROW, narrow, narrow=True), NARROW, narrow),
+        wide=Drawing(_draw(paint, WIDE, wide, narrow=False), WIDE, wide),
+        narrow=Drawing(_draw(paint, NARROW, narrow, narrow=True), NARROW, narrow),
         alt=alt,
         caption=caption,
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rada.evaluation.spread import aggregate_runs
-from rada.report.blocks import Block, Cell, Details, Row, SideBySide, Table, Text, Tone
+from rada.report.blocks import Block, Details, Row, SideBySide, Table, TableCell, Text, Tone
 from rada.report.figures import class_bars, class_scatter, confusion_heat_map, shots_figure
 from rada.report.rows import best_rows, compared_rows, failures, main_row, name_of, rows_of
 from rada.report.text import DASH, count, interval, percent, points, row_name, shorten, spread
@@ -37,10 +37,10 @@ def result_table(result: Mapping[str, Any]) -> Table:
     for key in rows_of(result):
         metrics = result[key]
         accuracy, balanced, ece = (
-            Cell(percent(metrics[name], sign=False), best=key in best[name]) for name in best
+            TableCell(percent(metrics[name], sign=False), best=key in best[name]) for name in best
         )
         difference = _difference(metrics.get("against_zero_shot"), key in best["accuracy"])
-        cells: list[Cell | str] = [
+        cells: list[TableCell | str] = [
             accuracy,
             interval(metrics["interval"]),
             balanced,
@@ -54,7 +54,7 @@ def result_table(result: Mapping[str, Any]) -> Table:
     rows.append(Row("Chance", [chance, "", chance, "", ""], "muted"))
     rows.append(Row("Always the largest class", [majority, "", chance, "", ""], "muted"))
     columns = ("", "Accuracy, %", "95 % interval", "Balanced, %", "ECE, %", "Difference, points")
-    return Table("All rows on the same test pictures", columns, rows, show_caption=False)
+    return Table("All rows on the same test images", columns, rows, show_caption=False)
 
 
 def class_blocks(result: Mapping[str, Any]) -> list[Block]:
@@ -122,7 +122,7 @@ def shots_blocks(runs: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -
             [
                 str(row["shots"]),
                 *(
-                    Cell(spread(row.get(key)), best=_is_best(row, key, table))
+                    TableCell(spread(row.get(key)), best=_is_best(row, key, table))
                     for key in ("accuracy", "balanced_accuracy")
                 ),
                 str(row["accuracy"]["runs"]) if "accuracy" in row else DASH,
@@ -134,7 +134,7 @@ def shots_blocks(runs: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -
     for name, level in levels.items():
         cells = [percent(level[key], sign=False) for key in ("accuracy", "balanced_accuracy")]
         rows.append(Row(row_name(name), [DASH, *cells, DASH], "muted"))
-    columns = ("", "Pictures a class", "Accuracy, %", "Balanced, %", "Seeds")
+    columns = ("", "Images a class", "Accuracy, %", "Balanced, %", "Seeds")
     caption = "Mean and standard deviation over the seeds; the best mean for each number is bold"
     return [shots_figure(table, levels), Details("The numbers", [Table(caption, columns, rows)])]
 
@@ -148,33 +148,33 @@ def _is_best(row: Mapping[str, Any], metric: str, table: Sequence[Mapping[str, A
     return bool(round(100 * row[metric]["mean"], 1) == max(shown))
 
 
-def _difference(against: Mapping[str, Any] | None, best: bool) -> Cell:
+def _difference(against: Mapping[str, Any] | None, best: bool) -> TableCell:
     if against is None:
-        return Cell(DASH, "muted")
+        return TableCell(DASH, "muted")
     low, high = against["interval"]
     text = f"{points(against['difference'])} ({points(low)} to {points(high)})"
-    return Cell(text, title=f"McNemar p = {against['p_value']:.2g}", best=best)
+    return TableCell(text, title=f"McNemar p = {against['p_value']:.2g}", best=best)
 
 
 def _class_table(
     result: Mapping[str, Any], rows: Sequence[str], chosen: Sequence[int], caption: str
 ) -> Table:
-    columns = ["Class", "Pictures", *(name_of(result, row) for row in rows)]
+    columns = ["Class", "Images", *(name_of(result, row) for row in rows)]
     body = []
     for k in chosen:
-        cells: list[Cell | str] = [f"{result['zero_shot']['per_class'][k]['images']:,}"]
+        cells: list[TableCell | str] = [f"{result['zero_shot']['per_class'][k]['images']:,}"]
         for row in rows:
             entry = result[row]["per_class"][k]
             title = (
                 "" if entry["interval"] is None else f"95 % interval {interval(entry['interval'])}"
             )
-            cells.append(Cell(percent(entry["accuracy"], sign=False), title=title))
+            cells.append(TableCell(percent(entry["accuracy"], sign=False), title=title))
         body.append(Row(result["classes"][k], cells))
     return Table(caption, columns, body)
 
 
 def _moved(result: Mapping[str, Any]) -> list[tuple[int, float]]:
-    """Return classes with test pictures and their change of accuracy, largest gain first."""
+    """Return classes with test images and their change of accuracy, largest gain first."""
     after = result[main_row(result)]["per_class"]
     pairs = zip(result["zero_shot"]["per_class"], after, strict=True)
     changes = [
@@ -192,7 +192,7 @@ def _matrix(title: str, table: Sequence[Sequence[int]], classes: Sequence[str]) 
     for k, counts in enumerate(table):
         total = max(1, sum(counts))
         cells = [
-            Cell(f"{n:,}", "", n / total, j != k, f"{names[k]} taken for {names[j]}")
+            TableCell(f"{n:,}", "", n / total, j != k, f"{names[k]} taken for {names[j]}")
             for j, n in enumerate(counts)
         ]
         rows.append(Row(f"{k + 1} {names[k]}" if numbered else names[k], cells))
@@ -210,7 +210,7 @@ def _confusions(result: Mapping[str, Any]) -> Block:
     if not errors.any():
         return Text(f"{name} makes no error on these images.")
     parts = errors / np.maximum(after.sum(axis=1, keepdims=True), 1)
-    # The most pictures first; of equals the larger part of its class.
+    # The most images first; of equals the larger part of its class.
     order = np.lexsort((-parts.flatten(), -errors.flatten()))[:MOST_CONFUSIONS]
     names = [shorten(name, LONGEST_NAME) for name in result["classes"]]
     rows = []
@@ -220,5 +220,5 @@ def _confusions(result: Mapping[str, Any]) -> Block:
             part = percent(parts[true, predicted], sign=False)
             cells = [names[predicted], f"{number:,}", part, f"{before[true, predicted]:,}"]
             rows.append(Row(names[true], cells))
-    columns = ("True class", "Taken for", "Pictures", "Of the class, %", "Zero-shot, pictures")
+    columns = ("True class", "Taken for", "Images", "Of the class, %", "Zero-shot, images")
     return Table(f"The most frequent errors of {name}", columns, rows, words=(1,))

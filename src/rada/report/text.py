@@ -113,7 +113,7 @@ def count(number: int, one: str, many: str | None = None) -> str:
     """Spell a count with its noun.
 
     Example:
-        >>> count(1, "picture"), count(1200, "class", "classes")
-        ('1 picture', '1,200 classes')
+        >>> count(1, "image"), count(1200, "class", "classes")
+        ('1 image', '1,200 classes')
     """
     return f"{number:,} {one if number == 1 else many or one + 's'}"

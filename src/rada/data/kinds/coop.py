@@ -1,4 +1,4 @@
-"""The ten sets that CoOp and all that followed are judged on beside ImageNet, in CoOp's folders.
+"""The ten sets that CoOp and all that followed are evaluated on beside ImageNet, in CoOp's folders.
 
 Where CoOp's `split_zhou_*.json` is there, it is read as it is. Without it, torchvision's reader of the
 set is tried in the same root, with its own split (or none), under CoOp's class names and templates.
@@ -192,7 +192,7 @@ def _split_file(name: str, folder: Path, layout: _Layout) -> ImageDataset:
 
 
 def _row(path: Path, split: str, entry: Any) -> tuple[str, int, str]:
-    """Return picture, label and class name of one entry, which anybody may have written."""
+    """Return image, label and class name of one entry, which anybody may have written."""
     good = (
         isinstance(entry, list)
         and len(entry) == 3
@@ -203,10 +203,10 @@ def _row(path: Path, split: str, entry: Any) -> tuple[str, int, str]:
     )
     if not good:
         raise DataError(f"the split file {str(path)!r} has the {split} entry {str(entry)[:80]}")
-    picture = PurePosixPath(entry[0])
-    if picture.is_absolute() or ".." in picture.parts:
+    image = PurePosixPath(entry[0])
+    if image.is_absolute() or ".." in image.parts:
         raise DataError(f"the split file {str(path)!r} leads out of its folder: {entry[0]!r}")
-    return str(picture), entry[1], entry[2]
+    return str(image), entry[1], entry[2]
 
 
 def _dataset(
@@ -218,10 +218,10 @@ def _dataset(
     classes = check_class_names(_display(name, keys[label]) for label in order)
     splits = {}
     for split, entries in rows.items():
-        kept = [(picture, place[label]) for picture, label, _ in entries if label in place]
+        kept = [(image, place[label]) for image, label, _ in entries if label in place]
         splits[split] = ImageSplit.from_files(
             images,
-            [picture for picture, _ in kept],
+            [image for image, _ in kept],
             labels=np.array([label for _, label in kept], dtype=np.int64),
             classes=classes,
         )

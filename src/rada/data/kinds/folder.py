@@ -12,10 +12,10 @@ from rada.data.dataset import ImageDataset, ImageSplit
 from rada.data.prompts import display_name
 from rada.data.registry import register_dataset
 from rada.data.scan import (
-    has_pictures,
+    has_images,
     is_folder,
     list_folders,
-    list_pictures,
+    list_images,
     natural_key,
     warn_of_skipped,
 )
@@ -25,7 +25,7 @@ __all__ = ["load_folder"]
 
 
 def load_folder(spec: str) -> ImageDataset:
-    """Open a folder of class folders; pictures may lie deeper inside them.
+    """Open a folder of class folders; images may lie deeper inside them.
 
     Raises:
         DataError: If there are no class folders, one is empty, or folders of splits and others are
@@ -33,7 +33,7 @@ def load_folder(spec: str) -> ImageDataset:
     """
     root = Path(spec).expanduser()
     folders = _layout(root)
-    found = {split: _pictures(root / folder, split) for split, folder in folders.items()}
+    found = {split: _images(root / folder, split) for split, folder in folders.items()}
     keys = sorted({key for classes in found.values() for key in classes}, key=natural_key)
     classes = tuple(display_name(key) for key in keys)
     splits = {}
@@ -57,7 +57,7 @@ def _layout(root: Path) -> dict[str, str]:
     """Return the folder of each split relative to the root, "" for the root itself.
 
     A class may be called like a split (a train is a vehicle), so such a folder is a split only if it
-    has folders and no pictures of its own, or if there are none but split names.
+    has folders and no images of its own, or if there are none but split names.
     """
     names = list_folders(root)
     above = [name for name in names if split_name(name)]
@@ -66,11 +66,11 @@ def _layout(root: Path) -> dict[str, str]:
     if not above:
         _check_below(root, names)
         return {"all": ""}
-    others = [name for name in names if name not in above and has_pictures(root / name)]
+    others = [name for name in names if name not in above and has_images(root / name)]
     if others:
         raise DataError(
             f"{str(root)!r} has the folder {above[0]!r} of a split beside {others[0]!r}, which holds "
-            f"pictures too: move one of them away, or open {str(root / above[0])!r} itself"
+            f"images too: move one of them away, or open {str(root / above[0])!r} itself"
         )
     folders: dict[str, str] = {}
     for name in above:
@@ -88,7 +88,7 @@ def _check_below(root: Path, names: list[str]) -> None:
     """
     below = {name: list_folders(root / name) for name in names}
     split = {name for name, inner in below.items() if inner and all(map(split_name, inner))}
-    split = {name for name in split if not list_pictures(root / name, recursive=False)}
+    split = {name for name in split if not list_images(root / name, recursive=False)}
     nested = [name for name in names if name in split and len(below[name]) > 1]
     if not nested and split == set(names):
         nested = names
@@ -117,17 +117,17 @@ def _check_below(root: Path, names: list[str]) -> None:
 
 
 def _holds_classes(folder: Path) -> bool:
-    return bool(list_folders(folder)) and not list_pictures(folder, recursive=False)
+    return bool(list_folders(folder)) and not list_images(folder, recursive=False)
 
 
-def _pictures(folder: Path, split: str) -> dict[str, list[str]]:
-    """Return the pictures of each class folder, relative to it; only training needs some of each."""
-    judges = (split if split != "all" else split_name(folder.resolve().name)) in ("val", "test")
+def _images(folder: Path, split: str) -> dict[str, list[str]]:
+    """Return the images of each class folder, relative to it; only training needs some of each."""
+    evaluates = (split if split != "all" else split_name(folder.resolve().name)) in ("val", "test")
     classes: dict[str, list[str]] = {}
     skipped: list[str] = []
     for name in list_folders(folder):
         others: list[str] = []
-        classes[name] = list_pictures(folder / name, skipped=others)
+        classes[name] = list_images(folder / name, skipped=others)
         skipped += (f"{name}/{entry}" for entry in others)
     warn_of_skipped(folder, skipped)
     if not classes:
@@ -136,16 +136,16 @@ def _pictures(folder: Path, split: str) -> dict[str, list[str]]:
             raise DataError(
                 f"{str(folder)!r} has no class folders but a table: open {str(table)!r} itself"
             )
-        loose = len(list_pictures(folder, recursive=False))
-        found = f"{loose} pictures" if loose else "nothing"
+        loose = len(list_images(folder, recursive=False))
+        found = f"{loose} images" if loose else "nothing"
         raise DataError(
-            f"{str(folder)!r} has {found} but no sub-folders: put the pictures of each class into a "
+            f"{str(folder)!r} has {found} but no sub-folders: put the images of each class into a "
             "folder named like the class"
         )
-    for name, pictures in classes.items():
-        if not pictures and not judges:
+    for name, images in classes.items():
+        if not images and not evaluates:
             raise DataError(
-                f"the class folder {str(folder / name)!r} holds no picture: fill it or remove it"
+                f"the class folder {str(folder / name)!r} holds no image: fill it or remove it"
             )
     return classes
 

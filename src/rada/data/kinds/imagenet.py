@@ -1,7 +1,7 @@
 """ImageNet and its shifted test sets, in the folders that people have.
 
 Labels are ImageNet's 1000 classes in the usual order; class names are those that OpenAI published
-for CLIP, or those of a `classnames.txt` (`n01440764 tench`) beside the pictures.
+for CLIP, or those of a `classnames.txt` (`n01440764 tench`) beside the images.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rada.core.errors import DataError
 from rada.core.storage import read_lines
 from rada.data.dataset import ImageDataset, ImageSplit
 from rada.data.registry import register_dataset
-from rada.data.scan import list_folders, list_pictures
+from rada.data.scan import list_folders, list_images
 from rada.data.sources import FileSource
 
 __all__ = [
@@ -193,33 +193,33 @@ def _by_synset(name: str, root: Path) -> ImageDataset:
 
 
 def _split(root: Path, folders: dict[int, str], classes: Sequence[str]) -> ImageSplit:
-    """Return the pictures of class folders; a class without a folder has none."""
+    """Return the images of class folders; a class without a folder has none."""
     ids: list[str] = []
     labels: list[int] = []
     for label, folder in folders.items():
         if (root / folder).is_dir():
-            found = list_pictures(root / folder)
-            ids += [f"{folder}/{picture}" for picture in found]
+            found = list_images(root / folder)
+            ids += [f"{folder}/{image}" for image in found]
             labels += [label] * len(found)
     if not ids:
-        raise DataError(f"{str(root)!r} has no pictures in folders such as {folders[0]!r}")
+        raise DataError(f"{str(root)!r} has no images in folders such as {folders[0]!r}")
     return ImageSplit.from_files(root, ids, labels=np.array(labels), classes=tuple(classes))
 
 
 @dataclass(frozen=True)
 class CroppedSource(FileSource):
-    """Pictures without their outermost pixels, which in ObjectNet are a red frame."""
+    """Images without their outermost pixels, which in ObjectNet are a red frame."""
 
     border: int = 2
 
     def load(self, index: int) -> Image.Image:
-        """Return one picture without its frame."""
+        """Return one image without its frame."""
         image = super().load(index)
         width, height = image.size
         return image.crop((self.border, self.border, width - self.border, height - self.border))
 
     def digest(self, index: int) -> str:
-        """Return a hash that differs from that of the whole picture."""
+        """Return a hash that differs from that of the whole image."""
         return f"{super().digest(index)}-{self.border}"
 
 

@@ -1,4 +1,4 @@
-"""A table of pictures: CSV, TSV, JSON or JSON lines with the columns path, label and split."""
+"""A table of images: CSV, TSV, JSON or JSON lines with the columns path, label and split."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _OTHER_NAMES = {"file_name": "path"}  # Hugging Face's metadata.csv
 
 class _Row(NamedTuple):
     line: int
-    picture: str
+    image: str
     label: str
     split: str  # "" if it names none
 
@@ -43,8 +43,8 @@ def load_table(spec: str) -> ImageDataset:
     manifest can be opened again. `file_name` does for `path`.
 
     Raises:
-        DataError: If the table cannot be read, a column or value is missing, a split is unknown, or a
-            picture stands in it twice; the message names the line.
+        DataError: If the table cannot be read, a column or value is missing, a split is unknown, or an
+            image stands in it twice; the message names the line.
     """
     path = Path(spec).expanduser()
     rows = list(_rows(path))
@@ -58,7 +58,7 @@ def load_table(spec: str) -> ImageDataset:
         chosen = [row for row in rows if row.split in ("", split)]
         splits[split] = ImageSplit.from_files(
             path.absolute().parent,
-            [row.picture for row in chosen],
+            [row.image for row in chosen],
             labels=np.array([position[row.label] for row in chosen], dtype=np.int64),
             classes=classes,
         )
@@ -81,18 +81,18 @@ def _rows(path: Path) -> Iterator[_Row]:
     real = functools.cache(os.path.realpath)  # of folders, which are few
     for line, record in _records(path):
         where = f"{str(path)!r}, line {line}"
-        picture = _cell(where, record, "path").replace("\\", "/")  # written on Windows
-        picture = posixpath.normpath(picture)
+        image = _cell(where, record, "path").replace("\\", "/")  # written on Windows
+        image = posixpath.normpath(image)
         label = _label(where, record)
         written = str(record.get("split") or "").strip()
         split = split_name(written) if written else ""
         if split is None:
             raise DataError(f"{where}: the split {written!r} is none of {', '.join(SPLITS)}")
-        folder, name = posixpath.split(picture)
+        folder, name = posixpath.split(image)
         first = seen.setdefault((real(root / folder), name), line)  # also by its absolute path
         if first != line:
-            raise DataError(f"{where}: the picture {picture!r} stands in line {first} already")
-        yield _Row(line, picture, label, split)
+            raise DataError(f"{where}: the image {image!r} stands in line {first} already")
+        yield _Row(line, image, label, split)
 
 
 def _label(where: str, record: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from rada.core.errors import MissingExtraError
 from rada.data.dataset import ImageDataset, ImageSplit
 from rada.data.registry import register_dataset
-from rada.data.scan import list_pictures
+from rada.data.scan import list_images
 
 __all__ = ["load_textiles"]
 
@@ -32,7 +32,7 @@ def load_textiles(spec: str = "textiles") -> ImageDataset:
     """Open the set; half of each class, chosen by a hash of the file names, is the test split.
 
     Raises:
-        MissingExtraError: If the package with the pictures is not installed.
+        MissingExtraError: If the package with the images is not installed.
     """
     found = importlib.util.find_spec(_PACKAGE)
     if found is None or found.origin is None:
@@ -42,7 +42,7 @@ def load_textiles(spec: str = "textiles") -> ImageDataset:
     root = Path(found.origin).parent / "data" / "textile_images" / "simulated"
     parts: dict[str, list[tuple[str, int]]] = {"train": [], "test": []}
     for label, key in enumerate(_CLASSES):
-        ids = sorted((f"{key}/{name}" for name in list_pictures(root / key)), key=_rank)
+        ids = sorted((f"{key}/{name}" for name in list_images(root / key)), key=_rank)
         parts["train"] += [(name, label) for name in sorted(ids[: len(ids) // 2])]
         parts["test"] += [(name, label) for name in sorted(ids[len(ids) // 2 :])]
     classes = tuple(_CLASSES.values())

@@ -20,7 +20,7 @@ from rada.data.items import item_labels, item_names
 from rada.data.prompts import display_name
 from rada.data.registry import register_dataset
 from rada.data.scan import is_folder
-from rada.data.sources import FileSource, IndexedSource, Source
+from rada.data.sources import FileSource, ImageSource, IndexedSource
 
 __all__ = ["load_torchvision"]
 
@@ -41,7 +41,7 @@ def load_torchvision(spec: str) -> ImageDataset:
     Nothing is downloaded unless `download=true` says so.
 
     Raises:
-        DataError: If there is no such set, its files are not under `root`, or its pictures have no
+        DataError: If there is no such set, its files are not under `root`, or its images have no
             single class each.
     """
     name, _, query = spec.removeprefix(_PREFIX).partition("?")
@@ -206,7 +206,7 @@ def _classes(
     return keys, tuple(display_name(entry) for entry in names)
 
 
-def _source(items: Any, root: Path, prefix: str) -> Source:
+def _source(items: Any, root: Path, prefix: str) -> ImageSource:
     """Read files ourselves where the data set keeps a list of them: they can be named and hashed."""
     for attribute in _FILES:
         files = getattr(items, attribute, None)

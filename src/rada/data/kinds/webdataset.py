@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files of pictures and labels, local or at URLs, as one data set.
+"""WebDataset shards: tar files of images and labels, local or at URLs, as one data set.
 
 Shards are read at random through an index, so all that works on folders works on them.
 """
@@ -19,7 +19,7 @@ from rada.core.warn import warn
 from rada.data.dataset import ImageDataset, ImageSplit
 from rada.data.prompts import load_templates
 from rada.data.registry import register_dataset
-from rada.data.scan import has_pictures, is_folder, list_folders, natural_key
+from rada.data.scan import has_images, is_folder, list_folders, natural_key
 from rada.data.shards.index import Shard, index_shards
 from rada.data.shards.labels import find_class_names, label_shards, places_of_shards
 from rada.data.shards.tar_scan import ShardIndex
@@ -124,8 +124,8 @@ def _local(spec: str) -> list[Path]:
     path = Path(spec).expanduser()
     if spec.lower().endswith(_COMPRESSED):
         raise DataError(
-            f"the shard {spec!r} is compressed, so pictures cannot be read one by one: unpack it to a "
-            "plain .tar, pictures are compressed anyway"
+            f"the shard {spec!r} is compressed, so images cannot be read one by one: unpack it to a "
+            "plain .tar, images are compressed anyway"
         )
     if path.is_file():  # also one whose name has braces
         return [path]
@@ -204,7 +204,7 @@ def _split_in(name: str) -> str:
 
 
 def _url_ids(urls: Sequence[str]) -> list[str]:
-    """Return what the keys of each shard's pictures begin with: the URL behind what all share."""
+    """Return what the keys of each shard's images begin with: the URL behind what all share."""
     paths = [
         f"/{number:06d}" if url.startswith("pipe:") else f"/{unquote(urlsplit(url).path)}"
         for number, url in enumerate(urls)
@@ -249,14 +249,14 @@ def _matches(spec: str) -> bool:
 
 
 def _holds_shards(root: Path) -> bool:
-    """Whether a folder is one of shards; an archive beside folders of pictures makes it none."""
+    """Whether a folder is one of shards; an archive beside folders of images makes it none."""
     try:
         names = list_folders(root)
         split_folders = [name for name in names if split_name(name)]
         if _tar_names(root):
-            return not any(has_pictures(root / name) for name in names)
+            return not any(has_images(root / name) for name in names)
         return any(_tar_names(root / name) for name in split_folders) and not any(
-            has_pictures(root / name) for name in split_folders
+            has_images(root / name) for name in split_folders
         )
     except DataError:
         return False

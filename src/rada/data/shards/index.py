@@ -1,4 +1,4 @@
-"""Pictures in tar shards, read at random: an index of each shard, kept in the cache."""
+"""Images in tar shards, read at random: an index of each shard, kept in the cache."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = ["Shard", "ShardSource", "index_shards", "shard_folder"]
 
 # Raise it when the layout or the meaning of an index changes.
 _FORMAT = "rada-shard-index-1"
-_LARGEST_PICTURE = 1 << 30
+_LARGEST_IMAGE = 1 << 30
 _DAMAGE = (ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile)
 
 
@@ -47,7 +47,7 @@ class Shard:
 
     Attributes:
         path: Where it is.
-        id: What its pictures' keys begin with.
+        id: What its images' keys begin with.
         size: Its bytes.
         mtime: When it was changed last, in nanoseconds since 1970.
     """
@@ -102,7 +102,7 @@ class Shard:
 
 
 class _Named(io.BytesIO):
-    """The bytes of a picture, with its name for messages."""
+    """The bytes of an image, with its name for messages."""
 
     def __init__(self, content: bytes, name: str) -> None:
         super().__init__(content)
@@ -111,7 +111,7 @@ class _Named(io.BytesIO):
 
 @dataclass(frozen=True, eq=False)
 class ShardSource:
-    """Pictures in tar shards; holds no open file, so it may be pickled and used by threads.
+    """Images in tar shards; holds no open file, so it may be pickled and used by threads.
 
     Attributes:
         shards: The shards.
@@ -141,7 +141,7 @@ class ShardSource:
 
     @functools.cached_property
     def ids(self) -> tuple[str, ...]:
-        """Stable key of each picture: `shard/member`."""
+        """Stable key of each image: `shard/member`."""
         names = self.names.tobytes()
         starts = self.entries["name"].tolist()
         stops = (self.entries["name"] + self.entries["length"]).tolist()
@@ -163,16 +163,16 @@ class ShardSource:
         return f"{self.shards[int(entry['shard'])].id}/{name.decode('utf-8', 'surrogateescape')}"
 
     def name(self, index: int) -> str:
-        """Return what to call a picture in messages: the path of the shard and the member."""
+        """Return what to call an image in messages: the path of the shard and the member."""
         shard = self.shards[int(self.entries[index]["shard"])]
         return f"{shard.path}: {self._key(index)[len(shard.id) + 1 :]}"
 
     def path(self, index: int) -> None:
-        """Return None: such pictures have no file of their own."""
+        """Return None: such images have no file of their own."""
         return None
 
     def read(self, index: int) -> bytes:
-        """Return the bytes of one picture's file.
+        """Return the bytes of one image's file.
 
         Raises:
             DataError: If the sample has none, or the shard cannot be read or has changed.
@@ -181,17 +181,17 @@ class ShardSource:
         size = int(entry["size"])
         if entry["fault"]:
             raise DataError(self.explain(index))
-        if not 0 < size <= _LARGEST_PICTURE:
-            what = "is empty (0 bytes)" if not size else f"has {size} bytes, too many for a picture"
+        if not 0 < size <= _LARGEST_IMAGE:
+            what = "is empty (0 bytes)" if not size else f"has {size} bytes, too many for an image"
             raise DataError(f"{self.name(index)!r} {what}")
         return self.shards[int(entry["shard"])].read(int(entry["offset"]), size)
 
     def load(self, index: int) -> Image.Image:
-        """Return one picture as RGB."""
+        """Return one image as RGB."""
         return open_image(_Named(self.read(index), self.name(index)))
 
     def digest(self, index: int) -> str:
-        """Return a hash of the bytes of one picture's file."""
+        """Return a hash of the bytes of one image's file."""
         return hashlib.blake2b(self.read(index), digest_size=20).hexdigest()
 
     def missing(self) -> list[int]:
@@ -207,13 +207,13 @@ class ShardSource:
         return f"the sample {member!r} of {str(shard.path)!r} {fault}"
 
     def with_faults(self, rows: NDArray[np.bool_], fault: int) -> ShardSource:
-        """Return the same pictures, some of which cannot be used either."""
+        """Return the same images, some of which cannot be used either."""
         entries = self.entries.copy()
         entries["fault"][rows] = fault
         return dataclasses.replace(self, entries=entries)
 
     def take(self, rows: NDArray[np.int64]) -> ShardSource:
-        """Return the pictures at `rows`."""
+        """Return the images at `rows`."""
         entries = self.entries[rows]
         names = self.names
         if 2 * int(entries["length"].sum()) < len(names):  # a small part should be small
@@ -246,24 +246,24 @@ def index_shards(shards: Iterable[Shard], *, progress: bool | None = None) -> li
 def _index(shard: Shard) -> ShardIndex:
     name = hashlib.blake2b(id_bytes(str(shard.path.absolute())), digest_size=16).hexdigest()
     path = shard_folder("index") / f"{name}.npz"
-    facts = json.dumps([_FORMAT, shard.size, shard.mtime]).encode()
+    stamp = json.dumps([_FORMAT, shard.size, shard.mtime]).encode()
     try:
-        return _load(path, facts, shard)
+        return _load(path, stamp, shard)
     except (OSError, *_DAMAGE):  # not there, of an older shard, or damaged
         index = scan_tar(shard.path)
     try:
-        _save(path, facts, index)
+        _save(path, stamp, index)
     except StorageError as error:
         # Opening takes longer the next time; nothing else is lost.
         warn(f"the index of a shard was not kept: {error}", stacklevel=2)
     return index
 
 
-def _save(path: Path, facts: bytes, index: ShardIndex) -> None:
+def _save(path: Path, stamp: bytes, index: ShardIndex) -> None:
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         np.savez(
             stream,
-            facts=np.frombuffer(facts, np.uint8),
+            facts=np.frombuffer(stamp, np.uint8),
             entries=index.entries,
             names=index.names,
             numbers=index.numbers,
@@ -272,10 +272,10 @@ def _save(path: Path, facts: bytes, index: ShardIndex) -> None:
         )
 
 
-def _load(path: Path, facts: bytes, shard: Shard) -> ShardIndex:
+def _load(path: Path, stamp: bytes, shard: Shard) -> ShardIndex:
     """Read an index; anything that does not fit the shard is one of `_DAMAGE`."""
     with np.load(path, allow_pickle=False) as stored:
-        if stored["facts"].tobytes() != facts:
+        if stored["facts"].tobytes() != stamp:
             raise ValueError("it is of another shard")
         words = tuple(json.loads(stored["words"].tobytes()))
         index = ShardIndex(

@@ -43,12 +43,12 @@ class ClassNames:
 
 @dataclass(frozen=True, eq=False)
 class LabelledShards:
-    """The pictures of each split with their labels.
+    """The images of each split with their labels.
 
     Attributes:
         classes: Display names.
         keys: What each class is called in the data.
-        splits: Labels and pictures of each split.
+        splits: Labels and images of each split.
         unnamed: Why names must be given; "" if there are some.
     """
 
@@ -117,7 +117,7 @@ def _from_json(path: Path) -> ClassNames:
 def label_shards(
     splits: Mapping[str, tuple[Sequence[Shard], Sequence[ShardIndex]]], given: ClassNames | None
 ) -> LabelledShards:
-    """Give the pictures of shards their labels.
+    """Give the images of shards their labels.
 
     Args:
         splits: Shards and their indexes.
@@ -125,7 +125,7 @@ def label_shards(
 
     Returns:
         Labels that count in the class names: those given, else those of the samples, else numbers.
-        Pictures without a label that can be used have -1 and are among the missing ones.
+        Images without a label that can be used have -1 and are among the missing ones.
 
     Raises:
         DataError: If no sample has a label, or some say numbers and others names.
@@ -186,7 +186,7 @@ class _Table:
 
     @classmethod
     def of_names(cls, given: ClassNames, words: Sequence[str]) -> _Table:
-        """The classes of a file, all of them, whether they have pictures or not."""
+        """The classes of a file, all of them, whether they have images or not."""
         of_number = np.full(max(given.numbers) + 2, -1, dtype=np.int64)
         of_number[list(given.numbers)] = range(len(given.names))
         labels: dict[str, int] = {}

@@ -25,7 +25,7 @@ _NUMBER = re.compile(r"[+-]?\d{1,18}")
 class Fault:
     """Numbers for what is wrong with a sample; `FAULTS` has the words."""
 
-    NO_PICTURE = 1
+    NO_IMAGE = 1
     NO_LABEL = 2
     DUPLICATE = 3
     BAD_LABEL = 4
@@ -36,15 +36,15 @@ class Fault:
 
 
 FAULTS = {
-    Fault.NO_PICTURE: "has no picture (.jpg, .png, .webp, ...) beside its other files",
+    Fault.NO_IMAGE: "has no image (.jpg, .png, .webp, ...) beside its other files",
     Fault.NO_LABEL: "has no label: add a .cls with its number, a .txt with its class name, or a "
     ".json with 'label'",
     Fault.DUPLICATE: "is there twice, or its files do not follow each other: write each sample once, "
     "its files together",
     Fault.BAD_LABEL: "has a label that cannot be read: a .cls or .txt should hold a number or a class "
     "name of at most 200 characters, a .json an object with 'label'",
-    Fault.SEVERAL: "has several pictures: a key ends at the first dot of the file name, so names of "
-    "pictures should have one dot only",
+    Fault.SEVERAL: "has several images: a key ends at the first dot of the file name, so names of "
+    "images should have one dot only",
     Fault.LINK: "is a link or a sparse file, which cannot be read from a shard: write the tar with "
     "--dereference and without --sparse",
     Fault.RANGE: "has a label that is out of range: there is no class name for it",

@@ -1,4 +1,4 @@
-"""One pass over the headers of a tar shard: which samples it holds, and where their pictures lie.
+"""One pass over the headers of a tar shard: which samples it holds, and where their images lie.
 
 The convention is WebDataset's: the files of a sample follow each other and have the same key, which
 is the path up to the first dot of the file name; what follows the dot says what a file is.
@@ -26,7 +26,7 @@ __all__ = ["ENTRY", "ShardIndex", "scan_tar"]
 
 ENTRY = np.dtype(
     [
-        ("offset", "<i8"),  # of the picture's bytes in the shard
+        ("offset", "<i8"),  # of the image's bytes in the shard
         ("size", "<i8"),
         ("name", "<i8"),  # where its name begins in the table of names
         ("length", "<i4"),  # of its name
@@ -48,7 +48,7 @@ class ShardIndex:
 
     Attributes:
         entries: (N,) of `ENTRY`.
-        names: (B,) uint8, the names of the pictures' members, one behind the other.
+        names: (B,) uint8, the names of the images' members, one behind the other.
         numbers: (N,) int64, the label if it is a number, else -1.
         texts: (N,) int32, the place of the class name in `words`, or -1 if the sample says none.
         words: The class names that samples say.
@@ -61,7 +61,7 @@ class ShardIndex:
     words: tuple[str, ...]
 
 
-class _Picture(NamedTuple):
+class _Image(NamedTuple):
     suffix: str
     offset: int
     size: int
@@ -73,7 +73,7 @@ class _Sample:
     key: str
     duplicate: bool
     suffixes: set[str] = field(default_factory=set)
-    pictures: list[_Picture] = field(default_factory=list)
+    images: list[_Image] = field(default_factory=list)
     labels: dict[str, bytes] = field(default_factory=dict)
     links: list[str] = field(default_factory=list)
 
@@ -93,7 +93,7 @@ class _Bounded:
 
 
 def scan_tar(path: Path) -> ShardIndex:
-    """Read the headers and labels of a shard; pictures are not touched.
+    """Read the headers and labels of a shard; images are not touched.
 
     Samples that cannot be used are in the result too, with their fault.
 
@@ -127,7 +127,7 @@ def scan_tar(path: Path) -> ShardIndex:
         ) from error
     if not len(rows.numbers):
         raise DataError(
-            f"the shard {str(path)!r} holds no samples: it should have pictures (1.jpg) and their "
+            f"the shard {str(path)!r} holds no samples: it should have images (1.jpg) and their "
             "labels (1.cls); write it again or remove it"
         )
     return rows.finish()
@@ -139,8 +139,8 @@ def _samples(path: Path, stream: BinaryIO) -> Iterator[_Sample]:
     seen: set[str] = set()
     for member in _members(path, stream):
         key, suffix = _take_apart(member.name)
-        is_picture = "." + suffix.rpartition(".")[2] in IMAGE_SUFFIXES
-        if not key or not (is_picture or suffix in LABEL_SUFFIXES):
+        is_image = "." + suffix.rpartition(".")[2] in IMAGE_SUFFIXES
+        if not key or not (is_image or suffix in LABEL_SUFFIXES):
             continue
         if sample is None or key != sample.key or suffix in sample.suffixes:
             if sample is not None:
@@ -150,8 +150,8 @@ def _samples(path: Path, stream: BinaryIO) -> Iterator[_Sample]:
         sample.suffixes.add(suffix)
         if not member.isreg() or member.issparse():
             sample.links.append(member.name)
-        elif is_picture:
-            sample.pictures.append(_Picture(suffix, member.offset_data, member.size, member.name))
+        elif is_image:
+            sample.images.append(_Image(suffix, member.offset_data, member.size, member.name))
         else:
             stream.seek(member.offset_data)
             # One byte too many tells a file that is too long.
@@ -226,8 +226,8 @@ def _open(path: Path, stream: BinaryIO, size: int) -> tarfile.TarFile:
     for magic, name in _COMPRESSED.items():
         if start.startswith(magic):
             raise DataError(
-                f"the shard {str(path)!r} is compressed ({name}), so pictures cannot be read one by "
-                "one: unpack it to a plain .tar, pictures are compressed anyway"
+                f"the shard {str(path)!r} is compressed ({name}), so images cannot be read one by "
+                "one: unpack it to a plain .tar, images are compressed anyway"
             )
     try:
         return tarfile.TarFile(fileobj=_Bounded(stream))  # type: ignore[arg-type]
@@ -247,11 +247,11 @@ class _Rows:
         self.words: dict[str, int] = {}
 
     def add(self, sample: _Sample) -> None:
-        picture, fault = _picture(sample)
+        image, fault = _image(sample)
         number, text, label_fault = read_label(sample.labels)
-        name = (picture.name if picture else sample.key).encode("utf-8", "surrogateescape")
-        self.offsets.append(picture.offset if picture else 0)
-        self.sizes.append(picture.size if picture else 0)
+        name = (image.name if image else sample.key).encode("utf-8", "surrogateescape")
+        self.offsets.append(image.offset if image else 0)
+        self.sizes.append(image.size if image else 0)
         self.starts.append(len(self.names))
         self.lengths.append(len(name))
         self.names += name
@@ -275,14 +275,14 @@ class _Rows:
         )
 
 
-def _picture(sample: _Sample) -> tuple[_Picture | None, int]:
-    """Return the picture of a sample: `.jpg` and its like first, else the only one there is."""
+def _image(sample: _Sample) -> tuple[_Image | None, int]:
+    """Return the image of a sample: `.jpg` and its like first, else the only one there is."""
     if sample.duplicate:
-        return sample.pictures[0] if sample.pictures else None, Fault.DUPLICATE
-    if not sample.pictures:
-        return None, Fault.LINK if sample.links else Fault.NO_PICTURE
-    plain = {picture.suffix: picture for picture in sample.pictures}
+        return sample.images[0] if sample.images else None, Fault.DUPLICATE
+    if not sample.images:
+        return None, Fault.LINK if sample.links else Fault.NO_IMAGE
+    plain = {image.suffix: image for image in sample.images}
     for suffix in _PREFERRED:
         if suffix in plain:
             return plain[suffix], 0
-    return sample.pictures[0], Fault.SEVERAL if len(sample.pictures) > 1 else 0
+    return sample.images[0], Fault.SEVERAL if len(sample.images) > 1 else 0

@@ -20,7 +20,7 @@ def tokenize(
         tokenizer: Of transformers.
         prompts: None of them empty.
         max_tokens: Longest row.
-        padding: "longest", or "max_length" for towers that were trained on full rows.
+        padding: "longest", or "max_length" for encoders that were trained on full rows.
 
     Returns:
         `input_ids` and `attention_mask`, both `(K, L)`, and the indices of the cut prompts.

@@ -1,4 +1,4 @@
-"""Texts of open_clip's models: tokenizers, and plain CLIP's text tower as one module."""
+"""Texts of open_clip's models: tokenizers, and plain CLIP's text encoder as one module."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["TextParts", "tokenize_open_clip", "tokenizer_state"]
 
 
 class TextParts(nn.Module):
-    """The pieces of the text tower that open_clip's plain `CLIP` keeps beside the image tower.
+    """The pieces of the text encoder that open_clip's plain `CLIP` keeps beside the image encoder.
 
     The pieces are shared, not copied.
     """

@@ -91,7 +91,7 @@ def _refuse_missing(name: str, directory: Path, report: dict[str, Any]) -> None:
 
 
 class ProcessorTransform:
-    """A checkpoint's own image processor, for one picture.
+    """A checkpoint's own image processor, for one image.
 
     Args:
         processor: An image processor of transformers.
@@ -119,7 +119,7 @@ class ProcessorTrainTransform:
     Attributes:
         preprocess: The evaluation transform, whose processor normalises.
         size: Height and width of the result.
-        scale: Smallest and largest part of the picture's area in a crop.
+        scale: Smallest and largest part of the image's area in a crop.
         flip: Probability of the mirror image.
     """
 
@@ -158,7 +158,7 @@ class TransformersEncoder(EncoderFamily):
     Attributes:
         model_type: What `config.json` calls the architecture.
         model_class: Name of the class in transformers.
-        padding: How the text tower was trained: "longest" or "max_length".
+        padding: How the text encoder was trained: "longest" or "max_length".
         hub_models: Well-known names on the hub with width and number of parameters.
     """
 
@@ -192,7 +192,7 @@ class TransformersEncoder(EncoderFamily):
         return ProcessorTransform(processor)
 
     def make_train_transform(self, preprocess: ProcessorTransform) -> Any:
-        """Make the random transform; its size is that of the processor's pictures."""
+        """Make the random transform; its size is that of the processor's images."""
         from PIL import Image
 
         height, width = preprocess(Image.new("RGB", (64, 64))).shape[-2:]
@@ -218,11 +218,11 @@ class TransformersEncoder(EncoderFamily):
         return [self.model.logit_scale]
 
     def image_parts(self) -> list[nn.Module]:
-        """Modules of the image tower, its projection included."""
+        """Modules of the image encoder, its projection included."""
         return [self.model.vision_model, self.model.visual_projection]
 
     def text_parts(self) -> list[nn.Module]:
-        """Modules of the text tower, its projection included."""
+        """Modules of the text encoder, its projection included."""
         return [self.model.text_model, self.model.text_projection]
 
     # The protocol ----------------------------------------------------------------------------
@@ -299,25 +299,25 @@ class TransformersEncoder(EncoderFamily):
 
     @cached_property
     def image_module(self) -> nn.Module:
-        """Tower and projection."""
+        """Encoder and projection."""
         return nn.ModuleList(self.image_parts())
 
     @cached_property
     def text_module(self) -> nn.Module:
-        """Tower and projection."""
+        """Encoder and projection."""
         return nn.ModuleList(self.text_parts())
 
     def token_embedding_module(self) -> nn.Module:
-        """The tower's own layer."""
+        """The encoder's own layer."""
         found: nn.Module = self.text_parts()[0].get_input_embeddings()  # type: ignore[operator]
         return found
 
     def text_layers(self) -> list[nn.Module]:
-        """Layers of the text tower."""
+        """Layers of the text encoder."""
         return transformer_layers(self.text_parts()[0])
 
     def image_layers(self) -> list[nn.Module]:
-        """Layers of the image tower."""
+        """Layers of the image encoder."""
         return transformer_layers(self.image_parts()[0])
 
     @cached_property
@@ -329,7 +329,7 @@ class TransformersEncoder(EncoderFamily):
 
     @cached_property
     def max_tokens(self) -> int:
-        """What both the tower's positions and the tokenizer allow."""
+        """What both the encoder's positions and the tokenizer allow."""
         config = self.model.config.text_config
         limit = int(config.max_position_embeddings)
         if "roberta" in config.model_type or config.model_type == "altclip_text_model":
@@ -356,10 +356,10 @@ class TransformersEncoder(EncoderFamily):
             self.tokenizer.save_pretrained(directory)
 
 
-def transformer_layers(tower: nn.Module) -> list[nn.Module]:
+def transformer_layers(encoder: nn.Module) -> list[nn.Module]:
     """Return the layers of a transformer of transformers, wherever its class keeps them."""
     names = ("layers", "layer")
-    for name, module in tower.named_modules():
+    for name, module in encoder.named_modules():
         if isinstance(module, nn.ModuleList) and name.rpartition(".")[2] in names:
             return list(module)
     return []

@@ -1,4 +1,4 @@
-"""AltCLIP in transformers: CLIP's image tower with a multilingual text tower."""
+"""AltCLIP in transformers: CLIP's image encoder with a multilingual text encoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""BLIP's retrieval model in transformers: the two towers before their fusion."""
+"""BLIP's retrieval model in transformers: the two encoders before their fusion."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class BlipEncoder(TransformersEncoder):
         return int(config["image_text_hidden_size"])
 
     def image_embeddings(self, pixels: Tensor) -> Tensor:
-        """Project the image tower's first token."""
+        """Project the image encoder's first token."""
         hidden = self.model.vision_model(pixel_values=pixels).last_hidden_state
         embeddings: Tensor = self.model.vision_proj(hidden[:, 0])
         return embeddings
 
     def text_embeddings(self, tokens: Tokens) -> Tensor:
-        """Project the text tower's first token; no picture is attended to."""
+        """Project the text encoder's first token; no image is attended to."""
         hidden = self.model.text_encoder(**tokens).last_hidden_state
         embeddings: Tensor = self.model.text_proj(hidden[:, 0])
         return embeddings
@@ -55,9 +55,9 @@ class BlipEncoder(TransformersEncoder):
         return []
 
     def image_parts(self) -> list[nn.Module]:
-        """Tower and contrastive projection."""
+        """Encoder and contrastive projection."""
         return [self.model.vision_model, self.model.vision_proj]
 
     def text_parts(self) -> list[nn.Module]:
-        """Tower and contrastive projection."""
+        """Encoder and contrastive projection."""
         return [self.model.text_encoder, self.model.text_proj]

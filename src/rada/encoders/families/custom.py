@@ -161,7 +161,7 @@ class CustomEncoder(EncoderFamily):
         parts = [describe_function(self._tokenize)]
         with torch.no_grad(), evaluating(self.model):
             if _is_empty(self._image_module):
-                pixels = torch.stack([self.preprocess(picture) for picture in _probe_pictures()])
+                pixels = torch.stack([self.preprocess(image) for image in _probe_images()])
                 parts.append(_digest_of(self.image_embeddings(pixels.to(self.device))))
             else:
                 parts.append(describe_function(self._image_fn))
@@ -183,8 +183,8 @@ class CustomEncoder(EncoderFamily):
         return found
 
 
-def _probe_pictures() -> list[Image]:
-    """Make two coloured pictures, always the same."""
+def _probe_images() -> list[Image]:
+    """Make two coloured images, always the same."""
     from torchvision.transforms.functional import to_pil_image
 
     generator = torch.Generator().manual_seed(0)

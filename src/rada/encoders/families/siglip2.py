@@ -1,4 +1,4 @@
-"""SigLIP 2 with pictures of any shape ("NaFlex") in transformers."""
+"""SigLIP 2 with images of any shape ("NaFlex") in transformers."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ __all__ = ["Siglip2Encoder"]
 class PatchTransform(ProcessorTransform):
     """The processor's patches as a strip `(3, P, (N + 1) P)` of N patches and one for their layout.
 
-    The processor keeps a picture's shape and cuts it into patches, row by row. The strip has one size
-    for all pictures, so that they can be stacked and cached; its last patch holds the number of rows
+    The processor keeps an image's shape and cuts it into patches, row by row. The strip has one size
+    for all images, so that they can be stacked and cached; its last patch holds the number of rows
     and columns.
     """
 
@@ -44,7 +44,7 @@ class PatchTrainTransform:
 
     Attributes:
         preprocess: The evaluation transform.
-        scale: Smallest and largest part of the picture's area in a crop.
+        scale: Smallest and largest part of the image's area in a crop.
         flip: Probability of the mirror image.
     """
 

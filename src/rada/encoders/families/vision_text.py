@@ -12,7 +12,7 @@ __all__ = ["VisionTextEncoder"]
 class VisionTextEncoder(TransformersEncoder):
     """`VisionTextDualEncoderModel` of transformers.
 
-    Deep prompts for pictures are not offered: the image tower may be of any kind.
+    Deep prompts for images are not offered: the image encoder may be of any kind.
     """
 
     family = "vision_text"

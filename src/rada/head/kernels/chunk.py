@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from rada.head.kernels.maps import MapState, maps_forward
-from rada.head.kernels.plan import Plan
+from rada.head.kernels.plan import KernelPlan
 from rada.head.reference import AttentionWeights
 
 __all__ = [
     "Activations",
     "Attended",
-    "Inputs",
-    "Settings",
+    "ChunkConfig",
+    "ChunkInputs",
     "attend",
     "merge_heads",
     "peak_of",
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 
-class Settings(NamedTuple):
+class ChunkConfig(NamedTuple):
     """What is not differentiable.
 
     Attributes:
@@ -49,7 +49,7 @@ class Settings(NamedTuple):
         return 1 / (self.temperature * math.sqrt(dim // self.num_heads))
 
 
-class Inputs(NamedTuple):
+class ChunkInputs(NamedTuple):
     """The differentiable inputs; see `rada.head.attention.mask_attention` for each."""
 
     image: Tensor
@@ -59,7 +59,7 @@ class Inputs(NamedTuple):
     weights: AttentionWeights
 
     @classmethod
-    def from_flat(cls, tensors: Sequence[Tensor]) -> Inputs:
+    def from_flat(cls, tensors: Sequence[Tensor]) -> ChunkInputs:
         """Undo `flat`."""
         image, text, image_query, text_query, *weights = tensors
         return cls(image, text, image_query, text_query, AttentionWeights(*weights))
@@ -68,7 +68,7 @@ class Inputs(NamedTuple):
         """Return every tensor in order."""
         return (self.image, self.text, self.image_query, self.text_query, *self.weights)
 
-    def chunk(self, start: int, size: int) -> Inputs:
+    def chunk(self, start: int, size: int) -> ChunkInputs:
         """Return the inputs of `size` images."""
         part = slice(start, start + size)
         return self._replace(image=self.image[part], image_query=self.image_query[part])
@@ -150,7 +150,7 @@ def merge_heads(parts: Tensor, images: int) -> Tensor:
     return split.flatten(2).flatten(0, 1)
 
 
-def stack_queries(rational: Tensor, inputs: Inputs, num_heads: int) -> Tensor:
+def stack_queries(rational: Tensor, inputs: ChunkInputs, num_heads: int) -> Tensor:
     """Rational, text and image queries of a chunk, `(images H, 2 K + 1, d)`."""
     images, classes = inputs.image.shape[0], inputs.text.shape[0]
     width = rational.shape[1] // num_heads
@@ -162,7 +162,9 @@ def stack_queries(rational: Tensor, inputs: Inputs, num_heads: int) -> Tensor:
     return queries.flatten(0, 1)
 
 
-def attend(tokens: Tensor, inputs: Inputs, settings: Settings, plan: Plan) -> Attended:
+def attend(
+    tokens: Tensor, inputs: ChunkInputs, settings: ChunkConfig, plan: KernelPlan
+) -> Attended:
     """Run a chunk up to what the layer `out` reads.
 
     Args:
@@ -195,7 +197,7 @@ def peak_of(change: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def run_chunk(
-    tokens: Tensor, inputs: Inputs, settings: Settings, plan: Plan
+    tokens: Tensor, inputs: ChunkInputs, settings: ChunkConfig, plan: KernelPlan
 ) -> tuple[Tensor, Attended | None]:
     """Return `M - 1` as `(images K, D)`, and the attention if `settings.keep`."""
     attended: Attended | None = attend(tokens, inputs, settings, plan)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rada.head.kernels.chunk import Activations, Inputs, Settings, peak_of, run_chunk
+from rada.head.kernels.chunk import Activations, ChunkConfig, ChunkInputs, peak_of, run_chunk
 from rada.head.kernels.gradients import Gradients, OutputGradients
 from rada.head.kernels.plan import default_budget, make_plan
 from rada.head.reference import AttentionWeights, composite_attention
@@ -23,15 +23,15 @@ _INPUTS = 4 + len(AttentionWeights._fields)
 
 
 class MaskAttention(torch.autograd.Function):
-    """Settings and `Inputs.flat()` to `shift`, `peak` and `M - 1`.
+    """Settings and `ChunkInputs.flat()` to `shift`, `peak` and `M - 1`.
 
     See `rada.head.attention.mask_attention` for the meaning of each.
     """
 
     @staticmethod
-    def forward(ctx: Any, settings: Settings, *tensors: Tensor) -> tuple[Tensor, Tensor, Any]:
+    def forward(ctx: Any, settings: ChunkConfig, *tensors: Tensor) -> tuple[Tensor, Tensor, Any]:
         """Run over chunks of images; keep activations if a gradient is needed and they fit."""
-        inputs = Inputs.from_flat(tensors)
+        inputs = ChunkInputs.from_flat(tensors)
         image, (batch, dim), classes = inputs.image, inputs.image.shape, len(inputs.text)
         plan = make_plan(
             batch,
@@ -68,7 +68,7 @@ class MaskAttention(torch.autograd.Function):
     def backward(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return the gradients of the inputs; twice differentiable through the plain form."""
         saved: tuple[Any, ...] = ctx.saved_tensors
-        inputs, given = Inputs.from_flat(saved[:_INPUTS]), OutputGradients(*outer)
+        inputs, given = ChunkInputs.from_flat(saved[:_INPUTS]), OutputGradients(*outer)
         needed = ctx.needs_input_grad[1:]
         if all(g is None for g in given):
             return (None,) * (1 + _INPUTS)
@@ -92,7 +92,7 @@ def _need_tokens(ctx: Any) -> bool:
     return bool(image or text)
 
 
-def _again(ctx: Any, chunk: Inputs) -> Activations:
+def _again(ctx: Any, chunk: ChunkInputs) -> Activations:
     """Compute the activations of a chunk that were not kept."""
     rows, attended = run_chunk(chunk.tokens(), chunk, ctx.settings._replace(keep=True), ctx.plan)
     assert attended is not None
@@ -101,7 +101,7 @@ def _again(ctx: Any, chunk: Inputs) -> Activations:
 
 
 def _composite_backward(
-    inputs: Inputs, needed: tuple[bool, ...], outer: OutputGradients, settings: Settings
+    inputs: ChunkInputs, needed: tuple[bool, ...], outer: OutputGradients, settings: ChunkConfig
 ) -> tuple[Tensor | None, ...]:
     """The gradients as a differentiable graph, for gradients of gradients."""
     results = composite_attention(

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from rada.head.kernels.chunk import (
     Activations,
-    Inputs,
-    Settings,
+    ChunkConfig,
+    ChunkInputs,
     merge_heads,
     split_heads,
     stack_queries,
 )
 from rada.head.kernels.maps import MapState, maps_backward
-from rada.head.kernels.plan import Plan
+from rada.head.kernels.plan import KernelPlan
 from rada.head.reference import AttentionWeights
 
 __all__ = ["Gradients", "OutputGradients"]
@@ -42,7 +42,7 @@ class Gradients:
         needed: for each of `inputs.flat()`.
     """
 
-    def __init__(self, inputs: Inputs, needed: tuple[bool, ...]) -> None:
+    def __init__(self, inputs: ChunkInputs, needed: tuple[bool, ...]) -> None:
         made = [
             torch.zeros_like(tensor, memory_format=torch.contiguous_format) if need else None
             for tensor, need in zip(inputs.flat(), needed, strict=True)
@@ -59,12 +59,12 @@ class Gradients:
 
     def add_chunk(
         self,
-        inputs: Inputs,
+        inputs: ChunkInputs,
         kept: Activations,
         outer: OutputGradients,
         part: slice,
-        settings: Settings,
-        plan: Plan,
+        settings: ChunkConfig,
+        plan: KernelPlan,
     ) -> None:
         """Add the gradients of one chunk.
 
@@ -115,7 +115,7 @@ class Gradients:
 
     def _add_layers(
         self,
-        inputs: Inputs,
+        inputs: ChunkInputs,
         kept: Activations,
         outer: OutputGradients,
         part: slice,
@@ -144,7 +144,7 @@ class Gradients:
             self.text += (d_tokens * inputs.image[:, None]).sum(0)
 
 
-def _mask_gradient(inputs: Inputs, kept: Activations, outer: OutputGradients) -> Tensor:
+def _mask_gradient(inputs: ChunkInputs, kept: Activations, outer: OutputGradients) -> Tensor:
     """Gradient of what the layer `out` returns, as rows `(images K, D)`."""
     images = len(inputs.image)
     gradient = inputs.tokens().view(images, *inputs.text.shape)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rada.head.kernels.plan import Plan
+from rada.head.kernels.plan import KernelPlan
 from rada.head.kernels.scores import MapState, Operands, classes_are_few, is_bounded
 from rada.head.kernels.tiles import tiled_backward, tiled_forward
 from rada.head.kernels.whole import whole_backward, whole_forward
@@ -30,7 +30,7 @@ __all__ = ["MapState", "maps_backward", "maps_forward"]
 
 
 def maps_forward(
-    queries: Tensor, keys: Tensor, values: Tensor, factor: float, plan: Plan
+    queries: Tensor, keys: Tensor, values: Tensor, factor: float, plan: KernelPlan
 ) -> tuple[Tensor, MapState]:
     """Attend with all three maps.
 
@@ -59,7 +59,7 @@ def maps_backward(
     state: MapState,
     gradient: Tensor,
     factor: float,
-    plan: Plan,
+    plan: KernelPlan,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of queries `(N, 2 K + 1, d)`, keys and values `(N, K, d)`.
 

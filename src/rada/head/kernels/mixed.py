@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rada.head.classes import apply_linear, prepare_classes
 from rada.head.head import RAdaHead
-from rada.head.kernels.chunk import Inputs, Settings, attend
+from rada.head.kernels.chunk import ChunkConfig, ChunkInputs, attend
 from rada.head.kernels.plan import default_budget, make_plan
 from rada.head.reference import AttentionWeights
 
@@ -37,13 +37,13 @@ def mixed_values(
     class_set = prepare_classes(text_features, scale, head.query_text)
     image = image_features * scale**0.5
     (batch, dim), classes = image.shape, len(text_features)
-    settings = Settings(head.num_heads, head.temperature, head.memory_budget)
+    settings = ChunkConfig(head.num_heads, head.temperature, head.memory_budget)
     layers = (head.query_rational, head.key, head.value, head.out)
     weights = AttentionWeights(
         *(p.to(image.dtype) for layer in layers for p in (layer.weight, layer.bias))
     )
     query = apply_linear(head.query_image, image)
-    inputs = Inputs(image, class_set.text, query, class_set.query, weights)
+    inputs = ChunkInputs(image, class_set.text, query, class_set.query, weights)
     plan = make_plan(
         batch,
         classes,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["Plan", "default_budget", "make_plan"]
+__all__ = ["KernelPlan", "default_budget", "make_plan"]
 
 _BUDGET_CAPS = {"cpu": 1 << 30}
 _LARGEST_BUDGET = 4 << 30
@@ -42,7 +42,7 @@ _KEPT_UNITS = 6
 
 
 @dataclass(frozen=True)
-class Plan:
+class KernelPlan:
     """Sizes of the pieces; they change the rounding and the memory, never the mathematics.
 
     Attributes:
@@ -70,7 +70,7 @@ def make_plan(
     budget: int,
     keep: bool = False,
     device_type: str = "cpu",
-) -> Plan:
+) -> KernelPlan:
     """Choose the pieces for `batch` images, `classes` classes and width `dim`.
 
     Args:
@@ -99,7 +99,7 @@ def make_plan(
         rows = max(8, min(pieces.tile, budget // (16 * columns * itemsize)))
     maps = max(1, min(images * num_heads, min(pieces.map_bytes, budget // 4) // one_map))
     keep = keep and _KEPT_UNITS * unit * batch <= budget // 2
-    return Plan(images=images, maps=maps, rows=rows, columns=columns, keep=keep)
+    return KernelPlan(images=images, maps=maps, rows=rows, columns=columns, keep=keep)
 
 
 @lru_cache(maxsize=8)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rada.head.kernels.plan import Plan
+from rada.head.kernels.plan import KernelPlan
 
 __all__ = [
     "LOG2_E",
@@ -40,7 +40,7 @@ class Operands(NamedTuple):
     keys: Tensor
     values: Tensor
     factor: float
-    plan: Plan
+    plan: KernelPlan
 
 
 class MapState(NamedTuple):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rada.head.kernels.plan import Plan
+from rada.head.kernels.plan import KernelPlan
 from rada.head.kernels.scores import MapState, Operands, column, scores, sections
 
 __all__ = ["tiled_backward", "tiled_forward"]
@@ -143,7 +143,7 @@ class _Item(NamedTuple):
     gradient: Tensor
     shift: Tensor | None
     factor: float
-    plan: Plan
+    plan: KernelPlan
 
     def exponentials(self, query: Tensor, key: Tensor, out: Tensor) -> Tensor:
         """`E` of query rows `(2, n, d)` and keys `(m, d)`, `(2, n, m)`."""

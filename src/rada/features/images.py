@@ -1,4 +1,4 @@
-"""Reading pictures for extraction: each file once, for its digest and for its pixels."""
+"""Reading images for extraction: each file once, for its digest and for its pixels."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from rada.data.sources import PackedSource
 if TYPE_CHECKING:
     from rada.data.images import ImageLike
 
-__all__ = ["ListReader", "OpenPicture", "PictureItem", "PictureReader", "SplitReader"]
+__all__ = ["ImageItem", "ImageReader", "ListReader", "OpenImage", "SplitReader"]
 # Larger files are read twice, in pieces, rather than held in memory whole.
 _LARGEST_HELD = 64 << 20
 
 
 @dataclass(frozen=True)
 class _Unusable:
-    """Stands in a job for a picture in memory that cannot be used."""
+    """Stands in a job for an image in memory that cannot be used."""
 
     reason: str
 
 
-PictureItem = int | str | os.PathLike[str] | bytes | Image.Image | _Unusable
-"""What a job names a picture by: it can be sent to another process."""
+ImageItem = int | str | os.PathLike[str] | bytes | Image.Image | _Unusable
+"""What a job names an image by: it can be sent to another process."""
 
 
 @dataclass(frozen=True)
-class OpenPicture:
-    """A picture that was read but not decoded yet.
+class OpenImage:
+    """An image that was read but not decoded yet.
 
     Attributes:
         digest: Hash of the file's bytes, or of size and pixels where there is no file; the
@@ -58,7 +58,7 @@ class _NamedBytes(io.BytesIO):
         self.name = name
 
 
-def _open_file(path: Path) -> OpenPicture | None:
+def _open_file(path: Path) -> OpenImage | None:
     """Read a file of usual size; None leaves all other kinds to the caller."""
     try:
         if not path.is_file() or not 0 < path.stat().st_size <= _LARGEST_HELD:
@@ -69,36 +69,36 @@ def _open_file(path: Path) -> OpenPicture | None:
     return _open_bytes(content, str(path))
 
 
-def _open_bytes(content: bytes, name: str) -> OpenPicture:
+def _open_bytes(content: bytes, name: str) -> OpenImage:
     digest = hashlib.blake2b(content, digest_size=20).hexdigest()
-    return OpenPicture(digest, lambda: open_image(_NamedBytes(content, name)))
+    return OpenImage(digest, lambda: open_image(_NamedBytes(content, name)))
 
 
-def _open_pixels(image: Image.Image) -> OpenPicture:
+def _open_pixels(image: Image.Image) -> OpenImage:
     state = hashlib.blake2b(f"{image.width}x{image.height}:".encode(), digest_size=20)
     state.update(image.tobytes())
-    return OpenPicture(state.hexdigest(), lambda: image)
+    return OpenImage(state.hexdigest(), lambda: image)
 
 
-def _open_bad(error: DataError) -> OpenPicture:
+def _open_bad(error: DataError) -> OpenImage:
     def fail() -> Image.Image:
         raise error
 
-    return OpenPicture(f"unreadable: {error}", fail)
+    return OpenImage(f"unreadable: {error}", fail)
 
 
 class SplitReader:
-    """Reads the pictures of a split; its items are indices."""
+    """Reads the images of a split; its items are indices."""
 
     def __init__(self, split: ImageSplit) -> None:
         self.split = split
 
-    def items(self) -> Iterator[PictureItem]:
-        """Yield the indices of all pictures."""
+    def items(self) -> Iterator[ImageItem]:
+        """Yield the indices of all images."""
         yield from range(len(self.split))
 
-    def open(self, item: PictureItem) -> OpenPicture:
-        """Read the picture of one index."""
+    def open(self, item: ImageItem) -> OpenImage:
+        """Read the image of one index."""
         assert isinstance(item, int)
         path = self.split.path(item)
         try:
@@ -106,34 +106,34 @@ class SplitReader:
                 return _open_bytes(self.split.source.read(item), self.split.source.name(item))
             if path is None:
                 return _open_pixels(self.split.load(item))
-            return _open_file(path) or OpenPicture(
+            return _open_file(path) or OpenImage(
                 self.split.digest(item), lambda: self.split.load(item)
             )
         except DataError as error:
             return _open_bad(error)
 
-    def name(self, item: PictureItem) -> str:
-        """Return what to call the picture in messages."""
+    def name(self, item: ImageItem) -> str:
+        """Return what to call the image in messages."""
         assert isinstance(item, int)
         return self.split.ids[item]
 
 
 class ListReader:
-    """Reads pictures given in any form that `open_image` takes, which may come one by one."""
+    """Reads images given in any form that `open_image` takes, which may come one by one."""
 
-    def __init__(self, pictures: Iterable[ImageLike]) -> None:
-        self._pictures = pictures
+    def __init__(self, images: Iterable[ImageLike]) -> None:
+        self._images = images
 
     def __getstate__(self) -> dict[str, object]:
         # Items travel inside the jobs; a worker must not hold (or copy) the stream itself.
-        return {"_pictures": ()}
+        return {"_images": ()}
 
-    def items(self) -> Iterator[PictureItem]:
-        """Yield the pictures in a form that can be sent to a worker."""
-        return map(_portable, self._pictures)
+    def items(self) -> Iterator[ImageItem]:
+        """Yield the images in a form that can be sent to a worker."""
+        return map(_portable, self._images)
 
-    def open(self, item: PictureItem) -> OpenPicture:
-        """Read one picture."""
+    def open(self, item: ImageItem) -> OpenImage:
+        """Read one image."""
         try:
             if isinstance(item, _Unusable):
                 raise DataError(item.reason)
@@ -149,24 +149,24 @@ class ListReader:
         except DataError as error:
             return _open_bad(error)
 
-    def name(self, item: PictureItem) -> str:
-        """Return what to call the picture in messages."""
+    def name(self, item: ImageItem) -> str:
+        """Return what to call the image in messages."""
         if isinstance(item, str | os.PathLike):
             return os.fspath(item)
         return f"<{type(item).__name__}>"
 
 
-def _portable(picture: Any) -> PictureItem:
-    """Return a path, bytes or an RGB picture in place of a picture of any kind.
+def _portable(image: Any) -> ImageItem:
+    """Return a path, bytes or an RGB image in place of an image of any kind.
 
-    Pillow's own pictures and open files lose their tags, or cannot go at all, to another process.
+    Pillow's own images and open files lose their tags, or cannot go at all, to another process.
     """
-    if isinstance(picture, str | os.PathLike | bytes):
-        return picture
+    if isinstance(image, str | os.PathLike | bytes):
+        return image
     try:
-        return open_image(picture)
+        return open_image(image)
     except DataError as error:
         return _Unusable(str(error))
 
 
-PictureReader = SplitReader | ListReader
+ImageReader = SplitReader | ListReader

@@ -1,4 +1,4 @@
-"""Tiny real picture files for the tests of data."""
+"""Tiny real image files for the tests of data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def draw(path: Path, seed: int = 0, size: tuple[int, int] = (12, 8)) -> Path:
-    """Write a picture of noise, different for every seed."""
+    """Write an image of noise, different for every seed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
@@ -18,7 +18,7 @@ def draw(path: Path, seed: int = 0, size: tuple[int, int] = (12, 8)) -> Path:
 
 
 def draw_folder(root: Path, counts: Mapping[str, int]) -> Path:
-    """Write `counts` pictures into each sub-folder of `root`."""
+    """Write `counts` images into each sub-folder of `root`."""
     for folder, count in counts.items():
         (root / folder).mkdir(parents=True, exist_ok=True)
         for number in range(count):
