@@ -94,7 +94,7 @@ def fit_model(plan: FitPlan, data: Data, out: OutputFolder | None) -> tuple[Fitt
         features.templates,
         opened.aliases,
         None if method.train_encoder else features.class_set().text_features,
-        _encoder_of(features),
+        _encoder_of(features, inputs),
         Record(
             seed=seed,
             shots=plan.shots,
@@ -118,9 +118,15 @@ def _needs_encoder(method: Method, found: ImageSplit | Features, inputs: Inputs)
     return bool(inputs.slot) and ("encoder" in method.needs or isinstance(found, ImageSplit))
 
 
-def _encoder_of(features: Features) -> EncoderId | None:
+def _encoder_of(features: Features, inputs: Inputs) -> EncoderId | None:
+    """Return the encoder of the features: as they say, else the one that they were given with."""
     name, fingerprint = features.encoder, features.encoder_fingerprint
-    return EncoderId(name, fingerprint) if name and fingerprint else None
+    if name and fingerprint:
+        return EncoderId(name, fingerprint)
+    if not inputs.slot:
+        return None
+    encoder = inputs.slot.get()
+    return EncoderId(encoder.name, encoder.fingerprint)
 
 
 def _fitted(plan: FitPlan, features: Features, run: Run, out: OutputFolder | None) -> Any:

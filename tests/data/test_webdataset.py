@@ -16,14 +16,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rada.training.eft import EFTConfig
 
 from data.images import draw, draw_folder
 from features.tiny import TinyEncoder
 from network_samples import hanging_server
-from rada import RAdaClassifier, network
+from rada import EFTConfig, RAdaClassifier
+from rada.core import network
 from rada.core.errors import DataError, MissingExtraError
-from rada.data import few_shot, open_dataset, shard_urls
+from rada.data import few_shot, open_dataset
+from rada.data.shards import urls as shard_urls
 from rada.data.shards.index import shard_folder
 from rada.data.shards.urls import expand_braces
 from rada.encoders import CustomEncoder
@@ -480,8 +481,7 @@ def test_fit_on_shards_is_fit_on_the_folder(tmp_path: Path) -> None:
         config = EFTConfig(epochs=2, min_steps=0, strength=1.0, views=2, num_heads=2)
         clf = RAdaClassifier(encoder, classes=list(COLOURS), config=config)
         clf.fit(data, seed=1)
-        assert clf.trained is not None
-        return clf.trained.head.state_dict(), clf.score(data)
+        return clf.model_.head.state_dict(), clf.score(data)
 
     (weights, score), (others, other_score) = fit(folder), fit(packed)
     assert score == other_score and weights.keys() == others.keys()
