@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=1 python benchmarks/class_subsets.py imagenet-b32/train.safetensors [--jobs 2] [--out result.json]
 
 Accuracy: a seed draws one shot of each class of the first half to train on; the other shots of the first half ("base") and
-the shots of the second half ("new") judge, each half among its own classes. No test picture is read. The mask strength is the
+the shots of the second half ("new") evaluate, each half among its own classes. No test image is read. The mask strength is the
 one with the best harmonic mean, for every candidate alike, so that training is compared and not the choice of the strength.
 The step at K = 10,000 is on random unit vectors. Memory is the growth of the process's peak, so it counts from the first row on.
 Seconds are processor time, since the seeds run beside each other.
@@ -27,6 +27,7 @@ from rada import EFTConfig, Features, train_head
 from rada.core.storage import write_json
 from rada.evaluation import environment
 from rada.evaluation.provenance import peak_memory
+from rada.features import ClassSet
 
 # classes a step (0: all) and passes over the shots; the last are the defaults
 CANDIDATES = ["0:3", "128:3", "64:3", "64:10"]
@@ -52,7 +53,7 @@ def accuracies(strong: Tensor, zero_shot: Tensor, labels: Tensor) -> list[float]
     return [100 * float((logits.argmax(-1) == labels).float().mean()) for logits in mixed]
 
 
-def judge(path: str, candidates: list[str], seed: int) -> dict[str, dict[str, float]]:
+def evaluate(path: str, candidates: list[str], seed: int) -> dict[str, dict[str, float]]:
     """Train every candidate on one draw; `base`, `new`, `hm` and processor `seconds` of each."""
     torch.set_num_threads(1)
     features = Features.load(path)
@@ -64,10 +65,11 @@ def judge(path: str, candidates: list[str], seed: int) -> dict[str, dict[str, fl
     shot, other = (rows.gather(1, pick[:, None]).flatten() for pick in (first, 1 - first))
     parts = [(other[:half], text[:half], 0), (shot[half:], text[half:], half)]
     found = {}
+    whole = tuple(map(str, range(len(text))))
     for name in candidates:
         classes, epochs = map(int, name.split(":"))
         start = time.process_time()
-        trained = train_head(
+        model = train_head(
             images[shot[:half]],
             labels[shot[:half]],
             text[:half],
@@ -79,13 +81,11 @@ def judge(path: str, candidates: list[str], seed: int) -> dict[str, dict[str, fl
         seconds = time.process_time() - start
         curves = []
         for take, names, offset in parts:
-            strong = torch.cat(
-                [
-                    trained(chunk, names, features.scale, 1.0).logits
-                    for chunk in images[take].split(50)
-                ]
+            candidates_here = ClassSet(whole[offset : offset + len(names)], names)
+            strong, zero_shot = (
+                model.logits(images[take], candidates_here, strength=strength, batch_size=50)
+                for strength in (1.0, 0.0)
             )
-            zero_shot = features.scale * images[take] @ names.T
             curves.append(accuracies(strong, zero_shot, labels[take] - offset))
         pairs = zip(*curves, strict=True)
         means = [2 * base * new / (base + new) for base, new in pairs]
@@ -147,7 +147,7 @@ def main() -> None:
     options = parser.parse_args()
     steps = time_steps(options.features)
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
-        work = partial(judge, options.features, options.candidates)
+        work = partial(evaluate, options.features, options.candidates)
         runs = list(pool.map(work, range(1, options.seeds + 1)))
     first = options.candidates[0]
     print(

@@ -1,9 +1,9 @@
-"""How the defaults of `EFTConfig` were chosen: few-shot validation, on training pictures alone.
+"""How the defaults of `EFTConfig` were chosen: few-shot validation, on training images alone.
 
     python benchmarks/eft_defaults.py FEATURES... [--shots 2 16] [--seeds 2]
 
 FEATURES are files of `rada encode ... --split train`. Shots are drawn from each, and every candidate configuration is
-judged by its balanced accuracy on the pictures that were not drawn. Prints a Markdown table: one row a candidate,
+evaluated by its balanced accuracy on the images that were not drawn. Prints a Markdown table: one row a candidate,
 one column a number of shots (the mean over files and seeds).
 """
 
@@ -13,8 +13,8 @@ import argparse
 import time
 from pathlib import Path
 
-from rada import EFTConfig, Features, evaluate_logits, train_head
-from rada.methods import linear_probe
+from rada import EFTConfig, Features, evaluate_logits
+from rada.methods import Run, get_method
 
 CANDIDATES: dict[str, EFTConfig | None] = {
     "linear probe": None,
@@ -29,20 +29,13 @@ CANDIDATES: dict[str, EFTConfig | None] = {
 }
 
 
-def judge(features: Features, config: EFTConfig | None, shots: int, seed: int) -> float:
+def evaluate(features: Features, config: EFTConfig | None, shots: int, seed: int) -> float:
     """Train on drawn shots and return the balanced accuracy on the others."""
     drawn = features.few_shot(shots, seed)
     taken = set(drawn.ids)
     rest = features.subset([row for row, key in enumerate(features.ids) if key not in taken])
-    text, scale = features.text_features, features.scale
-    assert text is not None and scale is not None
-    if config is None:
-        logits = linear_probe(drawn.plain(), drawn.labels, rest.plain(), len(text), seed)
-    else:
-        trained = train_head(
-            drawn.image_features, drawn.labels, text, scale, config, seed, progress=False
-        )
-        logits = trained(rest.plain(), text, scale).logits
+    method = get_method("linear_probe" if config is None else "rada")
+    logits = method.fit(drawn, config, Run(seed)).logits(rest.plain(), rest.class_set())
     return evaluate_logits(logits, rest.labels, rest.classes).balanced_accuracy
 
 
@@ -62,7 +55,7 @@ def main() -> None:
         start, cells = time.perf_counter(), []
         for shots in options.shots:
             scores = [
-                judge(features, config, shots, seed)
+                evaluate(features, config, shots, seed)
                 for features in sets
                 for seed in range(1, options.seeds + 1)
             ]

@@ -1,8 +1,8 @@
-"""From pictures to a judged head: `RAdaClassifier` against a loop that encodes every picture every epoch.
+"""From images to an evaluated head: `Classifier` against a loop that encodes every image every epoch.
 
     python benchmarks/end_to_end.py [--shots 16] [--epochs 150] [--test 200] [--out result.json]
 
-Both train the same head with the same steps (those of the default recipe, unless `--epochs` says otherwise) on the built-in textiles set and are judged on the same test pictures.
+Both train the same head with the same steps (those of the default recipe, unless `--epochs` says otherwise) on the built-in textiles set and are evaluated on the same test images.
 The loop does what the released research code does: the frozen encoder runs on each batch of each epoch, and on each
 test picture. `rada` encodes each picture once, from an empty cache. Measured in turns, `--rounds` times; of the clock
 and of processor time (workers included) the medians are printed, since on a shared machine the clock says little.
@@ -21,11 +21,11 @@ from dataclasses import replace
 import torch
 from torch.nn.functional import cross_entropy
 
-from rada import EFTConfig, FeatureCache, RAdaClassifier, load_encoder, open_dataset
+from rada import Classifier, EFTConfig, FeatureCache, RAdaHead, load_encoder, open_dataset
 from rada.core.storage import write_json
 from rada.data import ImageSplit, few_shot
 from rada.evaluation import environment
-from rada.training.eft import HeadTrainer
+from rada.training.feature_loop import learning_rate, seeded
 
 
 def timed(work: Callable[[], float]) -> dict[str, float]:
@@ -50,20 +50,18 @@ def released_loop(
             return encoder.forward_images(pixels)
 
     labels = torch.from_numpy(train.labels.copy())
-    width = text.shape[1]
-    # The trainer supplies steps, head and learning rate; its features are placeholders that never are used.
-    placeholder = torch.eye(width)[torch.arange(len(train)) % width]
-    trainer = HeadTrainer(placeholder, labels, text, encoder.scale, config, seed)
-    head = trainer._initial_head()
+    with seeded(seed):
+        head = RAdaHead(text.shape[1], config.num_heads, config.temperature)
     optimizer = torch.optim.AdamW(
         head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    step = 0
-    for epoch in range(trainer.epochs):
+    step, steps = 0, config.steps(len(train))
+    per_epoch = -(-len(train) // config.batch_size)
+    for epoch in range(steps // per_epoch):
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed + epoch))
         for batch in order.split(config.batch_size):
             for group in optimizer.param_groups:
-                group["lr"] = trainer._learning_rate(step)
+                group["lr"] = learning_rate(config.recipe(), step, per_epoch, steps)
             output = head(encode(batch.tolist(), train), text, encoder.scale)
             loss = cross_entropy(output.logits, labels[batch])
             loss = loss + config.alpha * output.max_deviation.mean()
@@ -84,9 +82,9 @@ def with_rada(
 ) -> float:  # type: ignore[no-untyped-def]
     """Fit and score from an empty cache; return the accuracy."""
     with tempfile.TemporaryDirectory() as folder:
-        classifier = RAdaClassifier(
+        classifier = Classifier(
             encoder,
-            dataset.classes,
+            classes=dataset.classes,
             templates=dataset.templates,
             config=config,
             cache=FeatureCache(folder),
@@ -124,7 +122,7 @@ def main() -> None:
         name: {key: statistics.median(run[key] for run in found) for key in found[0]}
         for name, found in runs.items()
     }
-    steps = max(config.min_steps, config.epochs * -(-len(train) // config.batch_size))
+    steps = config.steps(len(train))
     print(f"{len(train)} training pictures, {steps} steps, {len(test)} test pictures")
     for name, found in medians.items():
         print(f"{name}: {', '.join(f'{key} {value:.3f}' for key, value in found.items())}")

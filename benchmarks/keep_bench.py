@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 _KEPT = (
     "parts",
     "harmonic_mean",
-    "settings",
+    "config",
     "trainable_parameters",
     "fit_seconds",
     "predict_seconds",
@@ -52,10 +52,12 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("command")
     parser.add_argument("--busy", action="store_true", help="leave out seconds")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--figures", type=Path, default=ROOT / "docs" / "figures")
     options = parser.parse_args()
     runs = load_runs(options.directory)
     write_json(
-        ROOT / "benchmarks" / "results" / f"bench_{options.name}.json",
+        options.out / f"bench_{options.name}.json",
         {
             "command": options.command,
             "environment": runs.results[0]["environment"],
@@ -70,7 +72,7 @@ def main() -> None:
             figure = base_new_figure(runs, runs.shots(protocol)[-1])
         if figure is not None:
             kind = protocol.replace("-", "_")
-            path = ROOT / "docs" / "figures" / f"bench_{options.name}_{kind}.svg"
+            path = options.figures / f"bench_{options.name}_{kind}.svg"
             write_bytes(path, figure.wide.svg.encode())
             print(path)
     print("\n".join(map(markdown, result_tables(runs, "zero_shot"))))

@@ -1,4 +1,4 @@
-"""Pictures a second from files to answers, cold and warm, against the encoder's forward alone.
+"""Pictures a second from files to predictions, cold and warm, against the encoder's forward alone.
 
     python benchmarks/predict.py [--pictures 1000] [--rounds 5] [--out result.json]
 
@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rada import DualEncoder, EFTConfig, FeatureCache, RAdaClassifier, load_encoder, open_dataset
+from rada import Classifier, DualEncoder, EFTConfig, FeatureCache, load_encoder, open_dataset
 from rada.core.storage import write_json
 from rada.evaluation import environment
 
@@ -40,7 +40,7 @@ def encode(encoder: DualEncoder, pixels: Tensor) -> None:
         encoder.infer_images(batch)
 
 
-def predict(classifier: RAdaClassifier, paths: list[Path]) -> None:
+def predict(classifier: Classifier, paths: list[Path]) -> None:
     assert sum(1 for _ in classifier.predict_stream(iter(paths))) == len(paths)
 
 
@@ -60,7 +60,7 @@ def main() -> None:
     times: dict[str, list[tuple[float, float]]] = {"forward alone": [], "cold": [], "warm": []}
     for _ in range(options.rounds):
         with tempfile.TemporaryDirectory() as folder:
-            classifier = RAdaClassifier(
+            classifier = Classifier(
                 encoder, config=config, cache=FeatureCache(Path(folder)), progress=False
             )
             classifier.fit(dataset, shots=4, seed=1)

@@ -1,4 +1,4 @@
-"""Draw the README's picture from a demo's result.
+"""Draw the README's figure from a demo's result.
 
 rada demo --out rada-demo && python benchmarks/readme_figure.py rada-demo/result.json
 """
@@ -23,7 +23,9 @@ LOOKS = {"rada": ("RAda", "#0b5d93", "o"), "linear_probe": ("linear probe", "#b2
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("result", type=Path)
-    result = json.loads(parser.parse_args().result.read_text())
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
+    result = json.loads(options.result.read_text())
     rows = aggregate_runs(result["runs"])
     plt.rcParams["svg.hashsalt"] = "rada"
     figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.1), sharey=True)
@@ -42,14 +44,14 @@ def main() -> None:
         axes.axhline(100 * result["chance"], color="#999", linestyle=":", label="chance")
         axes.set_xscale("log", base=2)
         axes.set_xticks(shots, [str(value) for value in shots])
-        axes.set_xlabel("labelled pictures a class")
+        axes.set_xlabel("labelled images a class")
         axes.set_title(metric.replace("_", " ") + ", %", fontsize=10, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].legend(edgecolor="none", framealpha=1, fontsize=8, loc="lower right")
     figure.tight_layout()
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(OUT, metadata={"Date": None})
-    print(OUT)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(options.out, metadata={"Date": None})
+    print(options.out)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 The forms take turns round by round, and processor time is counted, so that other programs on the
 machine disturb them alike. Three ratios:
 
-- the loop (`batch_size=1`): ordinary autograd, all views through the head, AdamW, picture by picture;
+- the loop (`batch_size=1`): ordinary autograd, all views through the head, AdamW, image by image;
 - a lean loop that knows that the untrained head is the zero-shot model, so that it chooses the views
   without running the head on them;
 - encoding the 64 views with the embedded model.
@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=16, help="of the batch")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     views, text = problem(options.pictures, options.views, options.classes, options.dim)
@@ -112,7 +113,7 @@ def main() -> None:
         ),
         "environment": environment(),
     }
-    write_json(RESULT, result)
+    write_json(options.out, result)
     for key, value in result.items():
         if key not in ("environment", "all_rounds"):
             print(f"{key}: {value}")

@@ -29,8 +29,10 @@ from rada.core.storage import write_json
 from rada.data import ImageSplit, few_shot, open_dataset
 from rada.encoders import DualEncoder, load_encoder
 from rada.evaluation import environment
-from rada.features import Features, extract_features
-from rada.test_time import TTTConfig, adapt_views, tpt_logits, view_baselines
+from rada.features import ClassSet, Features, extract_features
+from rada.methods import Facts, get_method
+from rada.methods.base import NoConfig
+from rada.test_time import TTTConfig, adapt_views, get_test_time_method
 from rada.test_time.views import view_transform
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -133,16 +135,32 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tune", action="store_true", help="choose defaults on training pictures")
     parser.add_argument("--features", type=Path, help="folder that keeps the views' features")
     parser.add_argument("--conditions", nargs="+", help="only these, such as 'pacs sketch'")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON")
+    parser.add_argument("--figures", type=Path, default=ROOT / "docs" / "figures")
     parser.add_argument("--encode-only", action="store_true", help="fill the cache and stop")
     return parser.parse_args()
+
+
+def baselines(
+    encoder: DualEncoder, features: Features, config: TTTConfig, *names: str
+) -> dict[str, Tensor]:
+    """Return the logits of zero-shot and of test-time methods that start from it."""
+    classes = ClassSet(features.classes, encoder.encode_classes(features.classes))
+    facts = Facts(features.dim, encoder.scale, classes.names)
+    model = get_method("zero_shot").build(facts, NoConfig(), {}, encoder)
+    found = {"zero_shot": model.logits(features.plain(), classes)}
+    for name in names:
+        method = get_test_time_method(name)
+        own = method.config(views=config.views, selection=config.selection, seed=config.seed)
+        found[name] = method.predictor(model, classes, own)(features.image_features)
+    return found
 
 
 def rows(encoder: DualEncoder, features: Features, config: TTTConfig) -> dict[str, Tensor]:
     """Return the logits of every row on the same views."""
     text = encoder.encode_classes(features.classes)
     views, scale = features.image_features, encoder.scale
-    found = view_baselines(views, text, scale, config)
-    found["tpt"] = tpt_logits(encoder, features.classes, views, config)
+    found = baselines(encoder, features, config, "mean_of_views", "confident_views", "tpt")
     found["rada"] = adapt_views(views, text, scale, None, config)
     found["rada_kept"] = adapt_views(views, text, scale, None, replace(config, predict_with="kept"))
     return found
@@ -248,7 +266,7 @@ def grouped(right: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
     }
 
 
-def judge(
+def evaluate(
     options: argparse.Namespace, encoder: DualEncoder, found: dict[str, ImageSplit], part: str
 ) -> dict[str, dict[str, np.ndarray]]:
     """Return for every condition and row whether each picture is right, `(seeds, pictures)`."""
@@ -265,7 +283,7 @@ def judge(
             if options.tune:
                 text = encoder.encode_classes(features.classes)
                 views = features.image_features
-                logits = view_baselines(views, text, encoder.scale)
+                logits = baselines(encoder, features, config, "mean_of_views", "confident_views")
                 for key, variant in variants().items():
                     logits[key] = adapt_views(views, text, encoder.scale, None, variant)
             else:
@@ -285,7 +303,7 @@ def main() -> None:
         found = conditions(part, options.per_class, Path(folder))
         if options.conditions:
             found = {name: found[name] for name in options.conditions}
-        right = judge(options, encoder, found, part)
+        right = evaluate(options, encoder, found, part)
     if options.encode_only:
         return
     result = {
@@ -300,9 +318,9 @@ def main() -> None:
         "environment": environment(),
     }
     name = "test_time_tuning" if options.tune else "test_time"
-    write_json(RESULTS / f"{name}.json", result)
+    write_json(options.out / f"{name}.json", result)
     if not options.tune:
-        draw(result, ROOT / "docs" / "figures" / "test_time.svg")
+        draw(result, options.figures / "test_time.svg")
     for group, table in result["groups"].items():
         for row, entry in table.items():
             low, high = entry["gain_interval"]
