@@ -24,12 +24,13 @@ from rada.core.config import Config
 from rada.core.errors import CheckpointError, ConfigError, RadaError
 from rada.core.hashing import fingerprint_tensors
 from rada.core.output import claim, finish_save
+from rada.core.records import DetailsRecord, check_record
 from rada.core.storage import read_json
 from rada.data.prompts import check_class_names
 from rada.encoders import load_encoder
 from rada.encoders.slot import EncoderSlot
 from rada.methods import AdaptedModel, Facts, Method, get_method
-from rada.pretrained_0_1 import modernised
+from rada.pretrained_0_1 import OLD_WEIGHTS_FILE, modernised, weights_hash
 from rada.training.strength import Strength
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ ENCODER_FOLDER = "encoder"
 FORMAT = "rada-model-2"
 _CLASS_FEATURES = "class_features"
 _MAX_CONFIG_BYTES = 64 << 20
-_PATTERNS = [CONFIG_FILE, WEIGHTS_FILE, "head.safetensors", f"{ENCODER_FOLDER}/*"]
+_PATTERNS = [CONFIG_FILE, WEIGHTS_FILE, OLD_WEIGHTS_FILE, f"{ENCODER_FOLDER}/*"]
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LARGEST_WEIGHT = 1e6
 """Far above any trained weight; beyond it logits are infinite or no numbers."""
@@ -100,6 +101,14 @@ class Record(Config):
     image_keys: tuple[str, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
     key: str = ""
+
+    def validate(self) -> None:
+        """Check that counts and details can be those of a run."""
+        self.require(self.shots is None or self.shots >= 1, "shots", "None or a positive integer")
+        self.require(self.images >= 0, "images", "0 or more")
+        check_record(
+            DetailsRecord, self.details, error=ConfigError, what="what is told of training"
+        )
 
     @property
     def history(self) -> list[dict[str, float]]:
@@ -272,7 +281,7 @@ def _read_config(folder: Path) -> tuple[ModelConfig, Path]:
     name = WEIGHTS_FILE
     try:
         if isinstance(raw, dict) and "format" not in raw:
-            raw, name = modernised(raw), "head.safetensors"
+            raw, name = modernised(raw), OLD_WEIGHTS_FILE
         config = ModelConfig.from_dict(raw)
     except (RadaError, TypeError) as error:
         raise CheckpointError(f"{str(path)!r} is not a model's configuration: {error}") from error
@@ -370,13 +379,14 @@ def _read_tensors(path: Path, config: ModelConfig) -> dict[str, Tensor]:
             state = {name: stream.get_tensor(name) for name in names}
     except (SafetensorError, OSError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{str(path)!r} is damaged: {error}") from error
-    if path.name != WEIGHTS_FILE:
-        state = {f"head.{name}": value for name, value in state.items()}
-    elif config.weights_hash != _hash(state):
+    found = _hash(state) if path.name == WEIGHTS_FILE else weights_hash(state)
+    if found != config.weights_hash:
         raise CheckpointError(
             f"{str(path.parent)!r} holds other weights than its configuration was written for "
-            f"(hash {_hash(state)}, not {config.weights_hash}): the files are of different runs"
+            f"(hash {found}, not {config.weights_hash}): the files are of different runs"
         )
+    if path.name != WEIGHTS_FILE:
+        state = {f"head.{name}": value for name, value in state.items()}
     for name, value in state.items():
         if value.dtype == torch.int64:
             continue

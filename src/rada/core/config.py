@@ -52,6 +52,15 @@ def _without_lists(value: Any) -> Any:
     return value
 
 
+def _with_defaults(kind: type[Config]) -> set[str]:
+    nothing = dataclasses.MISSING
+    return {
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is not nothing or field.default_factory is not nothing
+    }
+
+
 def parse_value(text: str) -> Any:
     """Read the value of a field from a command line: JSON, or else a word.
 
@@ -111,8 +120,8 @@ class Config:
         """Build a configuration from plain JSON values.
 
         Raises:
-            ConfigError: If `values` is not an object, or a field is unknown, ill-typed or out of
-                range; the message names it.
+            ConfigError: If `values` is not an object, or a field is unknown, missing, ill-typed or out
+                of range; the message names it.
         """
         if not isinstance(values, dict):
             raise ConfigError(
@@ -125,4 +134,7 @@ class Config:
                 f"{cls.__name__} has no field {', '.join(map(repr, unknown))}; "
                 f"it has {', '.join(sorted(known))}"
             )
+        missing = sorted(known - values.keys() - _with_defaults(cls))
+        if missing:
+            raise ConfigError(f"{cls.__name__}: missing field {', '.join(map(repr, missing))}")
         return cls(**values)

@@ -12,24 +12,20 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rada.core.errors import RadaError
-from rada.core.values import LARGEST_SCALE
 
 __all__ = [
     "CellRecord",
+    "DetailsRecord",
     "FoldRecord",
-    "HeadRecord",
     "ResultRecord",
     "RunStateRecord",
     "StateRecord",
     "StrengthRecord",
-    "TrainingRecord",
     "check_record",
 ]
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
-Size = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Unit = Annotated[float, Field(ge=0, le=1)]
-Names = Sequence[str]
 
 
 class _Record(BaseModel):
@@ -55,60 +51,11 @@ class StrengthRecord(_Record):
     trained_strength: Unit | None = None
 
 
-class EncoderRecord(_OpenRecord):
-    """Which encoder a head was trained with."""
+class DetailsRecord(_OpenRecord):
+    """What a method tells of its training; `training.details` in the `config.json` of a model."""
 
-    name: str
-    fingerprint: str
-
-
-class TrainingRecord(_OpenRecord):
-    """How a saved head was trained; `training` in its `config.json`."""
-
-    setting: Literal["eft", "fft"] = "eft"
-    method: str = ""
-    config: dict[str, Any] = {}
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] = 0
-    shots: Size | None = None
-    images: Count = 0
-    data: str | None = None
-    data_fingerprint: str | None = None
-    skipped: Sequence[Names] = ()
-    trained_classes: Names = ()
-    origin: str | None = None
-    origin_name: str | None = None
-    on_features: bool = False
-    image_keys: Names = ()
-    pretrained: EncoderRecord | None = None
-    strength: Unit | None = None
-    trained_strength: Unit | None = None
+    history: Sequence[dict[str, Any]] = ()
     strength_choice: StrengthRecord | None = None
-    history: Sequence[dict[str, float]] = ()
-    fingerprint: str = ""
-
-
-class HeadRecord(_Record):
-    """`config.json` of a saved head; the fields of `HeadConfig`."""
-
-    dim: Annotated[int, Field(ge=1, le=1 << 20)]
-    num_heads: Size
-    temperature: Annotated[float, Field(ge=1e-6, le=1e6)]
-    scale: Annotated[float, Field(gt=0, le=LARGEST_SCALE)]
-    strength: Unit
-    encoder: EncoderRecord | None
-    classes: list[str]
-    templates: list[str]
-    aliases: dict[str, str]
-    training: TrainingRecord
-    weights_hash: str
-    rada_version: str
-    parts: Annotated[list[Literal["head", "classes", "encoder"]], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _heads_share_the_width(self) -> HeadRecord:
-        if self.dim % self.num_heads:
-            raise ValueError(f"num_heads={self.num_heads} should divide dim={self.dim}")
-        return self
 
 
 class StateRecord(_Record):
