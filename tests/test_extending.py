@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import rada.data.registry
 import rada.encoders.registry
 import rada.methods.registry
+from rada import Classifier
 from rada.core.errors import ConfigError
 from rada.data import open_dataset
 from rada.encoders import list_families
 from rada.features import extract_features
-from rada.methods import Examples, get_method, list_methods, load_predictor
+from rada.methods import get_method, list_methods
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 
@@ -54,11 +54,13 @@ def test_what_the_page_registers_can_be_used(page: dict[str, Any], tmp_path: Pat
     page["colors"].encode_images([Image.new("RGB", (8, 8), "red")])
 
     assert get_method("class-means") is page["method"]
-    queries, classes = Examples(page["features"]), page["classes"]
-    logits = page["predictor"].predict(queries, classes)
-    assert logits.argmax(1).tolist() == [0, 1] * 4
-    page["predictor"].save(tmp_path / "means.safetensors")
-    again = load_predictor(tmp_path / "means.safetensors").predict(queries, classes)
-    torch.testing.assert_close(again, logits)
+    features, classifier = page["features"], page["classifier"]
+    assert classifier.predict(features).tolist() == ["cat", "dog"] * 4
+    classifier.save_pretrained(tmp_path / "means")
+    again = Classifier.from_pretrained(tmp_path / "means")
+    assert np.array_equal(again.logits(features), classifier.logits(features))
+    seen = [tmp_path / "a-1.png", tmp_path / "b-1.png"]
+    fitted = Classifier(encoder, "class_means", cache=False, workers=0).fit(f"pairs:{tmp_path}")
+    assert fitted.predict(seen).tolist() == ["ant", "bee"]
     with pytest.raises(ConfigError, match="share"):
-        page["MeansSettings"](share=2.0)
+        page["MeansConfig"](share=2.0)
