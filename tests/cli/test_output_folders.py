@@ -23,7 +23,7 @@ from rada.core.output import STATE_FOLDER
 from rada.encoders import load_encoder
 from toy import SCALE, toy
 
-QUICK = ("--epochs", "2", "--min-steps", "0", "--strength", "1")
+QUICK = ("--set", "epochs=2", "--set", "min_steps=0", "--set", "strength=1")
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_python_obeys_the_same_rule(features: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError):
         classifier.fit(features, output_dir=out, overwrite=True)
     classifier.fit(features)
-    result, _ = classifier.evaluate(features)
+    result = classifier.evaluate(features).to_dict()
     tuner = FineTuner("embedded", progress=False)
     for call in (
         lambda: classifier.save_pretrained(out),
@@ -134,7 +134,7 @@ def test_python_obeys_the_same_rule(features: Path, tmp_path: Path) -> None:
 
 def test_two_fits_at_once(features: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "rada", "fit", features, "--out", tmp_path / "out", "--json"]
-    command += ["--min-steps", "3000", "--strength", "1"]
+    command += ["--set", "min_steps=3000", "--set", "strength=1"]
     first = subprocess.Popen(
         [*map(str, command), "--seed", "1"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )

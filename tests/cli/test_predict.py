@@ -15,11 +15,11 @@ from unittest import mock
 import numpy as np
 import pytest
 from PIL import Image
-from ttt.ttt_tiny import TinyEncoder
+from test_time.ttt_tiny import TinyEncoder
 
 from cli.test_cli import rada
-from rada import RAdaClassifier
-from rada.cli import test_time
+from rada import Classifier
+from rada.cli import opening
 from rada.cli.places import is_image
 
 NAMES = ("cat", "dog")
@@ -32,13 +32,12 @@ class Run:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.names: tuple[str, ...] = NAMES
         self.loaded = 0
-        monkeypatch.setattr(test_time, "open_classifier", self._open)
+        monkeypatch.setattr(opening, "open_classifier", self._open)
 
-    def _open(self, *_: object, skip_bad: bool, **__: object) -> RAdaClassifier:
+    def _open(self, *_: object, skip_bad: bool, **__: object) -> Classifier:
         self.loaded += 1
-        return RAdaClassifier(
-            TinyEncoder(), self.names, cache=False, workers=0, skip_bad=skip_bad, progress=False
-        )
+        options = {"cache": False, "workers": 0, "skip_bad": skip_bad, "progress": False}
+        return Classifier(TinyEncoder(), "zero_shot", self.names, **options)
 
     def __call__(
         self, *arguments: str | Path, stdin: bytes = b""
@@ -92,7 +91,7 @@ def test_an_image_of_every_kind_is_told_from_text(predict: Run, tmp_path: Path, 
     assert is_image(content[:32])
     (piped,) = predict.answers("-", stdin=content)
     (named,) = predict.answers(tmp_path / f"one.{kind}")
-    assert piped["predictions"] == named["predictions"] and piped["path"] == "picture 0"
+    assert piped["predictions"] == named["predictions"] and piped["path"] == "image 0"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from cli.test_cli import ok, refused
 from encoders.tiny_models import MAKERS
 from rada import RAdaClassifier
 from rada.cli.tables import plain_table
-from rada.core.config import EFTConfig
+from rada.methods.rada import EFTConfig
 from rada.core.errors import CheckpointError
 from rada.encoders import list_models
 
@@ -44,9 +44,9 @@ def test_fit_save_load_evaluate_predict(family: str, saved, photos: Path, tmp_pa
     classifier = RAdaClassifier(str(saved(family)), config=config, workers=0, progress=False)
     classifier.fit(photos, shots=3, seed=1, output_dir=tmp_path / "head")
     loaded = RAdaClassifier.from_pretrained(tmp_path / "head", workers=0, progress=False)
-    assert loaded.encoder is not None
-    assert loaded.encoder.fingerprint == classifier.encoder.fingerprint
-    result, _ = loaded.evaluate(photos)
+    assert loaded.encoder_ is not None
+    assert loaded.encoder_.fingerprint == classifier.encoder_.fingerprint
+    result = loaded.evaluate(photos).to_dict()
     assert result["images"] == 12
     assert result["adapted"]["accuracy"] == classifier.score(photos)
     json.dumps(result, allow_nan=False)

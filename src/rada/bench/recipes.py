@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rada.bench.plan import Plan, Settings
+from rada.bench.plan import Options, Plan
 
 __all__ = ["COOP_SETS", "PUBLISHED", "recipe"]
 
@@ -99,7 +99,7 @@ def _placed(specs: tuple[str, ...], root: str) -> tuple[str, ...]:
     return tuple(f"{spec}?root={root}" if spec in known else spec for spec in specs)
 
 
-_PAPER = Settings({"tip_adapter": {"views": 10}, "tip_adapter_f": {"views": 10}})
+_PAPER = Options({"tip_adapter": {"views": 10}, "tip_adapter_f": {"views": 10}})
 _RECIPES = {
     "quick": Plan(
         methods=FEATURE_METHODS, datasets=("textiles",), shots=(1, 4, 16), allow_fewer=False

@@ -26,6 +26,7 @@ from rada.cli import (
     models,
     predict,
 )
+from rada.cli.options import TakesSettings
 from rada.core.errors import RadaError
 from rada.core.terminal import echo
 
@@ -63,8 +64,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("demo")(demo.demo)
-app.command("fit")(fit.fit)
-app.command("finetune")(finetune.finetune)
+app.command("fit", cls=TakesSettings)(fit.fit)
+app.command("finetune", cls=TakesSettings)(finetune.finetune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("encode")(encode.encode)

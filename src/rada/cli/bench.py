@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rada.cli.options import ClassNames, Device, JsonFlag, NoCache, cache_option, print_json
+from rada.cli.options import Encoding, JsonFlag, Names, grouped, print_json
 from rada.core.terminal import bold, echo, screen
 
 if TYPE_CHECKING:
@@ -20,44 +20,43 @@ app = typer.Typer(
 )
 EXIT_SOME_FAILED = 1
 
-Out = Annotated[Path, typer.Option(help="Folder of the results; used again, it is completed.")]
-Names = Annotated[
+Listed = Annotated[
     list[str] | None, typer.Option(help="Separated by commas, or the option repeated.")
 ]
 Seeds = Annotated[str | None, typer.Option(help="Seeds, separated by commas.")]
 Reference = Annotated[str, typer.Option(help="The method that differences are taken against.")]
-Root = Annotated[str, typer.Option(help="Folder of the real data sets.")]
 
 
 @app.callback()
+@grouped
 def bench(
     context: typer.Context,
-    methods: Names = None,
-    datasets: Names = None,
-    targets: Names = None,
-    protocol: Names = None,
-    shots: Annotated[str | None, typer.Option(help="Pictures a class, by commas.")] = None,
+    methods: Listed = None,
+    datasets: Listed = None,
+    targets: Listed = None,
+    protocol: Listed = None,
+    shots: Annotated[str | None, typer.Option(help="Images a class, by commas.")] = None,
     seeds: Seeds = None,
-    model: Annotated[str | None, typer.Option(help="The dual encoder for pictures.")] = None,
+    model: Annotated[str | None, typer.Option(help="The dual encoder for images.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="METHOD.FIELD=VALUE; repeat for several.")
     ] = None,
-    template: Annotated[list[str] | None, typer.Option(help="Prompt with {}; repeatable.")] = None,
-    class_names: ClassNames = None,
     allow_fewer: Annotated[
-        bool, typer.Option("--allow-fewer", help="Go on where a class has too few pictures.")
+        bool, typer.Option("--allow-fewer", help="Go on where a class has too few images.")
     ] = False,
     plan: Annotated[Path | None, typer.Option(help="TOML or YAML file with the same.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results.")] = None,
     reference: Reference = "zero_shot",
-    no_cache: NoCache = False,
-    device: Device = None,
     json: JsonFlag = False,
+    *,
+    names: Names,
+    encoding: Encoding,
 ) -> None:
     """Run every method on every data set, or finish what was begun in --out.
 
-    Protocols: few-shot (default), base-to-new, cross-dataset, domain. Finished cells are skipped;
-    several processes may share one --out.
+    METHOD+TEST_TIME, such as zero_shot+tpt, predicts with a test-time method. Protocols: few-shot
+    (default), base-to-new, cross-dataset, domain. Finished cells are skipped; several processes may
+    share one --out.
     """
     if context.invoked_subcommand is not None:
         return
@@ -72,8 +71,8 @@ def bench(
         "shots": _numbers("shots", shots),
         "seeds": _numbers("seeds", seeds),
         "model": model,
-        "templates": tuple(template) if template else None,
-        "class_names": class_names,
+        "templates": tuple(names.template) if names.template else None,
+        "class_names": names.class_names,
         "allow_fewer": allow_fewer or None,
         "options": _settings(settings),
     }
@@ -85,61 +84,60 @@ def bench(
     if out is None:
         raise ConfigError("say where the results go: --out DIR")
     wanted = Plan.from_dict(changes) if plan is None else load_plan(plan, changes)
-    _go(wanted, out, reference, no_cache, device, json)
+    _go(wanted, out, reference, encoding, json)
 
 
-@app.command("quick")
-def quick(
-    out: Out = Path("rada-bench-quick"),
-    seeds: Seeds = None,
-    reference: Reference = "zero_shot",
-    no_cache: NoCache = False,
-    json: JsonFlag = False,
-) -> None:
-    """Compare all methods on features, with the embedded model and data; some minutes."""
-    _recipe("quick", "", out, seeds, reference, no_cache, None, json)
+def _add_recipe(name: str, folder: str, text: str) -> None:
+    """Add a command that runs a recipe."""
+
+    @grouped
+    def command(
+        out: Annotated[
+            Path, typer.Option(help="Folder of the results; used again, it is completed.")
+        ] = Path(folder),
+        data_root: Annotated[str, typer.Option(help="Folder of the real data sets.")] = "data",
+        seeds: Seeds = None,
+        reference: Reference = "zero_shot",
+        json: JsonFlag = False,
+        *,
+        encoding: Encoding,
+    ) -> None:
+        import dataclasses
+
+        from rada.bench.recipes import recipe
+
+        plan = recipe(name, data_root)
+        chosen = _numbers("seeds", seeds)
+        if chosen is not None:
+            plan = dataclasses.replace(plan, seeds=chosen)
+        _go(plan, out, reference, encoding, json)
+
+    app.command(name, help=text)(command)
 
 
-@app.command("paper-eft")
-def paper_eft(
-    out: Out = Path("rada-bench-eft"),
-    data_root: Root = "data",
-    seeds: Seeds = None,
-    reference: Reference = "zero_shot",
-    no_cache: NoCache = False,
-    device: Device = None,
-    json: JsonFlag = False,
-) -> None:
-    """Base-to-new on the 11 CoOp sets with CLIP ViT-B/16, beside the published numbers."""
-    _recipe("paper-eft", data_root, out, seeds, reference, no_cache, device, json)
-
-
-@app.command("paper-cross")
-def paper_cross(
-    out: Out = Path("rada-bench-cross"),
-    data_root: Root = "data",
-    seeds: Seeds = None,
-    reference: Reference = "zero_shot",
-    no_cache: NoCache = False,
-    device: Device = None,
-    json: JsonFlag = False,
-) -> None:
-    """Learn ImageNet, test on the other ten sets, with CLIP ViT-B/16."""
-    _recipe("paper-cross", data_root, out, seeds, reference, no_cache, device, json)
-
-
-@app.command("paper-dg")
-def paper_dg(
-    out: Out = Path("rada-bench-dg"),
-    data_root: Root = "data",
-    seeds: Seeds = None,
-    reference: Reference = "zero_shot",
-    no_cache: NoCache = False,
-    device: Device = None,
-    json: JsonFlag = False,
-) -> None:
-    """Learn ImageNet, test on V2, R, A, Sketch and ObjectNet, with CLIP ViT-B/16."""
-    _recipe("paper-dg", data_root, out, seeds, reference, no_cache, device, json)
+for _name, _folder, _text in (
+    (
+        "quick",
+        "rada-bench-quick",
+        "Compare all methods on features, with the embedded model and data; some minutes.",
+    ),
+    (
+        "paper-eft",
+        "rada-bench-eft",
+        "Base-to-new on the 11 CoOp sets with CLIP ViT-B/16, beside the published numbers.",
+    ),
+    (
+        "paper-cross",
+        "rada-bench-cross",
+        "Learn ImageNet, test on the other ten sets, with CLIP ViT-B/16.",
+    ),
+    (
+        "paper-dg",
+        "rada-bench-dg",
+        "Learn ImageNet, test on V2, R, A, Sketch and ObjectNet, with CLIP ViT-B/16.",
+    ),
+):
+    _add_recipe(_name, _folder, _text)
 
 
 @app.command("report")
@@ -159,42 +157,13 @@ def report(
             echo(path)
 
 
-def _recipe(
-    name: str,
-    root: str,
-    out: Path,
-    seeds: str | None,
-    reference: str,
-    no_cache: bool,
-    device: str | None,
-    json: bool,
-) -> None:
-    import dataclasses
-
-    from rada.bench.recipes import recipe
-
-    plan = recipe(name, root)
-    chosen = _numbers("seeds", seeds)
-    if chosen is not None:
-        plan = dataclasses.replace(plan, seeds=chosen)
-    _go(plan, out, reference, no_cache, device, json)
-
-
-def _go(
-    plan: Plan, out: Path, reference: str, no_cache: bool, device: str | None, json: bool
-) -> None:
+def _go(plan: Plan, out: Path, reference: str, encoding: Encoding, json: bool) -> None:
     from rada.bench import run_plan
     from rada.bench.page import write_files
     from rada.bench.tables import check_reference
 
     check_reference(reference, plan.methods)
-    summary = run_plan(
-        plan,
-        out,
-        cache=cache_option(no_cache),
-        device=device,
-        say=lambda text: echo(text, err=True),
-    )
+    summary = run_plan(plan, out, **encoding.options(), say=lambda text: echo(text, err=True))
     files = write_files(out, reference) if (out / "cells").exists() else {}
     if json:
         print_json(_facts(summary) | {"files": {name: str(path) for name, path in files.items()}})

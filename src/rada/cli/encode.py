@@ -1,4 +1,4 @@
-"""`rada encode`: pictures to features in a file."""
+"""`rada encode`: images to features in a file."""
 
 from __future__ import annotations
 
@@ -7,18 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rada.cli.options import (
-    ClassNames,
-    Device,
-    JsonFlag,
-    Model,
-    NoCache,
-    SkipBad,
-    Templates,
-    Workers,
-    cache_option,
-    print_json,
-)
+from rada.cli.options import JsonFlag, Model, Names, Reading, grouped, print_json
 from rada.core.terminal import echo
 
 if TYPE_CHECKING:
@@ -26,29 +15,27 @@ if TYPE_CHECKING:
     from rada.features import Features
 
 
+@grouped
 def encode(
-    data: Annotated[str, typer.Argument(help="Labelled pictures, as for fit.")],
+    data: Annotated[str, typer.Argument(help="Labelled images, as for fit.")],
     out: Annotated[Path, typer.Option(help="The features file, .safetensors.")],
     model: Model = "embedded",
     split: Annotated[
         str | None, typer.Option(help="Split to encode; needed where there are several.")
     ] = None,
     views: Annotated[
-        int, typer.Option(min=1, help="Views: the plain picture and random ones.")
+        int, typer.Option(min=1, help="Views: the plain image and random ones.")
     ] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the random views.")] = 0,
-    class_names: ClassNames = None,
-    template: Templates = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
-    skip_bad: SkipBad = False,
-    no_cache: NoCache = False,
-    workers: Workers = None,
-    device: Device = None,
     json: JsonFlag = False,
+    *,
+    names: Names,
+    reading: Reading,
 ) -> None:
-    """Write the features of pictures and of their classes to a safetensors file.
+    """Write the features of images and of their classes to a safetensors file.
 
-    `rada fit` and `rada evaluate` accept the file instead of pictures. With several processes
+    `rada fit` and `rada evaluate` accept the file instead of images. With several processes
     (`accelerate launch --num_processes 4 -m rada encode ...`, or torchrun), each encodes a part.
     """
     import dataclasses
@@ -66,27 +53,24 @@ def encode(
             _check_out(out, overwrite, data)
             dataset = open_dataset(
                 data,
-                class_names=None if class_names is None else load_class_names(class_names),
-                templates=template,
-                skip_bad=skip_bad,
+                class_names=None
+                if names.class_names is None
+                else load_class_names(names.class_names),
+                templates=names.template,
+                skip_bad=reading.skip_bad,
             )
             part = next(iter(dataset.splits)) if split is None else split
-            pictures = dataset.split(part)
+            images = dataset.split(part)
             if group.rank == 0:
-                announce(dataset.name, part, pictures)
-            encoder = load_encoder(model, device=group.device(device))
-        options: dict[str, Any] = {
-            "views": views,
-            "seed": seed,
-            "cache": cache_option(no_cache),
-            "workers": workers,
-            "skip_bad": skip_bad,
-        }
+                announce(dataset.name, part, images)
+            encoder = load_encoder(model, device=group.device(reading.device))
+        options: dict[str, Any] = reading.options() | {"views": views, "seed": seed}
+        del options["device"]
         features: Features | None
         if group.count == 1:
-            features = extract_features(encoder, pictures, **options)
+            features = extract_features(encoder, images, **options)
         else:
-            features = extract_in_group(group, encoder, pictures, out, **options)
+            features = extract_in_group(group, encoder, images, out, **options)
         with group.together():
             if features is not None:
                 features = dataclasses.replace(

@@ -1,4 +1,4 @@
-"""`rada evaluate`: zero-shot and adapted model side by side on labelled pictures."""
+"""`rada evaluate`: zero-shot and adapted model side by side on labelled images."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from rada.cli.options import (
     ModelFolder,
     Names,
     OnlyModel,
+    OutOfDistribution,
     Reading,
     Strength,
     TestTime,
     grouped,
+    named_data,
     print_json,
 )
 from rada.core.terminal import bold, screen
@@ -38,10 +40,7 @@ def evaluate(
     split: Annotated[
         str | None, typer.Option(help="Split to use: test, else val, else all, if not given.")
     ] = None,
-    ood: Annotated[
-        list[str] | None,
-        typer.Option(help="Further labelled images, out of distribution: NAME=DATA; repeat."),
-    ] = None,
+    ood: OutOfDistribution = None,
     strength: Strength = None,
     model: OnlyModel = None,
     encoder: EncoderOption = None,
@@ -86,7 +85,7 @@ def evaluate(
             found = adapter.evaluate(places[0], split=split, class_names=names.class_names)
         else:
             found = classifier.evaluate(
-                places[0], split=split, class_names=names.class_names, ood=_named_data(ood)
+                places[0], split=split, class_names=names.class_names, ood=named_data(ood)
             )
     result = found.result | {
         "head": first if classifier.is_fitted else None,
@@ -99,18 +98,6 @@ def evaluate(
         print_json(result)
         return
     _print(result, page)
-
-
-def _named_data(texts: list[str] | None) -> dict[str, str]:
-    from rada.core.errors import ConfigError
-
-    found = {}
-    for text in texts or ():
-        name, equals, data = text.partition("=")
-        if not (equals and name and data):
-            raise ConfigError(f"--ood reads NAME=DATA, not {text!r}")
-        found[name] = data
-    return found
 
 
 def write(
@@ -167,7 +154,7 @@ def _head_lines(result: dict[str, Any]) -> list[str]:
     if changed is None:
         return []
     classes = count(len(result["classes"]), "class", "classes")
-    strength = "" if result["head"] is None else f" Mask strength {result['strength']:g}."
+    strength = "" if result["head"] is None else f" Strength {result['strength']:g}."
     return [
         f"{changed['wrong_to_right']} images went from wrong to right, "
         f"{changed['right_to_wrong']} from right to wrong.",

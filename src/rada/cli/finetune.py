@@ -5,25 +5,22 @@ from __future__ import annotations
 import shlex
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from rada.cli.options import (
-    ConfigFile,
     JsonFlag,
     Model,
     Names,
+    OutOfDistribution,
     Reading,
-    Settings,
-    configured,
+    Training,
     grouped,
+    named_data,
     print_json,
 )
 from rada.core.terminal import bold, echo, screen
-
-if TYPE_CHECKING:
-    from rada.core.config import Config
 
 
 @grouped
@@ -40,22 +37,7 @@ def finetune(
     method: Annotated[
         str, typer.Option(help="rada-ft, ft, flyp, l2-sp, lp-ft or any other method.")
     ] = "rada-ft",
-    ood: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=PATH", help="A shifted test set; repeat for several."),
-    ] = None,
-    shots: Annotated[int | None, typer.Option(min=1, help="Training images of a class.")] = None,
-    seed: Annotated[int, typer.Option(help="Chooses everything random.")] = 0,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the images.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a step, all processes.")] = None,
-    accumulate: Annotated[
-        int | None, typer.Option(help="Parts that a step is cut into, to save memory.")
-    ] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak rate of the encoders.")] = None,
-    train: Annotated[
-        str | None, typer.Option(help="Encoders that learn: image, text or both.")
-    ] = None,
-    precision: Annotated[str | None, typer.Option(help="bf16 or fp16: mixed precision.")] = None,
+    ood: OutOfDistribution = None,
     wise: Annotated[
         str | None,
         typer.Option(
@@ -63,23 +45,13 @@ def finetune(
             "pretrained one is evaluated (WiSE-FT); all: 0, 0.1, ... 1."
         ),
     ] = None,
-    wise_alpha: Annotated[
-        float | None, typer.Option(help="Save the average with this weight of the tuned model.")
-    ] = None,
-    config: ConfigFile = None,
-    settings: Settings = None,
     track: Annotated[
         list[str] | None,
         typer.Option(help="tensorboard, wandb or trackio, besides log.jsonl; repeat for several."),
     ] = None,
-    allow_fewer: Annotated[
-        bool, typer.Option("--allow-fewer", help="Go on where a class has too few images.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace another run in the folder.")
-    ] = False,
     json: JsonFlag = False,
     *,
+    training: Training,
     names: Names,
     reading: Reading,
 ) -> None:
@@ -91,23 +63,14 @@ def finetune(
     from rada.core.values import check_seed
     from rada.data import load_class_names
     from rada.finetuner import FineTuner
+    from rada.methods import get_method
     from rada.training.encoder_loop import FineTuningStopped
 
-    check_seed(seed)  # before anything is loaded
-    given = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "accumulate": accumulate,
-        "learning_rate": learning_rate,
-        "train": train,
-        "precision": precision,
-        "wise_alpha": wise_alpha,
-    }
-    given = {k: v for k, v in given.items() if v is not None}
+    check_seed(training.seed)  # before anything is loaded
     tuner = FineTuner(
         model,
         method,
-        _config(method, config, given, settings or []),
+        training.configured(get_method(method).config),
         classes=None if names.class_names is None else load_class_names(names.class_names),
         templates=names.template,
         trackers=track or (),
@@ -116,13 +79,13 @@ def finetune(
     try:
         result = tuner.fit(
             data,
-            _named_sets(ood or []),
-            shots,
-            seed,
-            allow_fewer=allow_fewer,
+            named_data(ood),
+            training.shots,
+            training.seed,
+            allow_fewer=training.allow_fewer,
             wise=_alphas(wise),
             output_dir=out,
-            overwrite=overwrite,
+            overwrite=training.overwrite,
         )
     except FineTuningStopped as stopped:
         echo(str(stopped), err=True)
@@ -133,29 +96,6 @@ def finetune(
         print_json(result)
     else:
         _print_summary(result, out)
-
-
-def _config(method: str, path: Path | None, given: dict[str, Any], settings: list[str]) -> Config:
-    """Build a method's configuration: the file's fields, then --set, then the options."""
-    from rada.methods import get_method
-
-    options = [f"{name}={value}" for name, value in given.items()]
-    return configured(get_method(method).config, path, [*settings, *options])
-
-
-def _named_sets(pairs: list[str]) -> dict[str, str]:
-    """Read `--ood NAME=PATH`."""
-    from rada.core.errors import ConfigError
-
-    found: dict[str, str] = {}
-    for pair in pairs:
-        name, equals, path = pair.partition("=")
-        if not equals or not name.strip() or not path.strip():
-            raise ConfigError(f"--ood takes NAME=PATH, not {pair!r}")
-        if name.strip() in found:
-            raise ConfigError(f"--ood names {name.strip()!r} twice")
-        found[name.strip()] = path.strip()
-    return found
 
 
 def _alphas(text: str | None) -> tuple[float, ...]:
@@ -190,9 +130,9 @@ def _print_summary(result: dict[str, Any], out: Path) -> None:
     terminal.print(table)
     for point in result["wise"]:
         inside, outside = point["in_distribution"], point["out_of_distribution"].get("mean")
-        told = [] if inside is None else [f"in distribution {percent(inside['accuracy'])}"]
-        told += [] if outside is None else [f"out of distribution {percent(outside)}"]
-        terminal.print(f"WiSE-FT {point['alpha']:g}: {', '.join(told)}")
+        parts = [] if inside is None else [f"in distribution {percent(inside['accuracy'])}"]
+        parts += [] if outside is None else [f"out of distribution {percent(outside)}"]
+        terminal.print(f"WiSE-FT {point['alpha']:g}: {', '.join(parts)}")
     folder = shlex.quote(str(out))
     terminal.print(
         "The model is in ",

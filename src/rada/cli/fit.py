@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rada.cli.options import (
-    ConfigFile,
     JsonFlag,
     Model,
     Names,
     Reading,
-    Settings,
-    configured,
+    Training,
     grouped,
     print_json,
 )
@@ -41,22 +39,13 @@ def fit(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the model.")],
     method: Annotated[str, typer.Option(help="How to adapt; `rada methods` lists them.")] = "rada",
-    settings: Settings = None,
-    config: ConfigFile = None,
     model: Model = "embedded",
-    shots: Annotated[int | None, typer.Option(min=1, help="Images of each class.")] = None,
-    seed: Annotated[int, typer.Option(help="Chooses the shots and everything random.")] = 0,
     scale: Annotated[
         float | None, typer.Option(help="Overrides the encoder's logit scale.")
     ] = None,
-    allow_fewer: Annotated[
-        bool, typer.Option("--allow-fewer", help="Go on where a class has too few images.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace another model in the folder.")
-    ] = False,
     json: JsonFlag = False,
     *,
+    training: Training,
     names: Names,
     reading: Reading,
 ) -> None:
@@ -73,10 +62,10 @@ def fit(
     from rada.training.encoder_loop import FineTuningStopped
     from rada.training.feature_loop import TrainingInterrupted
 
-    check_seed(seed)  # before anything is loaded
+    check_seed(training.seed)  # before anything is loaded
     check_named(data)
     chosen = get_method(method)
-    own = configured(chosen.config, config, settings)
+    own = training.configured(chosen.config)
     # A features file needs no encoder; one that is named makes the class features, by --template.
     source = context.get_parameter_source("model")
     named = source is not None and source.name != "DEFAULT"
@@ -93,11 +82,11 @@ def fit(
             )
             classifier.fit(
                 data,
-                shots=shots,
-                seed=seed,
-                allow_fewer=allow_fewer,
+                shots=training.shots,
+                seed=training.seed,
+                allow_fewer=training.allow_fewer,
                 output_dir=out,
-                overwrite=overwrite,
+                overwrite=training.overwrite,
             )
             result = _result(classifier, folder)
     except TrainingInterrupted as stopped:

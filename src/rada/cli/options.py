@@ -8,20 +8,29 @@ import typing
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperCommand
 
 from rada.core.config import Config, parse_value
 from rada.core.errors import ConfigError
 from rada.core.printable import exact_json
 
-if TYPE_CHECKING:
-    from rada.features import FeatureCache
-
 C = TypeVar("C", bound=Config)
 
-__all__ = ["Names", "Reading", "TestTime", "cache_option", "configured", "grouped", "print_json"]
+__all__ = [
+    "Encoding",
+    "Names",
+    "Reading",
+    "TakesSettings",
+    "TestTime",
+    "Training",
+    "configured",
+    "grouped",
+    "named_data",
+    "print_json",
+]
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
 Model = Annotated[str, typer.Option(help="The dual encoder; `rada models` lists them.")]
@@ -46,41 +55,73 @@ EncoderOption = Annotated[
 Strength = Annotated[
     float | None, typer.Option(help="Strength in [0, 1] instead of the model's own.")
 ]
-Settings = Annotated[
+OutOfDistribution = Annotated[
     list[str] | None,
     typer.Option(
-        "--set",
-        help="FIELD=VALUE of the method's configuration; repeat. `rada methods NAME` lists them.",
+        "--ood",
+        metavar="NAME=DATA",
+        help="Further labelled images, out of distribution; repeat.",
     ),
-]
-ConfigFile = Annotated[
-    Path | None, typer.Option(help="JSON file with fields of the method's configuration.")
 ]
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How images are read and encoded."""
+class Encoding:
+    """Where images are encoded, and whether their features are kept."""
 
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Go on without images that cannot be read.")
-    ] = False
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Neither read nor write the cache.")
     ] = False
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode images.")] = None
     device: Annotated[
         str | None, typer.Option(help="Where the encoder runs, such as cuda or mps.")
     ] = None
 
     def options(self) -> dict[str, Any]:
         """Return them as the library's arguments."""
-        return {
-            "cache": cache_option(self.no_cache),
-            "workers": self.workers,
-            "skip_bad": self.skip_bad,
-            "device": self.device,
-        }
+        return {"cache": False if self.no_cache else None, "device": self.device}
+
+
+@dataclass(frozen=True)
+class Reading(Encoding):
+    """How images are read and encoded."""
+
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Go on without images that cannot be read.")
+    ] = False
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode images.")] = None
+
+    def options(self) -> dict[str, Any]:
+        """Return them as the library's arguments."""
+        return super().options() | {"workers": self.workers, "skip_bad": self.skip_bad}
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a method learns from, with what configuration, and what may be replaced."""
+
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE",
+            help="A field of the method's configuration; repeat. `rada methods NAME` lists them.",
+        ),
+    ] = None
+    config: Annotated[
+        Path | None, typer.Option(help="JSON file with fields of the method's configuration.")
+    ] = None
+    shots: Annotated[int | None, typer.Option(min=1, help="Images of each class.")] = None
+    seed: Annotated[int, typer.Option(help="Chooses the shots and everything random.")] = 0
+    allow_fewer: Annotated[
+        bool, typer.Option("--allow-fewer", help="Go on where a class has too few images.")
+    ] = False
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace another model in the folder.")
+    ] = False
+
+    def configured(self, kind: type[C]) -> C:
+        """Build the method's configuration; as `configured`."""
+        return configured(kind, self.config, self.settings)
 
 
 @dataclass(frozen=True)
@@ -166,6 +207,32 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+class TakesSettings(TyperCommand):
+    """A command with `--set`, which says so to whoever gives a field as an option of its own."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = {name for param in self.params for name in (*param.opts, *param.secondary_opts)}
+        for place, word in enumerate(args):
+            option, equals, value = word.partition("=")
+            if word == "--":
+                break
+            if word.startswith("--") and option not in known:
+                following = args[place + 1 : place + 2]
+                _refuse_field(option, value if equals else (following or ["VALUE"])[0])
+        return super().parse_args(ctx, args)
+
+
+def _refuse_field(option: str, value: str) -> None:
+    """Raise a `ConfigError` if an option is a field of a method's configuration."""
+    from rada.methods import list_methods
+
+    name = option.removeprefix("--").replace("-", "_")
+    if any(name == field.name for method in list_methods() for field in fields(method.config)):
+        raise ConfigError(
+            f"there is no option {option}, but methods have a field {name!r}: use --set {name}={value}"
+        )
+
+
 def configured(kind: type[C], path: Path | None, settings: list[str] | None) -> C:
     """Build a configuration: the file's fields, then `FIELD=VALUE` over them.
 
@@ -182,14 +249,30 @@ def configured(kind: type[C], path: Path | None, settings: list[str] | None) -> 
     for text in settings or ():
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise ConfigError(f"--set reads FIELD=VALUE, not {text!r}")
+            raise ConfigError(f"--set takes FIELD=VALUE, not {text!r}")
         values[name.strip().replace("-", "_")] = parse_value(value)
     return kind.from_dict(values)
 
 
-def cache_option(no_cache: bool) -> FeatureCache | Literal[False] | None:
-    """Return the `cache` argument of the library for the `--no-cache` flag."""
-    return False if no_cache else None
+def named_data(texts: list[str] | None) -> dict[str, str]:
+    """Read `--ood NAME=DATA`.
+
+    Raises:
+        ConfigError: If one has another form, or a name is given twice.
+
+    Example:
+        >>> named_data(["sketch=pacs/sketch"])
+        {'sketch': 'pacs/sketch'}
+    """
+    found: dict[str, str] = {}
+    for text in texts or ():
+        name, equals, data = (part.strip() for part in text.partition("="))
+        if not (equals and name and data):
+            raise ConfigError(f"--ood takes NAME=DATA, not {text!r}")
+        if name in found:
+            raise ConfigError(f"--ood names {name!r} twice")
+        found[name] = data
+    return found
 
 
 def print_json(value: Any) -> None:

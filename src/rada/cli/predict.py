@@ -1,4 +1,4 @@
-"""`rada predict`: name the class of pictures, as a stream."""
+"""`rada predict`: name the class of images, as a stream."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def predict(
     encoder: EncoderOption = None,
     explain: Annotated[
         bool,
-        typer.Option("--explain", help="With --test-time rada: tell views kept and what changed."),
+        typer.Option("--explain", help="With --test-time rada: say which views were kept and what changed."),
     ] = False,
     strength: Strength = None,
     out: Annotated[
@@ -118,7 +118,7 @@ def predict(
 
 
 def _kept(found: Iterable[ImageLike], out: Path) -> Iterator[ImageLike]:
-    """Pass on what is read; a picture is never replaced by what is said of it."""
+    """Pass on what is read; an image is never replaced by what is said of it."""
     from rada.core.output import check_file
 
     for entry in found:
@@ -129,14 +129,14 @@ def _kept(found: Iterable[ImageLike], out: Path) -> Iterator[ImageLike]:
 def _explained(
     adapter: TestTimeAdapter, found: Iterable[ImageLike], top_k: int, skip_bad: bool
 ) -> Iterator[Answer]:
-    """Yield answers with their explanations, picture by picture."""
+    """Yield predictions with their explanations, image by image."""
     from rada.core.errors import DataError
     from rada.predictions import Prediction, StreamAnswer
 
-    for index, picture in enumerate(found):
-        name = str(picture) if isinstance(picture, str | Path) else f"picture {index}"
+    for index, image in enumerate(found):
+        name = str(image) if isinstance(image, str | Path) else f"image {index}"
         try:
-            explanation = adapter.explain(picture)
+            explanation = adapter.explain(image)
         except DataError as error:
             if not skip_bad:
                 raise
