@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from rada.methods.finetune.sets import open_sets
 
 from bench_samples import NAMES, write_features
 from cli.test_cli import QUICK, environment, ok, rada, refused  # noqa: F401 - a fixture
@@ -15,6 +14,7 @@ from data.images import draw_folder
 from rada import Features
 from rada.bench.sources import EncoderSlot, open_source
 from rada.data import Naming
+from rada.run_data import open_sets
 
 TURNED = tuple(reversed(NAMES))
 
@@ -114,12 +114,12 @@ def test_bench(pets: Path, tmp_path: Path, environment: dict[str, str]) -> None:
 
 
 def test_prediction_renames_the_classes_of_a_head(tmp_path: Path) -> None:
-    from rada.cli.test_time import renamed_classes
+    from rada import Classifier
+    from rada.cli.opening import renamed_classes
 
-    from rada import RAdaClassifier
-
-    classifier = RAdaClassifier(None, ["hot dog", "tea"])
-    classifier.aliases = {"n01": "tea"}
+    rows, names = torch.eye(4)[:2], ("hot dog", "n01")
+    features = Features(rows.repeat(4, 1), [0, 1] * 4, names, text_features=rows, scale=10.0)
+    classifier = Classifier(None, "linear_probe", {"n01": "tea"}, progress=False).fit(features)
     assert renamed_classes(classifier, {"hot_dog": "sausage"}) == ("sausage", "tea")
     assert renamed_classes(classifier, {"n01": "green tea"}) == ("hot dog", "green tea")
     assert renamed_classes(classifier, ["a", "b", "c"]) == ("a", "b", "c")

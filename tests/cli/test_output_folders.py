@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from rada import EFTConfig, Features, FineTuner, RAdaClassifier, write_report
 from rada.core.errors import CheckpointError, OutputError
@@ -169,11 +170,11 @@ def test_overwrite_gets_out_of_a_damaged_head(features: Path, tmp_path: Path, co
         fit()
     fit(overwrite=True)
     RAdaClassifier.from_pretrained(out)
-    (out / "head.safetensors").write_bytes(b"")
+    (out / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match="--overwrite"):
         fit()
     fit(overwrite=True)
-    state = out / STATE_FOLDER / "training" / "head.safetensors"
+    state = out / STATE_FOLDER / "training" / "state.safetensors"
     state.parent.mkdir()
     state.write_bytes(b"damaged")
     (out / "config.json").unlink()
@@ -183,36 +184,53 @@ def test_overwrite_gets_out_of_a_damaged_head(features: Path, tmp_path: Path, co
     RAdaClassifier.from_pretrained(out)
 
 
+def head_of_0_1(features: Path, folder: Path, seed: int = 0) -> Path:
+    """Write a head as rada 0.1 did: other names, and no list of rada's own files."""
+    config = EFTConfig(epochs=1, min_steps=0, strength=1.0)
+    classifier = RAdaClassifier(None, config=config, progress=False).fit(features, seed=seed)
+    head, facts = classifier.model_.head, classifier.model_.facts
+    folder.mkdir()
+    save_file(head.state_dict(), folder / "head.safetensors")
+    about = {
+        "dim": facts.dim,
+        "num_heads": config.num_heads,
+        "scale": facts.scale,
+        "strength": 1.0,
+        "classes": list(facts.classes),
+        "templates": [],
+        "training": {"config": config.to_dict(), "seed": seed},
+    }
+    (folder / "config.json").write_text(json.dumps(about))
+    return folder
+
+
 def test_a_kill_between_the_renames_of_0_1(features: Path, tmp_path: Path) -> None:
     """A new head beside the configuration of an old one, as 0.1 left them: --overwrite gets out."""
     out = tmp_path / "out"
-    config = EFTConfig(epochs=1, min_steps=0, strength=1.0)
-    for seed, name in ((1, "old"), (2, "new")):
-        classifier = RAdaClassifier(None, config=config, progress=False).fit(features, seed=seed)
-        classifier.save_pretrained(tmp_path / name)
     out.mkdir()
-    (tmp_path / "old" / "config.json").rename(out / "config.json")
-    (tmp_path / "new" / "head.safetensors").rename(out / "head.safetensors")
+    head_of_0_1(features, tmp_path / "old", 1).joinpath("config.json").rename(out / "config.json")
+    new = head_of_0_1(features, tmp_path / "new", 2) / "head.safetensors"
+    new.rename(out / "head.safetensors")
     photos(out, "training/cat")
     refused = rada("fit", features, "--out", out, *QUICK)
     assert refused.returncode == 2 and "--overwrite" in refused.stderr
     done = rada("fit", features, "--out", out, *QUICK, "--overwrite", "--json")
     assert done.returncode == 0, done.stderr
-    RAdaClassifier.from_pretrained(out)
+    assert RAdaClassifier.from_pretrained(out).is_fitted
+    assert not (out / "head.safetensors").exists()
     assert len(list((out / "training").rglob("*.png"))) == 2
 
 
 def test_head_of_0_1_is_rada_s_own(features: Path, tmp_path: Path) -> None:
+    """It loads, and a fit may replace it."""
+    head = head_of_0_1(features, tmp_path / "h")
+    assert RAdaClassifier.from_pretrained(head).evaluate(features)["images"] > 0
     config = EFTConfig(epochs=1, min_steps=0, strength=1.0)
-    RAdaClassifier(None, config=config, progress=False).fit(features).save_pretrained(
-        tmp_path / "h"
-    )
-    for path in (tmp_path / "h" / STATE_FOLDER).iterdir():
-        path.unlink()
-    (tmp_path / "h" / STATE_FOLDER).rmdir()
     again = RAdaClassifier(None, config=config, progress=False)
-    again.fit(features, output_dir=tmp_path / "h")
-    assert again.trained is not None
+    with pytest.raises(CheckpointError, match="--overwrite"):
+        again.fit(features, output_dir=head)
+    assert again.fit(features, output_dir=head, overwrite=True).is_fitted
+    assert not (head / "head.safetensors").exists()
 
 
 def test_predictions_never_replace_a_file_unasked(features: Path, tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from cli.test_cli import ok, refused
 from encoders.tiny_models import MAKERS
 from rada import RAdaClassifier
 from rada.cli.tables import plain_table
-from rada.methods.rada import EFTConfig
 from rada.core.errors import CheckpointError
 from rada.encoders import list_models
+from rada.methods.rada import EFTConfig
 
 
 @pytest.fixture(scope="module")

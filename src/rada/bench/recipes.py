@@ -78,7 +78,7 @@ def recipe(name: str, root: str = "data") -> Plan:
     """Return a plan that is ready to run.
 
     Args:
-        name: "quick", "paper-eft", "paper-cross" or "paper-dg".
+        name: "demo", "quick", "paper-eft", "paper-cross" or "paper-dg".
         root: Folder of the real data sets.
 
     Example:
@@ -101,6 +101,11 @@ def _placed(specs: tuple[str, ...], root: str) -> tuple[str, ...]:
 
 _PAPER = Options({"tip_adapter": {"views": 10}, "tip_adapter_f": {"views": 10}})
 _RECIPES = {
+    "demo": Plan(
+        methods=("rada", "linear_probe", "zero_shot"),
+        datasets=("textiles",),
+        shots=(1, 2, 4, 8, 16),
+    ),
     "quick": Plan(
         methods=FEATURE_METHODS, datasets=("textiles",), shots=(1, 4, 16), allow_fewer=False
     ),

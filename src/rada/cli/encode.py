@@ -23,9 +23,7 @@ def encode(
     split: Annotated[
         str | None, typer.Option(help="Split to encode; needed where there are several.")
     ] = None,
-    views: Annotated[
-        int, typer.Option(min=1, help="Views: the plain image and random ones.")
-    ] = 1,
+    views: Annotated[int, typer.Option(min=1, help="Views: the plain image and random ones.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the random views.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
     json: JsonFlag = False,

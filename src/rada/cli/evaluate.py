@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -101,9 +102,21 @@ def evaluate(
 
 
 def write(
-    directory: Path, result: dict[str, Any], classifier: Classifier, found: Evaluation
+    directory: Path,
+    result: dict[str, Any],
+    classifier: Classifier,
+    found: Evaluation,
+    runs: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
-    """Write the report page and, beside it, the result as JSON."""
+    """Write the report page and, beside it, the result as JSON.
+
+    Args:
+        directory: Folder of the report.
+        result: The result.
+        classifier: What was evaluated.
+        found: What its evaluation returned.
+        runs: Further runs with other methods, shots and seeds, for a figure and a table of them.
+    """
     from rada.core.output import claim
     from rada.evaluation import shareable
     from rada.report import report_examples, write_report
@@ -123,7 +136,7 @@ def write(
     }
     with claim(directory, "report") as folder:
         folder.take("index.html", "result.json")
-        page = write_report(directory, result | facts, examples=examples, curve=history)
+        page = write_report(directory, result | facts, examples=examples, curve=history, runs=runs)
         folder.write_json("result.json", shareable(result))
     return page
 

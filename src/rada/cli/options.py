@@ -211,6 +211,7 @@ class TakesSettings(TyperCommand):
     """A command with `--set`, which says so to whoever gives a field as an option of its own."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Look at the words before they are read."""
         known = {name for param in self.params for name in (*param.opts, *param.secondary_opts)}
         for place, word in enumerate(args):
             option, equals, value = word.partition("=")

@@ -50,7 +50,9 @@ def predict(
     encoder: EncoderOption = None,
     explain: Annotated[
         bool,
-        typer.Option("--explain", help="With --test-time rada: say which views were kept and what changed."),
+        typer.Option(
+            "--explain", help="With --test-time rada: say which views were kept and what changed."
+        ),
     ] = False,
     strength: Strength = None,
     out: Annotated[

@@ -9,7 +9,7 @@ from rada.core.terminal import bold
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["class_table", "comparison_table", "plain_table"]
+__all__ = ["class_table", "comparison_table", "plain_table", "shots_table"]
 
 
 def plain_table(title: str | None, first: str, *numbers: str) -> Table:
@@ -57,4 +57,28 @@ def class_table(result: dict[str, Any]) -> Table:
     for index, entry in enumerate(result["zero_shot"]["per_class"]):
         accuracies = (percent(result[key]["per_class"][index]["accuracy"]) for key in keys)
         table.add_row(shorten(entry["class"]), str(entry["images"]), *accuracies)
+    return table
+
+
+def shots_table(result: dict[str, Any]) -> Table:
+    """Return accuracy by method and number of shots, averaged over seeds, beside chance and zero-shot."""
+    from rada.evaluation import aggregate_runs
+    from rada.report.text import count, percent, row_name, spread
+
+    table = plain_table(
+        f"{count(result['images'], 'test image')}; mean and deviation over "
+        f"{count(len(result['seeds']), 'seed')}; in per cent",
+        "",
+        "images a class",
+        "accuracy",
+        "balanced accuracy",
+    )
+    metrics = ("accuracy", "balanced_accuracy")
+    chance = percent(result["chance"], sign=False)
+    table.add_row("Chance", "", chance, chance)
+    values = [percent(result["zero_shot"][key], sign=False) for key in metrics]
+    table.add_row("Zero-shot", "0", *values)
+    for row in aggregate_runs(result["runs"]):
+        cells = [spread(row[key]) for key in metrics]
+        table.add_row(row_name(row["method"]), str(row["shots"]), *cells)
     return table
