@@ -20,7 +20,7 @@ import torch
 from data.images import draw, draw_folder
 from features.tiny import TinyEncoder
 from network_samples import hanging_server
-from rada import EFTConfig, RAdaClassifier
+from rada import Classifier, EFTConfig
 from rada.core import network
 from rada.core.errors import DataError, MissingExtraError
 from rada.data import few_shot, open_dataset
@@ -479,7 +479,7 @@ def test_fit_on_shards_is_fit_on_the_folder(tmp_path: Path) -> None:
             dim=6,
         )
         config = EFTConfig(epochs=2, min_steps=0, strength=1.0, views=2, num_heads=2)
-        clf = RAdaClassifier(encoder, classes=list(COLOURS), config=config)
+        clf = Classifier(encoder, config, list(COLOURS))
         clf.fit(data, seed=1)
         return clf.model_.head.state_dict(), clf.score(data)
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from oracle import oracle
-from rada.head import RAdaHead, tiles
+from rada.head import RAdaHead
+from rada.head.kernels import tiles
 from rada.head.kernels.plan import make_plan
 
 TOLERANCE = 1e-9
