@@ -138,6 +138,7 @@ def evaluate_opened(
         "data_fingerprint": features.fingerprint,
         "training": run_facts(classifier),
         "row_names": row_names,
+        "tuned": model is not None and model.method.train_encoder,
         "trained_classes": sum(name in trained for name in classes.names),
         "seen_in_training": _warn_of_seen(classifier, opened.found),
     }

@@ -232,9 +232,9 @@ class TestTimeAdapter:
             used["strength"] = clf.strength_for(classes.names)
         told = self.config.to_dict() | used
         images = opened.found if isinstance(opened.found, ImageSplit) else None
-        return dataclasses.replace(
-            found, result=found.result | {"test_time_config": told}, images=images
-        )
+        names = found["row_names"] | {"test_time": f"{self.method.title} at test time"}
+        result = found.result | {"test_time_config": told, "row_names": names}
+        return dataclasses.replace(found, result=result, images=images)
 
     # -- inner parts -----------------------------------------------------------------------------
 

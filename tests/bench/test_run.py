@@ -21,7 +21,7 @@ from rada.bench.cells import Folder
 from rada.bench.plan import PROTOCOLS
 from rada.bench.protocols import set_up
 from rada.bench.sources import EncoderSlot, open_source
-from rada.bench.tables import load_runs
+from rada.bench.tables import Runs, load_runs
 from rada.core.errors import CheckpointError, ConfigError, DataError, FeatureError, OutputError
 from rada.methods import get_method
 
@@ -234,6 +234,14 @@ def test_variants_stand_beside_the_method(plan, tmp_path):
     run_plan(both, tmp_path / "out")
     runs = load_runs(tmp_path / "out")
     assert runs.labels() == ["zero_shot", "rada", "gentle"] and runs.title("gentle") == "gentle"
+
+
+def test_titles_name_the_test_time_method():
+    run = {"dataset": "x", "protocol": "few-shot", "shots": 1, "seed": 1, "test_time": "tpt"}
+    cell = run | {"label": "zero_shot+tpt", "method": "zero_shot"}
+    other = run | {"label": "mine", "method": "rada"}
+    runs = Runs({}, [{"cell": cell, "parts": {}}, {"cell": other, "parts": {}}])
+    assert runs.title("zero_shot+tpt") == "Zero-shot + TPT" and runs.title("mine") == "mine"
 
 
 def test_damaged_results(plan, tmp_path):

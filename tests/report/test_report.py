@@ -337,6 +337,18 @@ def test_what_is_still_wrong_is_shown(tmp_path):
     assert all(one["id"] in html for one in found)
 
 
+@pytest.mark.parametrize("tuned", [False, True])
+def test_the_page_names_the_method(tmp_path, tuned):
+    result = make_result(["a", "b"], images=20)[0]
+    result |= {"dataset": "birds", "encoder": "embedded", "tuned": tuned}
+    result |= {"row_names": {"adapted": "FLYP" if tuned else "Linear probe"}}
+    html = write_report(tmp_path, result).read_text(encoding="utf-8")
+    name = "FLYP" if tuned else "Linear probe"
+    assert f"<title>{name} on birds</title>" in html and "RAda on" not in html
+    kind, other = ("tuned", "frozen") if tuned else ("frozen", "tuned")
+    assert f"on the {kind} encoder" in html and f"{other} encoder" not in html
+
+
 def test_folders_do_not_leave_the_house(tmp_path):
     result = make_result(["a", "b"], images=20)[0]
     result |= {

@@ -303,6 +303,10 @@ def test_evaluation_holds_every_row(encoder, images):
     assert set(result.logits) == set(result["rows"])
     assert 0 <= result["test_time"]["accuracy"] <= 1
     assert result["test_time_config"]["views"] == 10
+    assert result["row_names"] == {"test_time": "RAda at test time"}
+    views = TestTimeAdapter(fitted(encoder, images), "confident_views").evaluate(images)
+    assert views["row_names"]["test_time"] == "Mean of confident views at test time"
+    assert views["row_names"]["adapted"] == "RAda" and not views["tuned"]
     assert result.images is images
     json.dumps(result.to_dict(), allow_nan=False)
     told = TestTimeAdapter(fitted(encoder, images), CONFIG).evaluate(images, baselines=False)

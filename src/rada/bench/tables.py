@@ -15,6 +15,7 @@ from rada.core.errors import CheckpointError, ConfigError
 from rada.evaluation import Spread, harmonic_mean, mean_std
 from rada.methods import get_method, list_methods
 from rada.report.text import DASH, count, points, spread
+from rada.test_time import get_test_time_method
 
 __all__ = [
     "Difference",
@@ -195,8 +196,13 @@ class Runs:
 
     def title(self, label: str) -> str:
         """Return how tables name a label."""
-        methods = {r["cell"]["method"] for r in self.results if r["cell"]["label"] == label}
-        return get_method(label).title if methods == {label} else label.replace("_", " ")
+        cells = [r["cell"] for r in self.results if r["cell"]["label"] == label]
+        methods = {(cell["method"], cell.get("test_time", "")) for cell in cells}
+        name, plus, test_time = label.partition("+")
+        if methods != {(name, test_time)}:
+            return label.replace("_", " ")  # a variant
+        title = get_method(name).title
+        return f"{title} + {get_test_time_method(test_time).title}" if plus else title
 
     def unbalanced(self, protocol: str, datas: Sequence[str]) -> bool:
         """Whether test classes are of such different sizes that balanced accuracy differs."""

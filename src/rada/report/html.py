@@ -132,16 +132,15 @@ def build_report(
 
 
 def _title(result: Mapping[str, Any]) -> str:
-    dataset, adapted = result.get("dataset"), main_row(result) != "zero_shot"
-    if not dataset:
-        return "RAda beside zero-shot" if adapted else "Zero-shot"
-    what = "Zero-shot" if not adapted else "Tuned model" if _tuned(result) else "RAda"
-    return f"{what} on {dataset}"
+    dataset, key = result.get("dataset"), main_row(result)
+    if dataset:
+        return f"{name_of(result, key)} on {dataset}"
+    return name_of(result, key) + (" beside zero-shot" if key != "zero_shot" else "")
 
 
 def _tuned(result: Mapping[str, Any]) -> bool:
     """Whether the result is of a model whose encoder was tuned."""
-    return "adapted" in (result.get("row_names") or {})
+    return bool(result.get("tuned"))
 
 
 def _one_of_the_runs(result: Mapping[str, Any]) -> str:
@@ -169,10 +168,9 @@ def _summary(result: Mapping[str, Any]) -> str:
         model = f"The zero-shot model{encoder.replace(' frozen', '')}"
         classes = count(len(result["classes"]), "class", "classes")
         return f"{model} on {count(result['images'], 'test image')}{place} in {classes}."
-    subject = "A tuned model" if _tuned(result) else "A RAda head"
     return (
-        f"{subject}{training}{encoder}{strength}, compared with the zero-shot model on "
-        f"{count(result['images'], 'test image')}{place} in "
+        f"{name_of(result, main_row(result))}{training}{encoder}{strength}, compared with the "
+        f"zero-shot model on {count(result['images'], 'test image')}{place} in "
         f"{count(len(result['classes']), 'class', 'classes')}."
     )
 
