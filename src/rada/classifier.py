@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, overload
@@ -36,7 +35,7 @@ from rada.predictions import (
     stream_predictions,
     warn_of_one_class,
 )
-from rada.pretrained import check_encoder, load_model, resolve_directory, save_model
+from rada.pretrained import load_model, resolve_directory, save_model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -337,7 +336,7 @@ class Classifier(ClassifierBase):
         found = cls(name, model.method.name, config=model.config, device=device, **options)
         slot = EncoderSlot(name, device, saved=encoder is None)
         if saved is not None:
-            slot.check = functools.partial(check_encoder, saved=saved, dim=model.facts.dim)
+            slot.check = found.check_loaded
         found.adopt(fitted, slot)
         if encoder is not None:
             slot.get()  # what was given is checked at once

@@ -226,6 +226,20 @@ class ClassifierBase(Estimator):
         if slot is not None:
             self._slot = slot
 
+    def check_loaded(self, encoder: DualEncoder) -> None:
+        """Check the encoder of a saved model; a fingerprint as rada 0.1.0 wrote it is renewed.
+
+        Raises:
+            CheckpointError: If it is another one than the model was trained with.
+        """
+        saved = self.fitted_.encoder
+        if saved is None:
+            return
+        check_encoder(encoder, saved, self.fitted_.model.facts.dim)
+        if encoder.fingerprint != saved.fingerprint:
+            renewed = EncoderId(saved.name, encoder.fingerprint)
+            self._fitted = dataclasses.replace(self.fitted_, encoder=renewed)
+
     def encoder_id(self) -> EncoderId | None:
         """Return which encoder makes the features, as far as it is known."""
         model, fitted = self.model_, self._fitted

@@ -242,16 +242,15 @@ class Inputs:
         Raises:
             FeatureError: If they do not; the message names both.
         """
-        given = features.encoder_fingerprint
-        if given is None:
+        given, origin = features.encoder_fingerprint, self.origin
+        if given is None or (origin is not None and given == origin[1]):
             return
-        origin = self.origin
-        if origin is None and self.slot:
+        if self.slot:
             encoder = self.slot.get()
-            origin = (encoder.name, encoder.fingerprint)
             if encoder.has_fingerprint(given):
                 return
-        if origin is not None and given != origin[1]:
+            origin = origin or (encoder.name, encoder.fingerprint)
+        if origin is not None:
             raise FeatureError(
                 f"the features come from the encoder {features.encoder!r} ({given}), but {origin[0]!r} "
                 f"({origin[1]}) is needed: encode them again"
