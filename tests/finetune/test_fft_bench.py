@@ -1,4 +1,4 @@
-"""Methods that train an encoder as methods like others: on features with the images behind them."""
+"""Full fine-tuning through the interface of every method: fit, predict, save and load, go on, benchmark."""
 
 from __future__ import annotations
 
@@ -6,73 +6,104 @@ import dataclasses
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from rada import extract_features
 from rada.bench.plan import Plan
 from rada.bench.run import run_plan
-from rada.core.errors import ConfigError, UnknownClassError
+from rada.core.errors import ConfigError, FeatureError
 from rada.data import open_dataset
 from rada.features import ClassSet, Features
-from rada.methods import Run, get_method, list_methods
+from rada.methods import Run, UnknownClassError, get_method, list_methods
+from rada.pretrained import EncoderId, Fitted, load_model, save_model
+from rada.training.strength import Strength
 
 NAMES = [method.name for method in list_methods() if "images" in method.needs]
-CONFIG = {"epochs": 3, "batch_size": 8, "learning_rate": 1e-3}
+QUICK = {"epochs": 3, "batch_size": 8, "learning_rate": 1e-3}
 OWN = {"rada_ft": {"head_epochs": 2, "num_heads": 2, "strength": 1.0}}
 
 
-def config(name):
-    return get_method(name).config(**CONFIG | OWN.get(name, {}))
+def config(name, **changes):
+    return get_method(name).config(**QUICK | OWN.get(name, {}) | changes)
 
 
 @pytest.fixture
-def features(encoder, data) -> Features:
+def examples(encoder, data) -> Features:
     split = open_dataset(data).split("train")
-    found = extract_features(encoder, split, workers=0, progress=False)
-    text = encoder.encode_classes(split.classes)
-    return dataclasses.replace(found, text_features=text, scale=encoder.scale)
+    features = extract_features(encoder, split, workers=0, progress=False)
+    text = encoder.encode_classes(features.classes)
+    return dataclasses.replace(features, text_features=text, scale=encoder.scale)
 
 
-def test_those_that_train_an_encoder_are_there():
+def predicted(model, examples, classes=None):
+    return model.logits(model.features_of(examples), classes or examples.class_set())
+
+
+def saved_and_loaded(model, examples, encoder, folder):
+    origin = EncoderId(encoder.name, encoder.fingerprint)
+    save_model(folder, Fitted(model, examples.classes, encoder=origin))
+    return load_model(folder).model
+
+
+def test_those_that_train_encoders_are_there():
     assert NAMES == ["ft", "l2_sp", "lp_ft", "flyp", "rada_ft"]
-    for name in NAMES:
-        method = get_method(name)
-        assert method.train_encoder and method.cost == "image encoder"
+    assert [method.name for method in list_methods() if method.train_encoder] == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_fit_and_predict(name, features, encoder):
-    method = get_method(name)
+def test_fit_predict_save_and_load(name, examples, encoder, tmp_path):
+    method, run = get_method(name), Run(seed=1, encoder=encoder)
     before = {key: value.clone() for key, value in encoder.model.state_dict().items()}
-    model = method.fit(features, config(name), Run(seed=1, encoder=encoder))
-    classes, images = features.class_set(), model.features_of(features)
-    found = model.logits(images, classes)
+    model = method.fit(examples, config(name), run)
+    found = predicted(model, examples)
     assert all(torch.equal(v, before[k]) for k, v in encoder.model.state_dict().items())
-    loss = torch.nn.functional.cross_entropy
-    first = loss(model.facts.scale * features.plain() @ classes.text_features.T, features.labels)
-    assert loss(found, features.labels) < first
+    start = method.start(examples, config(name), run)
+    first = cross_entropy(predicted(start, examples), examples.labels)
+    assert cross_entropy(found, examples.labels) < first
+    loaded = saved_and_loaded(model, examples, encoder, tmp_path / "model")
+    torch.testing.assert_close(predicted(loaded, examples), found)
     order = [3, 1, 0, 2]
-    torch.testing.assert_close(model.logits(images, classes.take(order)), found[:, order])
-    strange = ClassSet(("red", "dog"), classes.text_features[:2])
+    permuted = predicted(model, examples, examples.class_set().take(order))
+    torch.testing.assert_close(permuted, found[:, order])
+    others = ClassSet(("red", "dog"), examples.text_features[:2])
     if method.new_classes:
-        assert model.logits(images, strange).shape == (len(found), 2)
+        assert predicted(model, examples, others).shape == (len(found), 2)
     else:
         with pytest.raises(UnknownClassError, match="'dog'"):
-            model.logits(images, strange)
+            predicted(model, examples, others)
+    alone = dataclasses.replace(examples, images=None)
+    with pytest.raises(FeatureError, match="features alone"):
+        predicted(model, alone)
     with pytest.raises(ConfigError, match="features alone"):
-        alone = dataclasses.replace(features, images=None)
-        method.fit(alone, config(name), Run(seed=1, encoder=encoder))
+        method.fit(alone, config(name), run)
 
 
-def test_goes_on_from_its_state(features, encoder, tmp_path, monkeypatch):
+def test_rada_ft_chooses_its_strength_and_keeps_it(examples, encoder, tmp_path):
+    chosen = config("rada_ft", epochs=1, strength="auto", strength_folds=2)
+    model = get_method("rada_ft").fit(examples, chosen, Run(seed=1, encoder=encoder))
+    choice = model.record["strength_choice"]
+    assert choice["method"] == "classes" and model.record["effective"]["steps"] == 3
+    assert model.strength.classes == examples.classes
+    model.strength = Strength(0.0, 0.5, examples.classes)
+    found = predicted(model, examples)
+    loaded = saved_and_loaded(model, examples, encoder, tmp_path / "model")
+    torch.testing.assert_close(predicted(loaded, examples), found)
+    for it in (model, loaded):
+        assert it.strength.for_classes(examples.classes) == 0.5
+        assert it.strength.for_classes(("red", "dog")) == 0.0
+
+
+def test_goes_on_from_its_state(examples, encoder, tmp_path, monkeypatch):
     from rada.training.encoder_loop import EncoderLoop
 
     method = get_method("rada_ft")
 
     def fit(folder):
-        run = Run(seed=1, encoder=encoder, state_dir=tmp_path / folder)
-        return method.fit(features, config("rada_ft"), run)
+        return method.fit(
+            examples, config("rada_ft"), Run(seed=1, encoder=encoder, state_dir=folder)
+        )
 
-    whole = fit("whole")
+    whole = fit(tmp_path / "whole")
     step = EncoderLoop._step
 
     def breaking(self, at, batches, state):
@@ -82,9 +113,9 @@ def test_goes_on_from_its_state(features, encoder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(EncoderLoop, "_step", breaking)
     with pytest.raises(RuntimeError, match="gone"):
-        fit("broken")
+        fit(tmp_path / "broken")
     monkeypatch.undo()
-    again = fit("broken")
+    again = fit(tmp_path / "broken")
     pairs = zip(whole.state_dict().values(), again.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rada import Classifier, EFTConfig, FFTConfig, FineTuner
+from rada.cli.tables import comparison_table
 from rada.encoders import load_encoder
 from rada.features import FeatureCache
 from rada.methods import get_method
@@ -17,8 +18,8 @@ QUICK = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "evaluate_every": 
 
 
 def tuned(method, encoder, data, **options):
-    given = {} if method == "linear-probe" else QUICK
-    given = given | ({"head_epochs": 1, "strength": 0.5} if "rada" in method else {})
+    given = QUICK if get_method(method).train_encoder else {}
+    given = given | ({"head_epochs": 1, "strength": 0.5} if method == "rada-ft" else {})
     config = get_method(method).config(**given)
     tuner = FineTuner(encoder, method, config, progress=False, **options)
     tuner.fit(data, seed=1)
@@ -41,7 +42,8 @@ def test_what_was_tuned_is_saved_by_the_classifier_and_again_after_loading(
     again = Classifier.from_pretrained(tmp_path / "two", progress=False)
     np.testing.assert_allclose(again.predict_proba(images), expected, atol=1e-6)
     names = [sorted(p.name for p in (tmp_path / n).iterdir()) for n in ("one", "two")]
-    assert names[0] == names[1] and ("encoder" in names[0]) == (method != "linear-probe")
+    assert names[0] == names[1]
+    assert ("encoder" in names[0]) == get_method(method).train_encoder
 
 
 def test_the_configuration_is_that_of_the_fine_tuning(encoder, data, tmp_path):
@@ -49,7 +51,11 @@ def test_the_configuration_is_that_of_the_fine_tuning(encoder, data, tmp_path):
     tuner.save(tmp_path / "out")
     for clf in (tuner.classifier(), Classifier.from_pretrained(tmp_path / "out")):
         assert clf.config == tuner.config and isinstance(clf.config, FFTConfig)
-        assert clf.model_.config == tuner.config and clf.strength == 0.5
+        assert clf.model_.config == tuner.config and clf.resolved()[0].name == "rada_ft"
+        assert clf.strength == 0.5
+    clf.set_params(method="rada", config=None)
+    clf.fit(data, shots=2)  # another method
+    assert clf.model_.config == EFTConfig()
 
 
 def test_the_options_of_the_run_go_on_with_the_classifier(encoder, data, tmp_path):
@@ -58,17 +64,22 @@ def test_the_options_of_the_run_go_on_with_the_classifier(encoder, data, tmp_pat
     assert (clf.cache, clf.workers, clf.skip_bad, clf.progress) == (cache, 0, True, False)
 
 
-def test_a_head_fitted_on_a_tuned_encoder(model_folder, data, tmp_path):
+def test_a_head_fitted_on_a_tuned_encoder_is_saved_and_names_it(model_folder, data, tmp_path):
     tuner = tuned("ft", load_encoder(model_folder), data, workers=0)
+    tuner.save(tmp_path / "tuned")
+    encoder = load_encoder(tmp_path / "tuned" / "encoder")
+    assert encoder.fingerprint == tuner.model.encoder.fingerprint != tuner.encoder.fingerprint
     config = EFTConfig(epochs=1, min_steps=0, num_heads=4, strength=1.0)
-    clf = Classifier(tuner.model.encoder, config, workers=0, progress=False)
+    clf = Classifier(encoder, config, workers=0, progress=False)
     clf.fit(data, shots=2, seed=1)
+    # The learned weights of the classes are no part of the new model.
+    found = clf.class_set(["red", "a class that is new"])
+    assert found.text_features.shape == (2, clf.encoder_.dim)
     clf.save_pretrained(tmp_path / "head")
-    loaded = Classifier.from_pretrained(
-        tmp_path / "head", encoder=tuner.model.encoder, progress=False
-    )
+    loaded = Classifier.from_pretrained(tmp_path / "head", progress=False)
     images = data / "test" / "red"
     np.testing.assert_allclose(loaded.predict_proba(images), clf.predict_proba(images), atol=1e-6)
+    assert loaded.encoder_.fingerprint == encoder.fingerprint
 
 
 def test_zero_shot_is_the_model_before_it_was_tuned(model_folder, data, tmp_path):
@@ -76,17 +87,20 @@ def test_zero_shot_is_the_model_before_it_was_tuned(model_folder, data, tmp_path
     tuner = tuned("ft", load_encoder(folder), data, workers=0)
     tuner.save(tmp_path / "out")
     base = Classifier(load_encoder(folder), workers=0, progress=False)
-    expected = base.evaluate(data).logits["zero_shot"]
+    expected = base.evaluate(data)
     clf = Classifier.from_pretrained(tmp_path / "out", workers=0, progress=False)
     found = clf.evaluate(data)
-    torch.testing.assert_close(found.logits["zero_shot"], expected, atol=1e-5, rtol=0)
-    assert not torch.allclose(found.logits["adapted"], found.logits["zero_shot"], atol=1e-3)
-    assert found["row_names"] == {"adapted": "FT"} and found["trained_classes"] == 4
+    rows = found.logits
+    torch.testing.assert_close(rows["zero_shot"], expected.logits["zero_shot"], atol=1e-5, rtol=0)
+    assert not torch.allclose(rows["adapted"], rows["zero_shot"], atol=1e-3)
+    title = get_method("ft").title
+    assert found["row_names"] == {"adapted": title} and found["trained_classes"] == 4
     assert clf.zero_shot_score(data) == found["zero_shot"]["accuracy"]
     with pytest.warns(UserWarning, match="20 of the 20 test images are images that the model was"):
         clf.evaluate(data, split="train")
     folder.rename(tmp_path / "moved")
-    fresh = Classifier.from_pretrained(tmp_path / "out", workers=0, progress=False)
+    clf = Classifier.from_pretrained(tmp_path / "out", workers=0, progress=False)
     with pytest.warns(UserWarning, match="zero-shot accuracy cannot be measured"):
-        found = fresh.evaluate(data)
-    assert found["row_names"]["zero_shot"] == "FT, no head"
+        found = clf.evaluate(data)
+    assert found["row_names"]["zero_shot"] == f"{title}, no head"
+    assert f"{title}, no head" in str(list(comparison_table(found.to_dict()).columns[0].cells))
