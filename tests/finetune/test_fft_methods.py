@@ -204,7 +204,7 @@ def test_new_classes_are_named_by_the_tuned_text_encoder(name, encoder, data):
     tuner, _ = tuned(name, encoder, data, epochs=4)
     model, names = tuner.model, ["red", "dog"]
     features = model.encoder.infer_images(pixels(model.encoder, data))
-    own = class_set(model.encoder, names)
+    own = class_set(model.encoder, names, model.facts.templates)
     expected = model.encoder.scale * features @ own.text_features.T
     before = class_set(encoder, names)
     torch.testing.assert_close(model.logits(features, before, strength=0), expected)
@@ -412,9 +412,7 @@ def pair(**options):
     layer = options.get("image_module", torch.nn.Identity())
     return CustomEncoder(
         lambda x: layer(x.mean((2, 3))),
-        lambda texts: torch.stack(
-            [torch.tensor([*map(float, map(len, t.split()[-3:]))]) for t in texts]
-        ),
+        lambda texts: torch.tensor([[len(t), t.count("e") + 1, ord(t[-2])] for t in texts]).float(),
         scale=10.0,
         dim=3,
         **options,

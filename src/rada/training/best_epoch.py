@@ -45,7 +45,7 @@ class BestEpoch:
 
         Args:
             epoch: The epoch, from 0.
-            state: Is told which epoch is the best so far.
+            state: Gets which epoch is the best so far.
             write: Whether this process writes the file.
         """
         found = self.evaluate()
