@@ -95,9 +95,9 @@ def _finish(plan: Plan, out: Path) -> tuple[Classifier, Evaluation]:
     from rada.classifier import Classifier
     from rada.evaluating import evaluate_opened, open_to_evaluate
 
-    data, drawn = plan.datasets[0], {"shots": max(plan.shots), "seed": SAVED_SEED}
+    data, shots = plan.datasets[0], max(plan.shots)
     classifier = Classifier(plan.model, plan.configs("rada")[0])
-    classifier.fit(data, **drawn, output_dir=out, overwrite=True)
+    classifier.fit(data, shots=shots, seed=SAVED_SEED, output_dir=out, overwrite=True)
     assert classifier.train_features_ is not None
     probe = Classifier(classifier.encoder_, "linear_probe", progress=False)
     probe.fit(classifier.train_features_, seed=SAVED_SEED)

@@ -115,7 +115,7 @@ def markdown_tables() -> str:
         "| `--method` | name | trains | needs | runs in a step | new classes | source |",
         "|---|---|---|---|---|---|---|",
     ]
-    keys = ("title", "trains", "needs", "cost", "new_classes", "source")
+    keys: tuple[str, ...] = ("title", "trains", "needs", "cost", "new_classes", "source")
     lines += [
         f"| `{e['name']}` | " + " | ".join(_cell(e, key) for key in keys) + " |" for e in entries
     ]

@@ -177,7 +177,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """
     signature = inspect.signature(command, eval_str=True)
     flat: list[inspect.Parameter] = []
-    groups: dict[str, tuple[type[Any], list[str]]] = {}
+    groups: dict[str, tuple[Any, list[str]]] = {}
     for name, parameter in signature.parameters.items():
         kind = parameter.annotation
         if not is_dataclass(kind):
