@@ -21,7 +21,7 @@ from rada.core.errors import DataError, FeatureError
 from rada.data import ImageDataset, open_image
 from rada.features import Features
 from rada.test_time_adapter import TestTimeAdapter
-from test_time.ttt_tiny import TinyEncoder
+from test_time.tiny_views import TinyEncoder
 
 NAMES = ("cat", "dog")
 QUICK = EFTConfig(epochs=1, min_steps=0, strength=1.0)

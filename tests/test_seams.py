@@ -17,7 +17,7 @@ from rada.features import extract_features
 from rada.methods import AdaptedModel
 from rada.methods.rada import HeadModel
 from rada.training.strength import Strength
-from test_time.ttt_tiny import TinyEncoder, write_pictures
+from test_time.tiny_views import TinyEncoder, write_images
 from toy import SCALE, toy
 
 QUICK = EFTConfig(epochs=2, min_steps=0, num_heads=4, strength=1.0)
@@ -31,7 +31,7 @@ def encoder() -> TinyEncoder:
 
 @pytest.fixture
 def images(tmp_path: Path) -> ImageSplit:
-    return write_pictures(tmp_path / "images", count=8)
+    return write_images(tmp_path / "images", count=8)
 
 
 def dataset(images: ImageSplit, template: str) -> ImageDataset:
@@ -256,7 +256,7 @@ def test_fit_on_features_takes_model_and_template(tmp_path: Path) -> None:
 
     data, file, head = tmp_path / "images", tmp_path / "images.safetensors", tmp_path / "head"
     for name in NAMES:
-        write_pictures(data / name, count=3, seed=len(name) + ord(name[0]))
+        write_images(data / name, count=3, seed=len(name) + ord(name[0]))
     template = "a drawing of a {}"
     encoded = run("encode", data, "--out", file, "--template", template)
     assert encoded[0] == 0, encoded

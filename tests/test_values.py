@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from rada import Classifier, EFTConfig, Features, FineTuner, TTTConfig, adapt_views, train_head
 from rada.bench import Plan
+from rada.cli.app import app
 from rada.core.errors import ConfigError, DataError, EncoderError, FeatureError, RadaError
 from rada.data import ImageSplit, few_shot
 from rada.encoders import load_encoder
@@ -109,8 +110,6 @@ def test_fine_tuning_and_views(encoder, data: Path) -> None:  # type: ignore[no-
 def test_the_command_line_says_so_before_it_loads_anything(
     command: str, seed: int, tmp_path: Path
 ) -> None:
-    from rada.cli.app import app
-
     words = [command, "nowhere", "--out", str(tmp_path / "out"), "--seed", str(seed)]
     found = CliRunner().invoke(app, words)
     assert isinstance(found.exception, ConfigError) and "4294967295" in str(found.exception)

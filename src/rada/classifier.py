@@ -6,14 +6,13 @@ import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rada.classifier_base import ClassifierBase
-from rada.convert import images_to_predict
 from rada.core.errors import DataError, FeatureError
 from rada.core.output import claim
 from rada.core.threads import one_thread
@@ -23,18 +22,11 @@ from rada.data.prompts import ClassNamesSource
 from rada.encoders.slot import EncoderSlot
 from rada.evaluating import accuracy, evaluate, share_right
 from rada.evaluation import Evaluation
-from rada.features import ClassSet, Features
+from rada.features import Features
 from rada.fitting import FitPlan, fit_model
 from rada.inputs import Data
 from rada.methods import Run
-from rada.predictions import (
-    Prediction,
-    StreamAnswer,
-    probabilities_of,
-    rank,
-    stream_predictions,
-    warn_of_one_class,
-)
+from rada.predictions import StreamAnswer, stream_predictions
 from rada.pretrained import load_model, resolve_directory, save_model
 
 if TYPE_CHECKING:
@@ -168,17 +160,6 @@ class Classifier(ClassifierBase):
 
     # -- prediction ------------------------------------------------------------------------------
 
-    def _to_predict(self, images: Any) -> tuple[Features | None, ClassSet]:
-        """Return features of what is to be predicted, None for nothing at all, and the candidates."""
-        inputs, names = self.inputs, self.candidates()
-        if self._values is not None and not isinstance(images, Features):
-            images = self.rows(images)
-        found = images_to_predict(images, names)
-        if found is None:
-            return None, inputs.class_set(names)
-        features = inputs.encode(found)
-        return features, inputs.class_set(names, features)
-
     def logits(self, images: Any) -> NDArray[np.float32]:
         """Return logits `(N, K)` over the candidates.
 
@@ -190,41 +171,16 @@ class Classifier(ClassifierBase):
             DataError: If an image cannot be read; the message names it.
             UnknownClassError: If the method cannot score one of the candidates.
         """
-        features, classes = self._to_predict(images)
+        inputs, names = self.inputs, self.candidates()
+        if self._values is not None and not isinstance(images, Features):
+            images = self.rows(images)
+        features, classes = inputs.to_predict(images, names)
         if features is None:
             return np.zeros((0, len(classes)), np.float32)
-        scale = self.inputs.scale_for(features)
+        scale = inputs.scale_for(features)
         found = self.model_logits(features.plain(), classes, scale=scale)
         logits: NDArray[np.float32] = found.numpy()
         return logits
-
-    def predict_proba(self, images: Any) -> NDArray[np.float32]:
-        """Return softmax probabilities `(N, K)` over the candidates; arguments as for `logits`."""
-        warn_of_one_class(self.candidates())
-        found: NDArray[np.float32] = probabilities_of(torch.from_numpy(self.logits(images))).numpy()
-        return found
-
-    @overload
-    def predict(self, images: Any, top_k: None = None) -> NDArray[Any]: ...
-    @overload
-    def predict(self, images: Any, top_k: int) -> list[list[Prediction]]: ...
-    def predict(
-        self, images: Any, top_k: int | None = None
-    ) -> NDArray[Any] | list[list[Prediction]]:
-        """Name the class of each image.
-
-        Args:
-            images: As for `logits`.
-            top_k: None for the best name alone; a number for so many `Prediction(name, probability)` an
-                image, best first.
-
-        Returns:
-            Names `(N,)`, or a list for each image.
-        """
-        if top_k is None:
-            return self.classes_[self.logits(images).argmax(1)]
-        probabilities = torch.from_numpy(self.predict_proba(images))
-        return rank(probabilities, self.candidates(), check_count(top_k, "top_k"))
 
     def predict_stream(self, images: Iterable[ImageLike], top_k: int = 1) -> Iterator[StreamAnswer]:
         """Name the class of each image of a stream, in order, in bounded memory.

@@ -22,7 +22,7 @@ from rada.fitting import labelled_arrays, unit_rows
 from rada.inputs import Inputs
 from rada.methods import AdaptedModel, Facts, Method, get_method
 from rada.methods.registry import method_of
-from rada.predictions import finite_logits
+from rada.predictions import NamesImages, finite_logits
 from rada.pretrained import EncoderId, Fitted, check_encoder
 from rada.training.strength import Strength
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["ClassifierBase"]
 
 
-class ClassifierBase(Estimator):
+class ClassifierBase(Estimator, NamesImages):
     """Parameters and parts of `rada.Classifier`, which documents them."""
 
     _fitted: Fitted | None = None

@@ -184,7 +184,7 @@ def labelled_arrays(features: Any, labels: Any) -> tuple[Features, np.ndarray]:
     check_classification_targets(given)
     values, places = np.unique(given, return_inverse=True)
     names = tuple(map(str, values.tolist()))
-    return Features(unit_rows(rows), places, names), values
+    return Features(unit_rows(rows), torch.from_numpy(places), names), values
 
 
 def unit_rows(rows: Any) -> torch.Tensor:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 
-from rada.convert import convert_data
+from rada.convert import convert_data, images_to_predict
 from rada.core.errors import ConfigError, FeatureError
 from rada.core.printable import escape
 from rada.core.values import check_scale
@@ -139,6 +139,22 @@ class Inputs:
             scale=self.scale_for(features),
         )
 
+    def to_predict(
+        self, images: Any, names: tuple[str, ...], views: Callable[[], dict[str, Any]] = dict
+    ) -> tuple[Features | None, ClassSet]:
+        """Return features of what is to be predicted, None for nothing at all, and the candidates.
+
+        Args:
+            images: What a user hands over, as `rada.convert.ACCEPTED_IMAGES` says.
+            names: The candidates.
+            views: Returns options of `encode` for images.
+        """
+        found = images_to_predict(images, names)
+        if found is None:
+            return None, self.class_set(names)
+        features = self.encode(found, **({} if isinstance(found, Features) else views()))
+        return features, self.class_set(names, features)
+
     def encode(
         self,
         found: ImageSplit | Features,
@@ -194,7 +210,7 @@ class Inputs:
             if rows is not None:
                 return rows
         if not self.slot:
-            self._refuse_templates(own, features and features.encoder)
+            self._refuse_templates(own, None if features is None else features.encoder)
             raise FeatureError(
                 "there is no encoder to embed class names: give features with text_features, "
                 "or a classifier with an encoder" + self._hint()

@@ -1,23 +1,30 @@
-"""From probabilities to names: the best classes of a image, and of each image of a stream."""
+"""From logits to names: the best classes of an image, and of each image of a stream."""
 
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from rada.core.errors import FeatureError
+from rada.core.values import check_count
 from rada.core.warn import warn
 from rada.features import iter_features
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from rada.data.images import ImageLike
     from rada.encoders import DualEncoder
 
 __all__ = [
+    "NamesImages",
     "Prediction",
     "StreamAnswer",
     "finite_logits",
@@ -29,7 +36,7 @@ __all__ = [
 
 
 class Prediction(NamedTuple):
-    """One candidate class of a image.
+    """One candidate class of an image.
 
     Attributes:
         name: The class.
@@ -41,7 +48,7 @@ class Prediction(NamedTuple):
 
 
 class StreamAnswer(NamedTuple):
-    """What `RAdaClassifier.predict_stream` says of one image.
+    """What `predict_stream` says of one image.
 
     Attributes:
         name: Path of the image, or its number.
@@ -119,15 +126,15 @@ def stream_predictions(
         options: As for `rada.features.iter_features`.
 
     Raises:
-        DataError: If a image cannot be read and bad ones are not to be skipped.
+        DataError: If an image cannot be read and bad ones are not to be skipped.
     """
     warn_of_one_class(classes)
     names: deque[str] = deque()
 
     def named() -> Iterator[ImageLike]:
         for index, image in enumerate(images):
-            path = isinstance(image, str | os.PathLike)
-            names.append(os.fspath(image) if path else f"image {index}")
+            path = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {index}"
+            names.append(path)
             yield image
 
     for batch in iter_features(encoder, named(), **options):
@@ -140,3 +147,50 @@ def stream_predictions(
                 yield StreamAnswer(names.popleft(), None, bad[index])
             else:
                 yield StreamAnswer(names.popleft(), next(ranked), "")
+
+
+class NamesImages(ABC):
+    """Names and probabilities of images, by the logits of a subclass."""
+
+    @property
+    @abstractmethod
+    def classes_(self) -> NDArray[Any]:
+        """The candidate classes, `(K,)`."""
+
+    @abstractmethod
+    def candidates(self) -> tuple[str, ...]:
+        """Return the names of the candidate classes."""
+
+    @abstractmethod
+    def logits(self, images: Any) -> NDArray[np.float32]:
+        """Return logits `(N, K)` over the candidates."""
+
+    def predict_proba(self, images: Any) -> NDArray[np.float32]:
+        """Return softmax probabilities `(N, K)` over the candidates; arguments as for `logits`."""
+        warn_of_one_class(self.candidates())
+        found: NDArray[np.float32] = probabilities_of(torch.from_numpy(self.logits(images))).numpy()
+        return found
+
+    @overload
+    def predict(self, images: Any, top_k: None = None) -> NDArray[Any]: ...
+    @overload
+    def predict(self, images: Any, top_k: int) -> list[list[Prediction]]: ...
+    def predict(
+        self, images: Any, top_k: int | None = None
+    ) -> NDArray[Any] | list[list[Prediction]]:
+        """Name the class of each image.
+
+        Args:
+            images: As for `logits`.
+            top_k: None for the best name alone; a number for so many `Prediction(name, probability)` an
+                image, best first.
+
+        Returns:
+            Names `(N,)`, or a list for each image.
+        """
+        if top_k is None:
+            best = finite_logits(torch.from_numpy(self.logits(images))).argmax(1)
+            names: NDArray[Any] = self.classes_[best.numpy()]
+            return names
+        count = check_count(top_k, "top_k")
+        return rank(torch.from_numpy(self.predict_proba(images)), self.candidates(), count)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rada.classifier import Classifier
-from rada.convert import images_to_predict
 from rada.core.errors import ConfigError
-from rada.core.values import check_count
 from rada.data import ImageSplit
 from rada.data.prompts import ClassNamesSource
 from rada.encoders import DualEncoder
@@ -23,15 +21,8 @@ from rada.evaluation import Evaluation
 from rada.features import ClassSet, Features
 from rada.inputs import Data, data_name
 from rada.methods import AdaptedModel
-from rada.predictions import (
-    Prediction,
-    StreamAnswer,
-    probabilities_of,
-    rank,
-    stream_predictions,
-    warn_of_one_class,
-)
-from rada.test_time import Explanation, ViewConfig, explain, get_test_time_method
+from rada.predictions import NamesImages, StreamAnswer, stream_predictions
+from rada.test_time import Explanation, TTTConfig, ViewConfig, explain, get_test_time_method
 from rada.test_time.base import TestTimeMethod, ViewPredictor
 from rada.test_time.rada import RAdaTestTime
 from rada.test_time.registry import test_time_method_of
@@ -49,7 +40,7 @@ IMAGES_AT_ONCE = 8
 BASELINES = ("mean_of_views", "confident_views")
 
 
-class TestTimeAdapter:
+class TestTimeAdapter(NamesImages):
     """Predicts images by a test-time method, without labels.
 
     Args:
@@ -106,6 +97,15 @@ class TestTimeAdapter:
         self.batch_size = batch_size
         self._running: tuple[tuple[Any, ...], Tensor, ViewPredictor] | None = None
 
+    @property
+    def classes_(self) -> NDArray[Any]:
+        """The candidate classes, `(K,)`."""
+        return self.classifier.classes_
+
+    def candidates(self) -> tuple[str, ...]:
+        """Return the names of the candidate classes."""
+        return self.classifier.candidates()
+
     def __repr__(self) -> str:
         return f"TestTimeAdapter({self.classifier!r}, method={self.method.name!r})"
 
@@ -128,25 +128,6 @@ class TestTimeAdapter:
         scale = self.classifier.inputs.scale_for(features)
         found: NDArray[np.float32] = self._predict(features.image_features, classes, scale).numpy()
         return found
-
-    def predict_proba(self, images: Any) -> NDArray[np.float32]:
-        """Return softmax probabilities `(N, K)` over the candidates; arguments as for `logits`."""
-        warn_of_one_class(self.classifier.candidates())
-        found: NDArray[np.float32] = probabilities_of(torch.from_numpy(self.logits(images))).numpy()
-        return found
-
-    @overload
-    def predict(self, images: Any, top_k: None = None) -> NDArray[Any]: ...
-    @overload
-    def predict(self, images: Any, top_k: int) -> list[list[Prediction]]: ...
-    def predict(
-        self, images: Any, top_k: int | None = None
-    ) -> NDArray[Any] | list[list[Prediction]]:
-        """Name the class of each image; arguments and result as `Classifier.predict`."""
-        if top_k is None:
-            return self.classifier.classes_[self.logits(images).argmax(1)]
-        probabilities = torch.from_numpy(self.predict_proba(images))
-        return rank(probabilities, self.classifier.candidates(), check_count(top_k, "top_k"))
 
     def predict_stream(self, images: Iterable[ImageLike], top_k: int = 1) -> Iterator[StreamAnswer]:
         """Name the class of each image of a stream, in order, in bounded memory.
@@ -174,7 +155,7 @@ class TestTimeAdapter:
         Raises:
             ConfigError: If the method is another, or there is not one image.
         """
-        if not isinstance(self.method, RAdaTestTime):
+        if not isinstance(self.method, RAdaTestTime) or not isinstance(self.config, TTTConfig):
             raise ConfigError(f"{self.method.title} has no explanation: it exists for rada")
         features, classes = self._to_predict(image)
         count = 0 if features is None else len(features)
@@ -278,12 +259,7 @@ class TestTimeAdapter:
 
     def _to_predict(self, images: Any) -> tuple[Features | None, ClassSet]:
         """Return views of what is to be predicted, None for nothing at all, and the candidates."""
-        inputs, names = self.classifier.inputs, self.classifier.candidates()
-        found = images_to_predict(images, names)
-        if found is None:
-            return None, inputs.class_set(names)
-        features = inputs.encode(found, **self._views(found))
-        return features, inputs.class_set(names, features)
+        return self.classifier.inputs.to_predict(images, self.candidates(), self._view_options)
 
 
 def _resolved(

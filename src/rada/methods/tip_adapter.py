@@ -104,7 +104,8 @@ class CacheModel(AdaptedModel):
             if row is not None:
                 rows[row] = column
         votes = affinity @ one_hot(rows[self.owners], len(classes) + 1)[:, :-1].to(images.dtype)
-        return self.zero_shot_logits(images, classes) + alpha * votes
+        logits: Tensor = self.zero_shot_logits(images, classes) + alpha * votes
+        return logits
 
 
 class Held(NamedTuple):

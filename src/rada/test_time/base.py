@@ -101,7 +101,8 @@ def view_logits(model: AdaptedModel, views: Tensor, classes: ClassSet) -> Tensor
     """Return a model's logits of views, `(N, V, D)` to `(N, V, K)`."""
     dim = classes.text_features.shape[1]
     checked = check_views(views, dim)
-    return model.logits(checked.flatten(0, 1), classes).unflatten(0, checked.shape[:2])
+    logits = model.logits(checked.flatten(0, 1), classes)
+    return logits.reshape(*checked.shape[:2], -1)
 
 
 def confident_mean(logits: Tensor, count: int) -> Tensor:

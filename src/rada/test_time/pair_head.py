@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ __all__ = ["PairHead", "pair"]
 
 def pair(adapted: Tensor, plain: Tensor) -> Tensor:
     """Return unit-norm rows that hold adapted and plain features side by side, `(..., 2 D)`."""
-    return torch.cat([adapted, plain], -1) * 0.5**0.5
+    return torch.cat([adapted, plain], -1) * math.sqrt(0.5)
 
 
 class PairHead(RAdaHead):

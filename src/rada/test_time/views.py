@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from rada.encoders import DualEncoder
-    from rada.test_time.config import TTTConfig
+    from rada.test_time.config import ViewConfig
 
 __all__ = ["AugMixTransform", "view_transform"]
 
@@ -54,7 +54,7 @@ class AugMixTransform:
         return augment_and_mix(image, pixels, generator, severity=self.severity, width=self.width)
 
 
-def view_transform(encoder: DualEncoder, config: TTTConfig) -> ViewTransform:
+def view_transform(encoder: DualEncoder, config: ViewConfig) -> ViewTransform:
     """Return how the views above 0 are made, with its key for the cache.
 
     Encoders with a training transform of their own keep its crop; `smallest_crop` then has no effect.
