@@ -75,7 +75,7 @@ def test_head_whose_model_was_moved(saved, photos: Path, tmp_path: Path) -> None
         line = refused(command, head, what, environment=environment)
         assert "no such directory" in line and "--encoder FOLDER" in line
         other = ("--encoder", saved("align"))
-        assert "the head was trained" in refused(
+        assert "the model was trained" in refused(
             command, head, what, *other, environment=environment
         )
         both = ("--encoder", tmp_path / "there", "--model", saved("clip"))
