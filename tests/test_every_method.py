@@ -207,3 +207,11 @@ def test_a_failed_fit_changes_nothing(features):
     with pytest.raises(RadaError):
         clf.fit(bad)
     assert np.array_equal(clf.predict_proba(features), before)
+
+
+def test_flyp_takes_its_80_templates_unless_some_are_named(encoder_folder, images):
+    options = {"config": quick("flyp"), "workers": 0, "cache": False, "progress": False}
+    clf = Classifier(str(encoder_folder), "flyp", **options).fit(str(images), seed=1)
+    assert len(clf.model_.facts.templates) == len(clf.fitted_.templates) == 80
+    named = Classifier(str(encoder_folder), "flyp", templates="a {}.", **options)
+    assert named.fit(str(images), seed=1).model_.facts.templates == ("a {}.",)

@@ -76,6 +76,8 @@ def fit_model(plan: FitPlan, data: Data, out: OutputFolder | None) -> tuple[Fitt
     views = method.views(plan.config)
     features = inputs.features(found, opened.templates, views=views, seed=seed)
     encoder = inputs.slot.get() if _needs_encoder(method, found, inputs) else None
+    if inputs.templates is None:
+        features = method.with_templates(features, encoder)
     key = fingerprint_tensors(
         extra=[method.name, plan.config.to_dict(), seed, features.fingerprint]
     )

@@ -235,7 +235,7 @@ def run_cell(
         setup = set_up(cell, method, config, sources, None if test_time is None else test_time[1])
     run = Run(seed=cell.seed, encoder=source.encoder, state_dir=state_dir)
     with PeakMemory() as memory:
-        model = method.fit(setup.train, config, run)
+        model = method.fit(method.with_templates(setup.train, source.encoder), config, run)
         started = time.perf_counter()
         parts = [_evaluated(model, part, test_time) for part in setup.parts]
         seconds = time.perf_counter() - started

@@ -7,6 +7,7 @@ object a method; whatever rada can do, it can do with all of them.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -307,6 +308,15 @@ class Method(ABC):
     def templates(self, found: tuple[str, ...]) -> tuple[str, ...]:
         """Return the prompt templates where the user names none; those of the data unless it differs."""
         return found
+
+    def with_templates(self, data: Features, encoder: DualEncoder | None) -> Features:
+        """Return data, whose templates the user did not name, with those that the method wants."""
+        found = data.class_set().templates
+        wanted = self.templates(found)
+        if wanted == found or encoder is None:
+            return data
+        text = encoder.encode_classes(data.classes, wanted)
+        return dataclasses.replace(data, text_features=text, templates=wanted)
 
     def views(self, config: Any) -> int:
         """Return how many views of each image the method wants."""
