@@ -124,18 +124,18 @@ def test_one_owner_at_a_time(tmp_path: Path) -> None:
     with claim(folder, "model") as out:  # a killed owner's lock is gone with it
         with claim(folder, "model") as inner:
             assert inner is out
-        told: list[str] = []
+        messages: list[str] = []
 
         def other_thread() -> None:
             try:
                 claim(folder, "model").__enter__()
             except OutputError as error:
-                told.append(str(error))
+                messages.append(str(error))
 
         thread = threading.Thread(target=other_thread)
         thread.start()
         thread.join()
-        assert "another rada process" in told[0]
+        assert "another rada process" in messages[0]
 
 
 def killed_save(folder: Path, at: int) -> int:

@@ -107,7 +107,7 @@ class Record(Config):
         self.require(self.shots is None or self.shots >= 1, "shots", "None or a positive integer")
         self.require(self.images >= 0, "images", "0 or more")
         check_record(
-            DetailsRecord, self.details, error=ConfigError, what="what is told of training"
+            DetailsRecord, self.details, error=ConfigError, what="the details of training"
         )
 
     @property

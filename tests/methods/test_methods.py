@@ -15,7 +15,7 @@ from rada.methods import Method, Run, UnknownClassError, get_method, list_method
 from rada.pretrained import Fitted, load_model, save_model
 from rada.training.strength import Strength
 
-# Full fine-tuning has the same matrix, on pictures, in tests/finetune.
+# Full fine-tuning has the same matrix, on images, in tests/finetune.
 NAMES = [method.name for method in list_methods() if "images" not in method.needs]
 GRADIENTS = ["clip_adapter", "tip_adapter_f", "cross_modal_probe", "coop"]
 GRADIENTS += ["rada", "rada_released", "rada_adapter"]

@@ -94,7 +94,7 @@ def test_one_standard_error_is_the_slack() -> None:
 
 
 def test_trained_classes_have_a_strength_of_their_own() -> None:
-    """The classes are told by their names: all trained, in any order and number, or not."""
+    """The classes are known by their names: all trained, in any order and number, or not."""
     images, labels, text = toy(8, 4)
     known = labels < 5
     trained = train_head(images[known], labels[known], text[:5], SCALE, CONFIG, 1)
