@@ -157,7 +157,9 @@ def test_domains_whose_classes_differ(tmp_path):
 def test_groups_take_the_largest_logit(pets):
     source = open_source(pets, SLOT)
     plan = Plan(protocols=("few-shot",), methods=("zero_shot",), datasets=(pets,))
-    setup = set_up(plan.cells()[0], get_method("zero_shot"), get_method("zero_shot").config(), {pets: source})
+    setup = set_up(
+        plan.cells()[0], get_method("zero_shot"), get_method("zero_shot").config(), {pets: source}
+    )
     part = setup.parts[0]
     data = dataclasses.replace(part.data.select_classes([0, 1]), classes=("a", "b"))
     grouped = type(part)("x", data, part.classes, (0, 1, 1, 0, 0, 0))

@@ -1,40 +1,22 @@
 """Sharing a folder between processes: each cell is claimed by one of them.
 
-A claim is a lock on one byte of the file `lock`, at a place that a hash of the cell's name gives. The
-operating system gives it back when the process ends, however it ends, so there are no stale claims.
+A claim is a lock on an empty file whose name is a hash of the cell's. The operating system gives it back
+when the process ends, however it ends, so there are no stale claims.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from rada.core.storage import storage_errors
+from filelock import FileLock, Timeout
+
+from rada.core.errors import StorageError
+from rada.core.storage import storage_errors, umask
 
 __all__ = ["Locks"]
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock(handle: int, place: int, wait: bool) -> None:
-        os.lseek(handle, place, os.SEEK_SET)
-        msvcrt.locking(handle, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
-
-    def _unlock(handle: int, place: int) -> None:
-        os.lseek(handle, place, os.SEEK_SET)
-        msvcrt.locking(handle, msvcrt.LK_UNLCK, 1)
-else:
-    import fcntl
-
-    def _lock(handle: int, place: int, wait: bool) -> None:
-        fcntl.lockf(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, place)
-
-    def _unlock(handle: int, place: int) -> None:
-        fcntl.lockf(handle, fcntl.LOCK_UN, 1, place)
 
 
 class Locks:
@@ -44,27 +26,20 @@ class Locks:
         folder: The folder; it is made where there is none.
 
     Raises:
-        StorageError: If the lock file cannot be written.
+        StorageError: If it cannot be made.
 
     Example:
         >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder, Locks(Path(folder)) as locks:
-        ...     with locks.claim("a cell") as mine:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with Locks(Path(folder)).claim("a cell") as mine:
         ...         mine
         True
     """
 
     def __init__(self, folder: Path) -> None:
-        path = folder / "lock"
-        with storage_errors(path):
+        self._folder = folder
+        with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-
-    def __enter__(self) -> Locks:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._handle)
 
     @contextlib.contextmanager
     def claim(self, name: str, *, wait: bool = False) -> Iterator[bool]:
@@ -76,19 +51,27 @@ class Locks:
 
         Yields:
             Whether this process has it.
+
+        Raises:
+            StorageError: If the file cannot be written, or its file system has no locks.
         """
-        place = _place(name)
+        digest = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
+        lock = FileLock(self._folder / digest, mode=0o666 & ~umask())
+        with storage_errors(self._folder):
+            mine = _acquired(lock, wait)
         try:
-            _lock(self._handle, place, wait)
-        except OSError:
-            yield False
-            return
-        try:
-            yield True
+            yield mine
         finally:
-            _unlock(self._handle, place)
+            lock.release()
 
 
-def _place(name: str) -> int:
-    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 2  # places are signed 64-bit numbers
+def _acquired(lock: FileLock, wait: bool) -> bool:
+    try:
+        lock.acquire(blocking=wait)
+    except Timeout:
+        return False
+    except NotImplementedError as error:
+        raise StorageError(
+            f"{lock.lock_file!r} is on a file system without locks: choose another folder"
+        ) from error
+    return True

@@ -98,7 +98,7 @@ class Sources:
 
     @contextlib.contextmanager
     def alone(self, cell: Cell) -> Iterator[None]:
-        """Keep other processes from encoding the same pictures: they read the cache afterwards."""
+        """Keep other processes from encoding the same images: they read the cache afterwards."""
         with self.locks.claim(f"data {cell.dataset}", wait=True):
             yield
 
@@ -142,7 +142,7 @@ def run_plan(
     }
     folder.open(shared | ({"recipe": plan.recipe} if plan.recipe else {}))
     with contextlib.ExitStack() as stack:
-        locks = stack.enter_context(Locks(folder.root / STATE_FOLDER / "cells"))
+        locks = Locks(folder.root / STATE_FOLDER / "cells")
         sources = Sources(plan, locks, cache, device, False if progress is None else progress)
         waiting = [cell for cell in cells if not _has_result(cell, folder, sources)]
         summary = RunSummary(skipped=len(cells) - len(waiting))
@@ -237,6 +237,9 @@ def run_cell(
     with alone(cell) if alone is not None else contextlib.nullcontext():
         setup = set_up(cell, method, config, sources, views)
     run = Run(seed=cell.seed, encoder=source.encoder, state_dir=state_dir)
+    if test_time is not None:  # what cannot start from this method is refused before it is trained
+        method.check(setup.train, config, run)
+        test_time[0].check(method.start(setup.train, config, run))
     with PeakMemory() as memory:
         model = method.fit(method.with_templates(setup.train, source.encoder), config, run)
         started = time.perf_counter()
