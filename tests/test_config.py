@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from rada import EFTConfig
 from rada.core.errors import ConfigError
+from rada.pretrained import EncoderId, Record
 
 
 def test_round_trip_through_json() -> None:
@@ -48,3 +51,13 @@ def test_unknown_field_is_named() -> None:
 def test_anything_but_an_object_is_refused(values: object) -> None:
     with pytest.raises(ConfigError, match="JSON object"):
         EFTConfig.from_dict(values)
+
+
+def test_missing_field_is_named() -> None:
+    with pytest.raises(ConfigError, match="missing field 'fingerprint'"):
+        EncoderId.from_dict({"name": "x"})
+
+
+def test_lists_of_lists_come_back_from_json_as_tuples() -> None:
+    record = Record(skipped=(("cat/1.png", "no image"),), details={"history": [{"loss": 0.5}]})
+    assert Record.from_dict(json.loads(json.dumps(record.to_dict()))) == record

@@ -106,9 +106,7 @@ class Record(Config):
         """Check that counts and details can be those of a run."""
         self.require(self.shots is None or self.shots >= 1, "shots", "None or a positive integer")
         self.require(self.images >= 0, "images", "0 or more")
-        check_record(
-            DetailsRecord, self.details, error=ConfigError, what="the details of training"
-        )
+        check_record(DetailsRecord, self.details, error=ConfigError, what="the details of training")
 
     @property
     def history(self) -> list[dict[str, float]]:
