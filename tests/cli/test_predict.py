@@ -15,12 +15,12 @@ from unittest import mock
 import numpy as np
 import pytest
 from PIL import Image
-from test_time.tiny_views import TinyEncoder
 
 from cli.test_cli import rada
 from rada import Classifier
 from rada.cli import opening
 from rada.cli.places import is_image
+from test_time.tiny_views import TinyEncoder
 
 NAMES = ("cat", "dog")
 KINDS = ("png", "jpg", "gif", "bmp", "tif", "webp", "ppm", "jp2", "avif", "heic")
