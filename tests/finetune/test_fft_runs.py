@@ -26,11 +26,13 @@ from rada.core.errors import (
 from rada.data import ImageSplit
 from rada.encoders import load_encoder
 from rada.evaluation.sets import shared_classes
+from rada.methods import get_method
 from rada.training.checkpoints import Checkpoints, RunState, differences
 from rada.training.encoder_loop import FineTuningStopped
 
-OPTIONS = ["--epochs", "6", "--batch-size", "8", "--learning-rate", "1e-3", "--seed", "1"]
-OPTIONS += ["--workers", "0", "--set", "evaluate_every=0"]
+OPTIONS = ["--seed", "1", "--workers", "0"]
+for _setting in ("epochs=6", "batch_size=8", "learning_rate=1e-3", "evaluate_every=0"):
+    OPTIONS += ["--set", _setting]
 HEAD = ["--set", "head_epochs=2", "--set", "strength=1"]
 
 
@@ -106,8 +108,8 @@ def test_two_processes_learn_what_one_does(method, data, dark, model_folder, tmp
         "--ood",
         f"dark={dark}",
         "--json",
-        "--batch-size",
-        "7",
+        "--set",
+        "batch_size=7",
     ]  # uneven shares, a last batch of 6
     finished(command(data, model_folder, tmp_path / "one", *more, method=method))
     found = finished(
@@ -310,11 +312,11 @@ def test_wrong_options_end_with_code_2(data, model_folder, tmp_path):
     base = ["finetune", str(data), "--model", str(model_folder), "--out", str(tmp_path / "out")]
     for more, told in (
         (["--method", "rada-fft"], "there is no method"),
-        (["--ood", "dark"], "NAME=PATH"),
+        (["--ood", "dark"], "NAME=DATA"),
         (["--wise", "0,2"], "in [0, 1]"),
         (["--set", "epoch=3"], "has no field 'epoch'"),
-        (["--train", "all"], "RAdaFTConfig.train"),
-        (["--method", "rada", "--train", "image"], "EFTConfig has no field 'train'"),
+        (["--set", "train=all"], "RAdaFTConfig.train"),
+        (["--method", "rada", "--set", "train=image"], "EFTConfig has no field 'train'"),
     ):
         found = CliRunner().invoke(app, base + more)
         assert isinstance(found.exception, RadaError) and told in str(found.exception)
@@ -322,13 +324,14 @@ def test_wrong_options_end_with_code_2(data, model_folder, tmp_path):
 
 
 def test_set_reads_numbers_as_the_benchmark_does():
-    from rada.cli.finetune import _config
+    from rada.cli.options import configured
 
-    config = _config(
-        "rada-ft", None, {"epochs": 3}, ["head_learning_rate=1e-3", "head_first=false"]
-    )
-    assert (config.head_learning_rate, config.head_first, config.epochs) == (1e-3, False, 3)
-    assert _config("ft", None, {}, ["select=best"]).select == "best"
+    def config(name, *settings):
+        return configured(get_method(name).config, None, list(settings))
+
+    found = config("rada-ft", "head_learning_rate=1e-3", "head_first=false", "epochs=3")
+    assert (found.head_learning_rate, found.head_first, found.epochs) == (1e-3, False, 3)
+    assert config("ft", "select=best").select == "best"
 
 
 def test_tensorboard(data, model_folder, tmp_path):
