@@ -51,6 +51,6 @@ def make_accelerator(
         raise ConfigError(
             f"{accelerator.distributed_type.value} cannot be used: CLIP's scale is a scalar, which "
             "torch does not shard, and models are evaluated whole. Use one process a GPU with "
-            "--precision bf16 and --accumulate"
+            "--set precision=bf16 and --set accumulate=N"
         )
     return accelerator

@@ -299,6 +299,6 @@ class EncoderLoop:
         config = self.config
         return (
             f"a step of {config.batch_size} images in {config.accumulate} part(s) does not fit into "
-            f"memory: raise accumulate (--accumulate {2 * config.accumulate}), or lower batch_size, "
+            f"memory: raise accumulate (--set accumulate={2 * config.accumulate}), or lower batch_size, "
             f"classes_per_step or text_chunk ({config.text_chunk})"
         )
