@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rada.head import RAdaHead
-from rada.head.kernels.mixed import mixed_values
+from rada.head.mixed import mixed_values
 from rada.test_time.start import Chosen, Start
 
 __all__ = ["adapt_in_one_step", "one_step_bytes"]
