@@ -19,6 +19,7 @@ from rada.core.values import check_scale
 from rada.data import DEFAULT_TEMPLATE
 from rada.features.checks import check_features, numbered_labels
 from rada.features.classes import ClassSet
+from rada.features.files import load_features, save_features
 
 if TYPE_CHECKING:
     from rada.data import ImageSplit
@@ -242,9 +243,8 @@ class Features:
             OutputError: If there is such a file, and `overwrite` is off.
             StorageError: If the place cannot be written.
         """
-        from rada.features.files import save_features
-
-        return save_features(self, path, overwrite=overwrite)
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return save_features(values, path, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | Path) -> Features:
@@ -253,6 +253,4 @@ class Features:
         Raises:
             FeatureError: If it is missing, damaged, or holds what features cannot be.
         """
-        from rada.features.files import load_features
-
-        return load_features(path)
+        return load_features(path, cls)

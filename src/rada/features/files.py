@@ -11,7 +11,7 @@ import json
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from torch import Tensor
 
 from rada.core.errors import FeatureError
 from rada.core.storage import atomic_path
-from rada.features.features import Features
 
 __all__ = ["load_features", "save_features"]
 
@@ -31,9 +30,16 @@ _TENSORS = ("image_features", "labels", "text_features", "ids", "scale", "classe
 _LARGEST_RATIO = 20
 _SMALL = 64 << 20
 
+Made = TypeVar("Made")
 
-def save_features(features: Features, path: str | Path, *, overwrite: bool = True) -> Path:
-    """Write `features` to the safetensors file `path` in one step and return the path.
+
+def save_features(values: Mapping[str, Any], path: str | Path, *, overwrite: bool = True) -> Path:
+    """Write features to the safetensors file `path` in one step and return the path.
+
+    Args:
+        values: The fields of a `Features` by name; the images behind them are not saved.
+        path: The file.
+        overwrite: Replace the file if there is one.
 
     Raises:
         OutputError: If there is such a file, and `overwrite` is off.
@@ -42,22 +48,14 @@ def save_features(features: Features, path: str | Path, *, overwrite: bool = Tru
     from safetensors.torch import save_file
 
     tensors = {
-        "image_features": features.image_features.contiguous(),
-        "labels": features.labels.contiguous(),
-        # A million ids would exceed what a safetensors header may hold, so they are a tensor.
-        "ids": torch.frombuffer(bytearray(json.dumps(features.ids).encode()), dtype=torch.uint8),
+        name: values[name].contiguous()
+        for name in ("image_features", "labels", "text_features")
+        if values[name] is not None
     }
-    if features.text_features is not None:
-        tensors["text_features"] = features.text_features.contiguous()
-    fields = {
-        "format": FORMAT,
-        "classes": features.classes,
-        "scale": features.scale,
-        "encoder": features.encoder,
-        "encoder_fingerprint": features.encoder_fingerprint,
-        "templates": features.templates,
-        "skipped": features.skipped,
-    }
+    # A million ids would exceed what a safetensors header may hold, so they are a tensor.
+    ids = json.dumps(values["ids"]).encode()
+    tensors["ids"] = torch.frombuffer(bytearray(ids), dtype=torch.uint8)
+    fields = {"format": FORMAT} | {name: values[name] for name in _FIELDS}
     # One entry, since safetensors keeps no order of several: equal features give equal files.
     known = {key: value for key, value in fields.items() if value not in (None, ())}
     path = Path(path)
@@ -66,8 +64,12 @@ def save_features(features: Features, path: str | Path, *, overwrite: bool = Tru
     return path
 
 
-def load_features(path: str | Path) -> Features:
+def load_features(path: str | Path, make: Callable[..., Made]) -> Made:
     """Read a features file, `.npz` by its suffix and safetensors otherwise.
+
+    Args:
+        path: The file.
+        make: Makes the features of the fields of a `Features`, by name.
 
     Raises:
         FeatureError: If it is missing, damaged, or holds what features cannot be; the message
@@ -79,7 +81,7 @@ def load_features(path: str | Path) -> Features:
         raise FeatureError(f"features file {str(path)!r} {what}: give a .safetensors or .npz file")
     try:
         read = _read_npz if path.suffix.lower() == ".npz" else _read_safetensors
-        return _build(*read(path))
+        return make(**_checked(*read(path)))
     except FeatureError as error:
         raise FeatureError(f"features file {str(path)!r}: {error}") from error
     except (OSError, MemoryError) as error:
@@ -175,7 +177,7 @@ def _native(array: np.ndarray, name: str) -> np.ndarray:
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
 
 
-def _build(tensors: Mapping[str, Any], fields: Mapping[str, Any]) -> Features:
+def _checked(tensors: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
     if "image_features" not in tensors:
         raise FeatureError("it has no 'image_features'")
     images, texts = tensors["image_features"], tensors.get("text_features")
@@ -183,18 +185,18 @@ def _build(tensors: Mapping[str, Any], fields: Mapping[str, Any]) -> Features:
     if labels is None:
         labels = torch.full(images.shape[:1], -1)
     scale = tensors["scale"] if "scale" in tensors else fields.get("scale")
-    return Features(
-        image_features=images,
-        labels=labels,
-        classes=_class_names(fields.get("classes"), texts, labels),
-        ids=_strings(fields.get("ids"), "ids"),
-        text_features=texts,
-        scale=None if scale is None else _number(scale),
-        encoder=_string(fields.get("encoder"), "encoder"),
-        encoder_fingerprint=_string(fields.get("encoder_fingerprint"), "encoder_fingerprint"),
-        templates=_strings(fields.get("templates"), "templates"),
-        skipped=_pairs(fields.get("skipped")),
-    )
+    return {
+        "image_features": images,
+        "labels": labels,
+        "classes": _class_names(fields.get("classes"), texts, labels),
+        "ids": _strings(fields.get("ids"), "ids"),
+        "text_features": texts,
+        "scale": None if scale is None else _number(scale),
+        "encoder": _string(fields.get("encoder"), "encoder"),
+        "encoder_fingerprint": _string(fields.get("encoder_fingerprint"), "encoder_fingerprint"),
+        "templates": _strings(fields.get("templates"), "templates"),
+        "skipped": _pairs(fields.get("skipped")),
+    }
 
 
 def _class_names(names: Any, texts: Any, labels: Tensor) -> tuple[str, ...]:
