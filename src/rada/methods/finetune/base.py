@@ -17,8 +17,8 @@ from rada.core.config import Config
 from rada.core.errors import ConfigError
 from rada.core.processes import process_rank, wait_for_all
 from rada.features import Features
-from rada.methods.base import AdaptedModel, Cost, Facts, Method, Run, Shapes
-from rada.methods.finetune.model import TunedModel
+from rada.methods.base import AdaptedModel, Cost, Facts, Run, Shapes
+from rada.methods.finetune.model import EncoderTraining, TunedModel
 from rada.training.batches import Batch
 from rada.training.checkpoints import Checkpoints
 from rada.training.encoder_config import EncoderConfig
@@ -52,15 +52,11 @@ class ImageEncoderConfig(EncoderConfig):
 
 
 @dataclass(frozen=True)
-class EncoderMethod(Method, ABC):
+class EncoderMethod(EncoderTraining, ABC):
     """A method that trains a copy of the encoder, and perhaps a head or weights of the classes.
 
     Attributes:
-        has_head: Whether it has a RAda head.
-        has_class_weights: Whether it learns one vector and one bias for each class instead of asking
-            the text encoder.
         captions: Whether a step needs a caption of each image.
-        learns_scale: Whether the logit scale learns.
     """
 
     config: ClassVar[type[Config]] = EncoderConfig
@@ -68,10 +64,7 @@ class EncoderMethod(Method, ABC):
     needs: frozenset[str] = frozenset({"encoder", "images"})
     cost: Cost = "image encoder"
     train_encoder: bool = True
-    has_head: bool = False
-    has_class_weights: bool = False
     captions: bool = False
-    learns_scale: bool = False
 
     # -- what a method may change ------------------------------------------------------------------
 

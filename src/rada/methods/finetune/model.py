@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +17,7 @@ from rada.encoders.fingerprint import weights_version
 from rada.encoders.tokens import Tokens
 from rada.features import ClassSet, Features, extract_features
 from rada.head import RAdaHead
-from rada.methods.base import AdaptedModel, Facts
+from rada.methods.base import AdaptedModel, Facts, Method
 from rada.training.batches import Batch
 from rada.training.encoder_config import EncoderConfig
 from rada.training.feature_loop import Losses
@@ -23,11 +25,34 @@ from rada.training.wise_ft import interpolate
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder
-    from rada.methods.finetune.base import EncoderMethod
 
-__all__ = ["TunedModel"]
+__all__ = ["EncoderTraining", "TunedModel"]
 
 _ENCODER = "encoder_module."
+
+
+@dataclass(frozen=True)
+class EncoderTraining(Method, ABC):
+    """What a model asks of the method that trains it: which parts it has, and their loss.
+
+    Attributes:
+        has_head: Whether it has a RAda head.
+        has_class_weights: Whether it learns one vector and one bias for each class instead of asking
+            the text encoder.
+        learns_scale: Whether the logit scale learns.
+    """
+
+    has_head: bool = False
+    has_class_weights: bool = False
+    learns_scale: bool = False
+
+    @abstractmethod
+    def loss(self, model: TunedModel, batch: Batch) -> Losses:
+        """Return `loss` (this batch's share of the step's mean) and sums to report."""
+
+    @abstractmethod
+    def penalty(self, model: TunedModel) -> Tensor | None:
+        """Return what is added to the loss of a step whatever its images, or None."""
 
 
 class TunedModel(AdaptedModel):
@@ -50,14 +75,14 @@ class TunedModel(AdaptedModel):
         last: The weights after training, before they were averaged with the pretrained ones.
     """
 
-    method: EncoderMethod
+    method: EncoderTraining
     config: EncoderConfig
     encoder: DualEncoder
     text: Tensor
 
     def __init__(
         self,
-        method: EncoderMethod,
+        method: EncoderTraining,
         facts: Facts,
         config: EncoderConfig,
         encoder: DualEncoder,
