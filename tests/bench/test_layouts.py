@@ -12,7 +12,7 @@ import layouts
 from rada.core.errors import DataError
 from rada.data import open_dataset
 from rada.data.kinds.coop import _LAYOUTS
-from rada.data.kinds.imagenet import imagenet_classes
+from rada.data.wordnet import imagenet_classes
 
 SYNSETS = ImageNetInfo().label_names()
 JSON_SETS = [name for name, layout in _LAYOUTS.items() if layout.split]

@@ -10,14 +10,46 @@ from collections.abc import Sequence
 from rada.core.warn import warn
 from rada.data.align import fold_name
 
-__all__ = ["IMAGENET", "imagenet_names", "warn_of_codes", "wordnet_names"]
+__all__ = [
+    "IMAGENET",
+    "SECOND_NAMES",
+    "imagenet_classes",
+    "imagenet_names",
+    "imagenet_synsets",
+    "warn_of_codes",
+    "wordnet_names",
+]
 
 IMAGENET = "imagenet"
 """What `--class-names` takes for the names of WordNet ids."""
 
+SECOND_NAMES = {744: "projectile", 836: "sunglass"}
+"""Names by label where the published list repeats another class's; they are those of torchvision's list."""
+
 _WORDNET_ID = re.compile(r"n\d{8}")
 # Parts of three letters at least: McLaren and iPhone are words.
 _JOINED = re.compile(r"(?:[A-Z]?[a-z]{2,})(?:[A-Z][a-z]{2,})+")
+
+
+@functools.cache
+def imagenet_classes() -> tuple[str, ...]:
+    """Return the 1000 class names in the usual order.
+
+    Example:
+        >>> len(set(imagenet_classes())), imagenet_classes()[0]
+        (1000, 'tench')
+    """
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
+    return tuple(SECOND_NAMES.get(k, name) for k, name in enumerate(IMAGENET_CLASSNAMES))
+
+
+@functools.cache
+def imagenet_synsets() -> tuple[str, ...]:
+    """Return the WordNet id of each class."""
+    from timm import data
+
+    return tuple(data.ImageNetInfo().label_names())  # type: ignore[attr-defined,no-untyped-call]
 
 
 @functools.cache
@@ -28,8 +60,6 @@ def imagenet_names() -> dict[str, str]:
         >>> imagenet_names()["n01855672"]
         'goose'
     """
-    from rada.data.kinds.imagenet import imagenet_classes, imagenet_synsets
-
     return dict(zip(imagenet_synsets(), imagenet_classes(), strict=True))
 
 

@@ -6,7 +6,6 @@ for CLIP, or those of a `classnames.txt` (`n01440764 tench`) beside the images.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 from collections.abc import Sequence
@@ -23,17 +22,13 @@ from rada.data.dataset import ImageDataset, ImageSplit
 from rada.data.registry import register_dataset
 from rada.data.scan import list_folders, list_images
 from rada.data.sources import FileSource
+from rada.data.wordnet import SECOND_NAMES, imagenet_classes, imagenet_synsets
 
 __all__ = [
     "GroupedDataset",
     "data_root",
-    "imagenet_classes",
-    "imagenet_synsets",
     "load_imagenet",
 ]
-
-# Twice in the published list; here each class has its own name, as in torchvision's list.
-_SECOND_NAMES = {744: "projectile", 836: "sunglass"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,27 +44,6 @@ class GroupedDataset(ImageDataset):
 
     candidates: tuple[str, ...] = ()
     groups: tuple[int, ...] = ()
-
-
-@functools.cache
-def imagenet_classes() -> tuple[str, ...]:
-    """Return the 1000 class names in the usual order.
-
-    Example:
-        >>> len(set(imagenet_classes())), imagenet_classes()[0]
-        (1000, 'tench')
-    """
-    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
-
-    return tuple(_SECOND_NAMES.get(k, name) for k, name in enumerate(IMAGENET_CLASSNAMES))
-
-
-@functools.cache
-def imagenet_synsets() -> tuple[str, ...]:
-    """Return the WordNet id of each class."""
-    from timm import data
-
-    return tuple(data.ImageNetInfo().label_names())  # type: ignore[attr-defined,no-untyped-call]
 
 
 def data_root(spec: str) -> tuple[str, Path]:
@@ -153,7 +127,7 @@ def _names(root: Path) -> tuple[str, ...]:
     if missing:
         raise DataError(f"{str(path)!r} has no line for {missing[0]}")
     names = [named[synset] for synset in imagenet_synsets()]
-    for label, name in _SECOND_NAMES.items():
+    for label, name in SECOND_NAMES.items():
         if names.count(names[label]) > 1:
             names[label] = name
     return tuple(names)
