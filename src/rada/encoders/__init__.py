@@ -2,15 +2,14 @@
 
 from rada.encoders.base import CAPABILITIES, DualEncoder, TruncationWarning
 from rada.encoders.families.custom import CustomEncoder
+from rada.encoders.loading import describe_model, load_encoder
 from rada.encoders.registry import (
     EncoderFamily,
     FamilyInfo,
     LoadOptions,
     ModelInfo,
-    describe_model,
     list_families,
     list_models,
-    load_encoder,
     register_family,
 )
 from rada.encoders.spec import ModelSpec

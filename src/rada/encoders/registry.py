@@ -1,31 +1,28 @@
-"""Families of encoders: each registers itself, `load_encoder` finds the right one."""
+"""Families of encoders: each registers itself; what they offer is listed here."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 from abc import abstractmethod
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
 
-from rada.core.errors import EncoderError, one_line
 from rada.encoders.base import CAPABILITIES, DualEncoder
-from rada.encoders.spec import ModelSpec, model_type, parse_spec
+from rada.encoders.spec import ModelSpec
 
 __all__ = [
     "EncoderFamily",
     "FamilyInfo",
     "LoadOptions",
     "ModelInfo",
-    "describe_model",
+    "families",
     "families_table",
     "list_families",
     "list_models",
-    "load_encoder",
     "register_family",
 ]
 
@@ -168,14 +165,14 @@ def register_family(family: FamilyType) -> FamilyType:
 
 @cache
 def _discover() -> None:
-    import rada.encoders.families as package
-
+    package = importlib.import_module("rada.encoders.families")
     for module in pkgutil.iter_modules(package.__path__):
         if not module.name.startswith("_"):
             importlib.import_module(f"{package.__name__}.{module.name}")
 
 
-def _families() -> list[type[EncoderFamily]]:
+def families() -> list[type[EncoderFamily]]:
+    """Return the classes of all families, by name."""
     _discover()
     return [_FAMILIES[name] for name in sorted(_FAMILIES)]
 
@@ -189,7 +186,7 @@ def list_families() -> list[FamilyInfo]:
     """
     return [
         FamilyInfo(f.family, f.spelling, f.summary, tuple(sorted(f.capabilities)))
-        for f in _families()
+        for f in families()
     ]
 
 
@@ -201,7 +198,7 @@ def families_table() -> str:
     names = list(CAPABILITIES)
     header = ["family", "models", *names]
     rows = [header, ["---", "---", *[":-:"] * len(names)]]
-    for family in _families():
+    for family in families():
         marks = ["if" if name in family.conditional else "yes" for name in names]
         offered = [m if n in family.capabilities else "" for n, m in zip(names, marks, strict=True)]
         rows.append([f"`{family.family}`", f"{family.summary}: `{family.spelling}`", *offered])
@@ -215,121 +212,5 @@ def list_models() -> list[ModelInfo]:
         >>> list_models()[0].family
         'embedded'
     """
-    found = [info for family in _families() for info in family.known_models()]
+    found = [info for family in families() for info in family.known_models()]
     return sorted(found, key=lambda info: (info.family != "embedded", not info.local))
-
-
-def _find(spec: ModelSpec) -> type[EncoderFamily]:
-    for family in _families():
-        if family.claims(spec):
-            return family
-    kind = f" (model_type {model_type(spec.directory)!r})" if spec.directory else ""
-    raise EncoderError(
-        f"no family of encoders knows model {spec.text!r}{kind}; the families are "
-        f"{', '.join(family.family for family in _families())}"
-    )
-
-
-def _resolve(spec: ModelSpec, *, download: bool = True) -> ModelSpec:
-    """Find the files of a transformers model: its configuration names the family."""
-    from rada.encoders.hub import cached_snapshot, snapshot
-
-    if spec.scheme != "hf" or spec.directory is not None:
-        return spec
-    directory = snapshot(spec.target) if download else cached_snapshot(spec.target)
-    return replace(spec, directory=directory)
-
-
-def describe_model(name: str) -> ModelInfo:
-    """Describe one model, by name or directory, without touching the network.
-
-    Raises:
-        EncoderError: If the name is none of the known spellings.
-    """
-    spec = _resolve(parse_spec(name), download=False)
-    if spec.scheme == "hf" and spec.directory is None:
-        known = {info.name: info for info in list_models()}
-        unknown = ModelInfo(name, "hf", summary="a model of transformers, not on this machine")
-        return known.get(name, unknown)
-    return _find(spec).describe(spec)
-
-
-def load_encoder(
-    model: Any,
-    *,
-    device: str | torch.device | None = None,
-    dtype: str | torch.dtype | None = None,
-    scale: float | None = None,
-    processor: Any = None,
-    tokenizer: Any = None,
-    name: str | None = None,
-) -> DualEncoder:
-    """Load a vision-language model, or wrap one that is already built.
-
-    Args:
-        model: A name ("embedded", "open_clip:MODEL/PRETRAINED", "hf-hub:ORG/NAME", "hf:ORG/NAME"), a
-            directory, a model of open_clip or transformers, or a `DualEncoder`, which is returned
-            as it is.
-        device: "cpu", "cuda", ...; None for the CPU, or where a built model is.
-        dtype: "float32", "bfloat16", "float16" or a `torch.dtype`; None for float32, or what a built
-            model has. Features are float32 always.
-        scale: Overrides the model's scale of the logits.
-        processor: For a built model: its processor (transformers) or evaluation transform
-            (open_clip).
-        tokenizer: For a built model: its tokenizer, where `processor` holds none.
-        name: What to call a built model.
-
-    Returns:
-        The encoder, in evaluation mode.
-
-    Raises:
-        EncoderError: If the model is unknown, cannot be reached, or lacks weights.
-        MissingExtraError: If a package that it needs is not installed.
-    """
-    if isinstance(model, DualEncoder):
-        return model
-    options = LoadOptions(_device(device), _dtype(dtype), scale, processor, tokenizer, name)
-    if isinstance(model, str | Path):
-        spec = _resolve(parse_spec(str(model)))
-        return _placed(_find(spec).load(spec, options), options)
-    for family in _families():
-        if family.claims_object(model):
-            return _placed(family.wrap(model, options), options)
-    raise EncoderError(
-        f"cannot make an encoder of a {type(model).__name__}: give a name, a directory, a model of "
-        "open_clip or transformers with its processor, or a rada.CustomEncoder"
-    )
-
-
-def _placed(encoder: DualEncoder, options: LoadOptions) -> DualEncoder:
-    exact = [parameter.detach().clone() for parameter in encoder.scale_parameters()]
-    encoder.model.to(device=options.device, dtype=options.dtype)
-    for parameter, value in zip(encoder.scale_parameters(), exact, strict=True):
-        # Half precision would round a scale of 14.285 to 14.25.
-        parameter.data = value.to(
-            parameter.device, torch.promote_types(value.dtype, parameter.dtype)
-        )
-    encoder.model.eval()
-    return encoder
-
-
-def _device(device: str | torch.device | None) -> torch.device | None:
-    if device is None:
-        return None
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise EncoderError(f"device {device!r} cannot be used here: {one_line(error)}") from error
-    return found
-
-
-def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if found is None and dtype is None:
-        return None
-    if found not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-        raise EncoderError(
-            f"dtype should be 'float32', 'bfloat16' or 'float16', but the value passed is {dtype!r}"
-        )
-    return found

@@ -9,7 +9,7 @@ import torch
 
 from rada.core.errors import EncoderError, FeatureError
 from rada.encoders.base import DualEncoder
-from rada.encoders.registry import load_encoder
+from rada.encoders.loading import load_encoder
 
 __all__ = ["EncoderSlot"]
 

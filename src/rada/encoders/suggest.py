@@ -6,9 +6,11 @@ import difflib
 import re
 from collections.abc import Iterator
 
-__all__ = ["SCHEMES", "did_you_mean", "suggestions"]
+from rada.encoders.registry import list_models
+from rada.encoders.spec import SCHEMES
 
-SCHEMES = ("open_clip", "hf-hub", "hf")
+__all__ = ["did_you_mean", "suggestions"]
+
 _HUB_ADDRESS = re.compile(r"^https?://(www\.)?(huggingface\.co|hf\.co)/", re.IGNORECASE)
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _SHOWN = 3
@@ -52,9 +54,9 @@ def suggestions(text: str) -> list[str]:
     ):  # one scheme before another: the second is meant
         return [f"{schemes[-1]}:{bare}"]
     keys: dict[str, list[str]] = {}
-    for name in _known_names():
-        for key in _keys(name):
-            keys.setdefault(key, []).append(name)
+    for model in list_models():
+        for key in _keys(model.name):
+            keys.setdefault(key, []).append(model.name)
     wanted = _folded(bare)
     found = keys.get(wanted) or _similar(wanted, keys)
     repository = _REPOSITORY.fullmatch(bare)
@@ -68,12 +70,6 @@ def _similar(wanted: str, keys: dict[str, list[str]]) -> list[str]:
     if not close and len(wanted) > 3:
         close = [key for key in keys if wanted in key]
     return [name for key in close for name in keys[key][:_SHOWN]]
-
-
-def _known_names() -> list[str]:
-    from rada.encoders.registry import list_models
-
-    return [model.name for model in list_models()]
 
 
 def _without_scheme(text: str) -> tuple[str, str]:

@@ -1,0 +1,132 @@
+"""From what a user calls a model to an encoder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rada.core.errors import EncoderError, one_line
+from rada.encoders.base import DualEncoder
+from rada.encoders.hub import cached_snapshot, snapshot
+from rada.encoders.parsing import parse_spec
+from rada.encoders.registry import EncoderFamily, LoadOptions, ModelInfo, families, list_models
+from rada.encoders.spec import ModelSpec, model_type
+
+__all__ = ["describe_model", "load_encoder"]
+
+
+def _find(spec: ModelSpec) -> type[EncoderFamily]:
+    for family in families():
+        if family.claims(spec):
+            return family
+    kind = f" (model_type {model_type(spec.directory)!r})" if spec.directory else ""
+    raise EncoderError(
+        f"no family of encoders knows model {spec.text!r}{kind}; the families are "
+        f"{', '.join(family.family for family in families())}"
+    )
+
+
+def _resolve(spec: ModelSpec, *, download: bool = True) -> ModelSpec:
+    """Find the files of a transformers model: its configuration names the family."""
+    if spec.scheme != "hf" or spec.directory is not None:
+        return spec
+    directory = snapshot(spec.target) if download else cached_snapshot(spec.target)
+    return replace(spec, directory=directory)
+
+
+def describe_model(name: str) -> ModelInfo:
+    """Describe one model, by name or directory, without touching the network.
+
+    Raises:
+        EncoderError: If the name is none of the known spellings.
+    """
+    spec = _resolve(parse_spec(name), download=False)
+    if spec.scheme == "hf" and spec.directory is None:
+        known = {info.name: info for info in list_models()}
+        unknown = ModelInfo(name, "hf", summary="a model of transformers, not on this machine")
+        return known.get(name, unknown)
+    return _find(spec).describe(spec)
+
+
+def load_encoder(
+    model: Any,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    scale: float | None = None,
+    processor: Any = None,
+    tokenizer: Any = None,
+    name: str | None = None,
+) -> DualEncoder:
+    """Load a vision-language model, or wrap one that is already built.
+
+    Args:
+        model: A name ("embedded", "open_clip:MODEL/PRETRAINED", "hf-hub:ORG/NAME", "hf:ORG/NAME"), a
+            directory, a model of open_clip or transformers, or a `DualEncoder`, which is returned
+            as it is.
+        device: "cpu", "cuda", ...; None for the CPU, or where a built model is.
+        dtype: "float32", "bfloat16", "float16" or a `torch.dtype`; None for float32, or what a built
+            model has. Features are float32 always.
+        scale: Overrides the model's scale of the logits.
+        processor: For a built model: its processor (transformers) or evaluation transform
+            (open_clip).
+        tokenizer: For a built model: its tokenizer, where `processor` holds none.
+        name: What to call a built model.
+
+    Returns:
+        The encoder, in evaluation mode.
+
+    Raises:
+        EncoderError: If the model is unknown, cannot be reached, or lacks weights.
+        MissingExtraError: If a package that it needs is not installed.
+    """
+    if isinstance(model, DualEncoder):
+        return model
+    options = LoadOptions(_device(device), _dtype(dtype), scale, processor, tokenizer, name)
+    if isinstance(model, str | Path):
+        spec = _resolve(parse_spec(str(model)))
+        return _placed(_find(spec).load(spec, options), options)
+    for family in families():
+        if family.claims_object(model):
+            return _placed(family.wrap(model, options), options)
+    raise EncoderError(
+        f"cannot make an encoder of a {type(model).__name__}: give a name, a directory, a model of "
+        "open_clip or transformers with its processor, or a rada.CustomEncoder"
+    )
+
+
+def _placed(encoder: DualEncoder, options: LoadOptions) -> DualEncoder:
+    exact = [parameter.detach().clone() for parameter in encoder.scale_parameters()]
+    encoder.model.to(device=options.device, dtype=options.dtype)
+    for parameter, value in zip(encoder.scale_parameters(), exact, strict=True):
+        # Half precision would round a scale of 14.285 to 14.25.
+        parameter.data = value.to(
+            parameter.device, torch.promote_types(value.dtype, parameter.dtype)
+        )
+    encoder.model.eval()
+    return encoder
+
+
+def _device(device: str | torch.device | None) -> torch.device | None:
+    if device is None:
+        return None
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise EncoderError(f"device {device!r} cannot be used here: {one_line(error)}") from error
+    return found
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if found is None and dtype is None:
+        return None
+    if found not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        raise EncoderError(
+            f"dtype should be 'float32', 'bfloat16' or 'float16', but the value passed is {dtype!r}"
+        )
+    return found
