@@ -164,8 +164,9 @@ def test_the_page_of_methods_is_what_the_command_prints() -> None:
 def layers() -> list[list[str]]:
     """Return the layers that lint-imports checks, highest first."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    (contract,) = settings["tool"]["importlinter"]["contracts"]
+    contract, circles = settings["tool"]["importlinter"]["contracts"]
     assert contract["type"] == "layers" and contract["exhaustive"]
+    assert circles["type"] == "acyclic_siblings" and circles["ancestors"] == ["rada"]
     return [sorted(re.split(r"\s*\|\s*", layer)) for layer in contract["layers"]]
 
 
