@@ -22,6 +22,7 @@ from rada import EFTConfig, Features, FineTuner, RAdaClassifier, write_report
 from rada.core.errors import CheckpointError, OutputError
 from rada.core.output import STATE_FOLDER
 from rada.encoders import load_encoder
+from rada.pretrained_0_1 import weights_hash
 from toy import SCALE, toy
 
 QUICK = ("--set", "epochs=2", "--set", "min_steps=0", "--set", "strength=1")
@@ -199,6 +200,7 @@ def head_of_0_1(features: Path, folder: Path, seed: int = 0) -> Path:
         "classes": list(facts.classes),
         "templates": [],
         "training": {"config": config.to_dict(), "seed": seed},
+        "weights_hash": weights_hash(head.state_dict()),
     }
     (folder / "config.json").write_text(json.dumps(about))
     return folder
