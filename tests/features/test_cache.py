@@ -134,7 +134,7 @@ def test_list_and_clear(encoder, split, cache):
     run(encoder, split, cache, views=2)
     run(TinyEncoder(seed=1, name="other"), split, cache)
     other, tiny = cache.list()
-    assert (tiny.encoder, tiny.pictures, other.encoder, other.pictures) == ("tiny", 40, "other", 20)
+    assert (tiny.encoder, tiny.images, other.encoder, other.images) == ("tiny", 40, "other", 20)
     assert tiny.bytes == sum(p.stat().st_size for p in shards(cache) if tiny.fingerprint in str(p))
     assert abs(tiny.last_used - time.time()) < 60
     assert cache.clear(older_than=3600) == 0 and len(cache.list()) == 2

@@ -48,7 +48,7 @@ class Cell:
         test_time_options: Fields of its configuration that differ from the defaults.
         dataset: Specification of the data set to learn from.
         targets: Specifications of further data sets to test on.
-        shots: Pictures a class; 0 for methods that learn nothing.
+        shots: Images a class; 0 for methods that learn nothing.
         seed: Its seed; 0 for methods that learn nothing.
         model: The encoder.
     """

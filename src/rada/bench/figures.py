@@ -80,7 +80,7 @@ def shots_figure(runs: Runs, data: Sequence[str], name: str) -> FigureBlock | No
             above = 3.0 if label == "rada" else 2.0
             axes.fill_between(place, low, high, color=colour, alpha=alpha, linewidth=0)
             axes.plot(place, mean, color=colour, label=runs.title(label), zorder=above, **line)
-        axes.set_xlabel("Pictures a class")
+        axes.set_xlabel("Images a class")
         axes.set_ylabel("Accuracy, %")
         axes.set_xticks(range(len(shots)), [str(n) for n in shots])
         tidy(axes)

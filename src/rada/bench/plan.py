@@ -36,14 +36,14 @@ class Plan(Config):
             test-time method, such as `zero_shot+tpt`.
         datasets: What to learn from: specifications as for `rada fit`, or features files.
         targets: What else to test on, for "cross-dataset" and "domain".
-        shots: Pictures a class.
+        shots: Images a class.
         seeds: Seeds of the shots and of training.
-        model: The encoder for pictures.
+        model: The encoder for images.
         options: Fields of the configuration by method or variant; a variant has an entry "method". Fields
             of a test-time method's are written `test_time.FIELD`.
         templates: Prompt templates instead of the data sets' own.
         class_names: Class names of every data set, as JSON or a file with it; see `rada.data.Naming`.
-        allow_fewer: Go on where a class has fewer pictures than `shots`.
+        allow_fewer: Go on where a class has fewer images than `shots`.
         recipe: Name of the recipe that the plan came from.
 
     Example:

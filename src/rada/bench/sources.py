@@ -1,4 +1,4 @@
-"""Where a benchmark's pictures come from: data sets read by an encoder, or features files."""
+"""Where a benchmark's images come from: data sets read by an encoder, or features files."""
 
 from __future__ import annotations
 
@@ -93,11 +93,11 @@ class Source(ABC):
 
     @abstractmethod
     def trained(self) -> list[int]:
-        """Return the labels that have training pictures, in order."""
+        """Return the labels that have training images, in order."""
 
 
 class ImageSource(Source):
-    """Pictures and an encoder."""
+    """Images and an encoder."""
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class ImageSource(Source):
         return self._text
 
     def trained(self) -> list[int]:
-        """Return the labels that have training pictures."""
+        """Return the labels that have training images."""
         return np.flatnonzero(self._train.counts()).tolist()
 
     def draw(
@@ -198,7 +198,7 @@ class ImageSource(Source):
 
 
 class FeatureSource(Source):
-    """Features that somebody made; there are no pictures and no encoder."""
+    """Features that somebody made; there are no images and no encoder."""
 
     encoder = None
 
@@ -294,7 +294,7 @@ def open_source(
     """Open a data set for a benchmark.
 
     Args:
-        spec: What `rada.data.open_dataset` opens; a features file, whose pictures are halved into train
+        spec: What `rada.data.open_dataset` opens; a features file, whose images are halved into train
             and test; or a folder with `train.safetensors` and `test.safetensors`.
         encoder: Loads the encoder if it is needed.
         templates: Prompt templates instead of the data set's own.
@@ -378,7 +378,7 @@ def _splits(dataset: ImageDataset) -> tuple[ImageSplit, ImageSplit]:
 
 
 def _halves(ids: Sequence[str], labels: np.ndarray) -> tuple[list[int], list[int]]:
-    """Halve every class by a hash of the pictures' keys, whatever their order."""
+    """Halve every class by a hash of the images' keys, whatever their order."""
     check_labelled(labels, ids, "halving into train and test")
     ranks = [hashlib.blake2b(b"half/" + id_bytes(key), digest_size=16).digest() for key in ids]
     first: list[int] = []

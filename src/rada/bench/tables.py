@@ -233,7 +233,7 @@ def load_runs(directory: str | Path) -> Runs:
 
     Raises:
         CheckpointError: If it is none, a result is damaged or of another version, or results that
-            belong side by side were made on different test pictures.
+            belong side by side were made on different test images.
     """
     folder = Folder(directory)
     runs = Runs(folder.facts(), list(folder.results()), folder.failures())
@@ -252,7 +252,7 @@ def load_runs(directory: str | Path) -> Runs:
             size = (part["images"], part["classes"])
             if sizes.setdefault(key, size) != size:
                 raise CheckpointError(
-                    f"results on {key[1]!r} have {sizes[key][0]} and {size[0]} test pictures of "
+                    f"results on {key[1]!r} have {sizes[key][0]} and {size[0]} test images of "
                     f"{sizes[key][1]} and {size[1]} classes: the data has changed in between; "
                     "run them again in another folder"
                 )
@@ -434,7 +434,7 @@ def cost_table(runs: Runs) -> ResultTable:
     columns = ["Method", "Trainable parameters", "Fit, s", "Predict, s", "Memory, MiB", "Cells"]
     note = (
         "Parameters and memory are the largest over the cells, seconds the mean; memory is how far a "
-        "cell rose above where it began. Encoding pictures, which all share, is not in them."
+        "cell rose above where it began. Encoding images, which all share, is not in them."
     )
     return ResultTable("Cost", columns, rows, labels, note)
 

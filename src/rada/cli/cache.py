@@ -45,7 +45,7 @@ def list_entries(json: JsonFlag = False) -> None:
         echo("the cache is empty")
         return
     for head, rows in (
-        (("encoder", "pictures"), [(e.encoder, e.pictures, e) for e in features]),
+        (("encoder", "images"), [(e.encoder, e.images, e) for e in features]),
         (("other", "files"), [(e.name, e.files, e) for e in others]),
     ):
         table = plain_table(None, *head, "MB", "last used")

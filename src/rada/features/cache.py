@@ -69,14 +69,14 @@ class CacheEntry:
     Attributes:
         encoder: Name of the encoder.
         fingerprint: Its hash, the name of its folder.
-        pictures: Encoded images, every view counted.
+        images: Encoded images, every view counted.
         bytes: Size on disk.
         last_used: Time of the last use, seconds since 1970.
     """
 
     encoder: str
     fingerprint: str
-    pictures: int
+    images: int
     bytes: int
     last_used: float
 
@@ -172,7 +172,7 @@ class FeatureCache:
                     CacheEntry(
                         encoder=_encoder_name(newest[0]),
                         fingerprint=folder.name,
-                        pictures=sum(images for _, _, images in files),
+                        images=sum(images for _, _, images in files),
                         bytes=sum(status.st_size for _, status, _ in files),
                         last_used=newest[1].st_mtime,
                     )

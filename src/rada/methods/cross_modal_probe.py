@@ -1,4 +1,4 @@
-"""Cross-modal linear probe: a linear layer that learns from pictures and class prompts alike."""
+"""Cross-modal linear probe: a linear layer that learns from images and class prompts alike."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class CrossModalConfig(Config):
 
     Attributes:
         iterations: Steps, at least.
-        batch_size: Pictures a step; as many prompts are added.
+        batch_size: Images a step; as many prompts are added.
         learning_rate: Peak for AdamW.
         weight_decay: Its decay.
     """

@@ -37,7 +37,7 @@ class TipConfig(Config):
         alpha: Weight of the cache; None chooses it on the shots.
         beta: Sharpness of the similarity; None chooses it on the shots.
         views: Random views of each shot whose mean is its key; the paper takes 10, 1 is the plain
-            picture that all methods see.
+            image that all methods see.
     """
 
     alpha: float | None = None

@@ -74,7 +74,7 @@ def adapt_views(
         head: The head to start from; None for the untrained one, whose mask is one.
         config: How to adapt; the defaults of `TTTConfig` when None. With `episodic=False` the
             images are a stream in order, whose head is not reset (see `OnlineAdapter`).
-        batch_size: Pictures at once; None chooses by `config.memory_budget`, 1 is the plain loop with
+        batch_size: Images at once; None chooses by `config.memory_budget`, 1 is the plain loop with
             autograd. The results are the same to 1e-5 of the largest logit.
         progress: Show a bar; None shows it on a terminal only.
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["OPERATIONS", "augment_and_mix"]
 
-Picture = Image.Image
-Operation = Callable[[Picture, int, np.random.Generator], Picture]
+Pillow = Image.Image
+Operation = Callable[[Pillow, int, np.random.Generator], Pillow]
 
 _LONGEST = 3  # operations of a chain, at most
 _WHOLE = 10  # the severity at which an operation may reach its largest strength
@@ -34,49 +34,49 @@ def _signed(value: float, generator: np.random.Generator) -> float:
     return -value if generator.uniform() > 0.5 else value
 
 
-def _autocontrast(image: Picture, severity: int, generator: np.random.Generator) -> Picture:
+def _autocontrast(image: Pillow, severity: int, generator: np.random.Generator) -> Pillow:
     return ImageOps.autocontrast(image)
 
 
-def _equalize(image: Picture, severity: int, generator: np.random.Generator) -> Picture:
+def _equalize(image: Pillow, severity: int, generator: np.random.Generator) -> Pillow:
     return ImageOps.equalize(image)
 
 
-def _posterize(image: Picture, severity: int, generator: np.random.Generator) -> Picture:
+def _posterize(image: Pillow, severity: int, generator: np.random.Generator) -> Pillow:
     return ImageOps.posterize(image, 4 - int(_strength(severity, 4, generator)))
 
 
-def _rotate(image: Picture, severity: int, generator: np.random.Generator) -> Picture:
+def _rotate(image: Pillow, severity: int, generator: np.random.Generator) -> Pillow:
     degrees = int(_strength(severity, 30, generator))
     return image.rotate(_signed(degrees, generator), resample=Image.Resampling.BILINEAR)
 
 
-def _solarize(image: Picture, severity: int, generator: np.random.Generator) -> Picture:
+def _solarize(image: Pillow, severity: int, generator: np.random.Generator) -> Pillow:
     return ImageOps.solarize(image, 256 - int(_strength(severity, 256, generator)))
 
 
-def _affine(image: Picture, matrix: Sequence[float]) -> Picture:
+def _affine(image: Pillow, matrix: Sequence[float]) -> Pillow:
     return image.transform(
         image.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BILINEAR
     )
 
 
-def _shear_x(image: Picture, severity: int, generator: np.random.Generator) -> Picture:
+def _shear_x(image: Pillow, severity: int, generator: np.random.Generator) -> Pillow:
     part = _signed(_strength(severity, 0.3, generator), generator)
     return _affine(image, (1, part, 0, 0, 1, 0))
 
 
-def _shear_y(image: Picture, severity: int, generator: np.random.Generator) -> Picture:
+def _shear_y(image: Pillow, severity: int, generator: np.random.Generator) -> Pillow:
     part = _signed(_strength(severity, 0.3, generator), generator)
     return _affine(image, (1, 0, 0, part, 1, 0))
 
 
-def _translate_x(image: Picture, severity: int, generator: np.random.Generator) -> Picture:
+def _translate_x(image: Pillow, severity: int, generator: np.random.Generator) -> Pillow:
     pixels = _signed(int(_strength(severity, image.width / 3, generator)), generator)
     return _affine(image, (1, 0, pixels, 0, 1, 0))
 
 
-def _translate_y(image: Picture, severity: int, generator: np.random.Generator) -> Picture:
+def _translate_y(image: Pillow, severity: int, generator: np.random.Generator) -> Pillow:
     pixels = _signed(int(_strength(severity, image.height / 3, generator)), generator)
     return _affine(image, (1, 0, 0, 0, 1, pixels))
 
@@ -96,8 +96,8 @@ OPERATIONS: dict[str, Operation] = {
 
 
 def augment_and_mix(
-    image: Picture,
-    pixels: Callable[[Picture], Tensor],
+    image: Pillow,
+    pixels: Callable[[Pillow], Tensor],
     generator: np.random.Generator,
     *,
     severity: int = 1,

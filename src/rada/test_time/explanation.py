@@ -1,4 +1,4 @@
-"""What adaptation did to one picture, in numbers that a person can read."""
+"""What adaptation did to one image, in numbers that a person can read."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class ClassChange:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What adaptation did to one picture.
+    """What adaptation did to one image.
 
     Attributes:
-        adapted: Whether it was adapted to (`max_entropy` leaves uncertain pictures alone).
+        adapted: Whether it was adapted to (`max_entropy` leaves uncertain images alone).
         kept: Numbers of the kept views, lowest entropy first; 0 is the original.
         kept_entropies: Entropy of their predictions before adaptation, in nats.
         views: Number of views.
@@ -84,12 +84,12 @@ class Explanation:
 
 
 def explain(detail: Adaptation, names: Sequence[str], index: int = 0) -> Explanation:
-    """Put the explanation of one picture of an `Adaptation` together.
+    """Put the explanation of one image of an `Adaptation` together.
 
     Args:
         detail: What `adapt_in_detail` returned.
         names: K class names.
-        index: Number of the picture.
+        index: Number of the image.
     """
     before = detail.before[index].softmax(-1).tolist()
     after = detail.logits[index].softmax(-1).tolist()

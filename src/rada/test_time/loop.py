@@ -1,4 +1,4 @@
-"""One picture after the other, with ordinary autograd and optimiser: the reference of the others."""
+"""One image after the other, with ordinary autograd and optimiser: the reference of the others."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["adapt_by_loop"]
 
 
 def adapt_by_loop(start: Start, original: Tensor, chosen: Chosen) -> tuple[Tensor, Tensor]:
-    """Adapt to each picture on its own.
+    """Adapt to each image on its own.
 
     Args:
-        start: What every picture starts from.
+        start: What every image starts from.
         original: Original views, `(n, D)`.
         chosen: The kept views.
 

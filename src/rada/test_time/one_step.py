@@ -1,4 +1,4 @@
-"""One step from the untrained head, for many pictures at once, without autograd through the head.
+"""One step from the untrained head, for many images at once, without autograd through the head.
 
 There the mask is one and `out` is zero, so that only `out` has a gradient: with the tokens
 `X = s R (K, D)` of a view, the mixed values `Z (K, D)` that `out` reads, and the gradient `G (K,)` of the
@@ -7,7 +7,7 @@ loss in the view's logits,
     dL/dW = sum over views and classes of  (G X)^T Z,    dL/db = sum of  G X.
 
 AdamW's first step from a zero state turns a gradient g into `-lr g / (|g| + eps)`. Weight decay does
-nothing to `out`, which is zero, and the same to the other layers of every picture, so they stay shared.
+nothing to `out`, which is zero, and the same to the other layers of every image, so they stay shared.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ EPSILON = 1e-8
 
 
 def one_step_bytes(start: Start, views: int) -> int:
-    """Return the bytes that one picture with `views` kept views takes."""
+    """Return the bytes that one image with `views` kept views takes."""
     classes, dim = start.text.shape
     return start.text.element_size() * (2 * dim * dim + 8 * (views + 1) * classes * dim)
 
 
 @torch.no_grad()
 def adapt_in_one_step(start: Start, original: Tensor, chosen: Chosen) -> tuple[Tensor, Tensor]:
-    """Adapt to each picture; arguments and result as for `adapt_by_loop`."""
+    """Adapt to each image; arguments and result as for `adapt_by_loop`."""
     weight, bias = _step(start, chosen.views)
     targets = start.targets(original, chosen.views)
     head = _decayed(start)
@@ -48,7 +48,7 @@ def adapt_in_one_step(start: Start, original: Tensor, chosen: Chosen) -> tuple[T
 
 
 def _step(start: Start, views: Tensor) -> tuple[Tensor, Tensor]:
-    """Return weight `(n, D, D)` and bias `(n, D)` of each picture's `out` after the step."""
+    """Return weight `(n, D, D)` and bias `(n, D)` of each image's `out` after the step."""
     gradient = _logit_gradient(start, views)
     tokens, mixed = _rows(start.head, views, start)
     pushed = tokens.mul_(gradient.flatten(1)[..., None])
@@ -60,7 +60,7 @@ def _step(start: Start, views: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _logit_gradient(start: Start, views: Tensor) -> Tensor:
-    """Gradient of each picture's loss in what the mask adds to the logits, `(n, m, K)`."""
+    """Gradient of each image's loss in what the mask adds to the logits, `(n, m, K)`."""
     with torch.enable_grad():
         logits = (start.scale * views @ start.text.T).requires_grad_(True)
         # At a mask of one the smoothness term is at its minimum and has no gradient.

@@ -44,7 +44,7 @@ class OnlineAdapter:
         streams: Streams that run side by side, each with its own head, such as several cameras.
 
     Attributes:
-        seen: Pictures of each stream so far.
+        seen: Images of each stream so far.
         restores: How often a head was put back to the start, by reason.
 
     Raises:

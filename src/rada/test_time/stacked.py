@@ -1,4 +1,4 @@
-"""Many heads at once, one for each picture: parameters stacked along a first axis.
+"""Many heads at once, one for each image: parameters stacked along a first axis.
 
 For several steps, for trained heads, where every layer has a gradient from the first step on, and
 for the online mode.
@@ -21,7 +21,7 @@ _BETAS = (0.9, 0.999)
 
 
 def stack_bytes(start: Start, views: int) -> int:
-    """Return the bytes that one picture with `views` views takes."""
+    """Return the bytes that one image with `views` views takes."""
     classes, dim = start.text.shape
     parameters = 5 * 6 * dim * (dim + 1)  # themselves, gradient, two moments, scratch
     maps = 8 * start.head.num_heads * classes * classes
@@ -29,7 +29,7 @@ def stack_bytes(start: Start, views: int) -> int:
 
 
 def adapt_by_stack(start: Start, original: Tensor, chosen: Chosen) -> tuple[Tensor, Tensor]:
-    """Adapt to all pictures together; arguments and result as for `adapt_by_loop`."""
+    """Adapt to all images together; arguments and result as for `adapt_by_loop`."""
     heads = StackedHeads(start, len(original))
     for _ in range(start.config.steps):
         heads.step(chosen.views)
