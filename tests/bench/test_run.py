@@ -21,9 +21,10 @@ from rada.bench import Plan, load_plan, run_plan
 from rada.bench.cells import Folder
 from rada.bench.plan import PROTOCOLS
 from rada.bench.protocols import set_up
-from rada.bench.sources import EncoderSlot, open_source
+from rada.bench.sources import open_source
 from rada.bench.tables import Runs, load_runs
 from rada.core.errors import CheckpointError, ConfigError, DataError, FeatureError, OutputError
+from rada.encoders.slot import EncoderSlot
 from rada.methods import get_method
 
 SLOT = EncoderSlot("embedded")

@@ -12,8 +12,9 @@ from bench_samples import NAMES, write_features
 from cli.test_cli import QUICK, environment, ok, rada, refused  # noqa: F401 - a fixture
 from data.images import draw_folder
 from rada import Features
-from rada.bench.sources import EncoderSlot, open_source
+from rada.bench.sources import open_source
 from rada.data import Naming
+from rada.encoders.slot import EncoderSlot
 from rada.run_data import open_sets
 
 TURNED = tuple(reversed(NAMES))

@@ -20,7 +20,7 @@ from rada.methods.finetune.flyp import contrast
 from rada.methods.finetune.ft import FineTuningConfig
 from rada.methods.finetune.model import TunedModel
 from rada.pretrained import load_model
-from rada.training.batches import Order, Step, StepData, training_transform
+from rada.training.batches import Order, Position, StepData, training_transform
 from rada.training.feature_loop import seeded
 
 ENCODERS = [method.name for method in list_methods() if method.train_encoder]
@@ -67,7 +67,7 @@ def model_of(name, encoder, data, **changes):
         processes=1,
         device=torch.device("cpu"),
     )
-    _, (batch,) = next(iter(steps.steps(Step(0, 0), 1)))
+    _, (batch,) = next(iter(steps.steps(Position(0, 0), 1)))
     return model, batch
 
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rada.training.batches import Order, Step
+from rada.training.batches import Order, Position
 
 orders = st.builds(
     Order,
@@ -24,7 +24,7 @@ orders = st.builds(
 def test_shares_make_up_the_epoch(order, epoch, processes):
     seen = []
     for number in range(order.steps_per_epoch):
-        at = Step(epoch, number)
+        at = Position(epoch, number)
         shares = [order.share(at, rank, processes) for rank in range(processes)]
         assert len({len(places) for places, _ in shares}) == 1
         places = torch.cat([places[weights > 0] for places, weights in shares])
@@ -40,7 +40,7 @@ def test_shares_make_up_the_epoch(order, epoch, processes):
 def test_draws_depend_on_seed_and_step_alone(order, epoch):
     again = Order(*(getattr(order, name) for name in order.__dataclass_fields__))
     for number in reversed(range(order.steps_per_epoch)):
-        at = Step(epoch, number)
+        at = Position(epoch, number)
         (classes, template), (other, same) = order.draws(at), again.draws(at)
         assert template == same and 0 <= template < order.templates
         present = set(order.labels[order.images(at)].tolist())
@@ -55,7 +55,7 @@ def test_draws_depend_on_seed_and_step_alone(order, epoch):
 def test_epochs_and_seeds_differ():
     labels = torch.zeros(50, dtype=torch.long)
     first = [
-        Order(labels, 1, 50, 0, 1, seed).images(Step(epoch, 0)).tolist()
+        Order(labels, 1, 50, 0, 1, seed).images(Position(epoch, 0)).tolist()
         for seed in (0, 1)
         for epoch in (0, 1)
     ]

@@ -18,11 +18,12 @@ from rada.bench.locks import Locks
 from rada.bench.memory import PeakMemory
 from rada.bench.plan import Plan
 from rada.bench.protocols import Part, set_up
-from rada.bench.sources import EncoderSlot, Source, open_source
+from rada.bench.sources import Source, open_source
 from rada.core.errors import RadaError, StorageError
 from rada.core.output import STATE_FOLDER, check_apart
 from rada.core.progress import progress_bar
 from rada.data import Naming
+from rada.encoders.slot import EncoderSlot
 from rada.evaluation import environment, evaluate_logits, harmonic_mean
 from rada.features import ClassSet, FeatureCache, Features, extract_features
 from rada.methods import AdaptedModel, Run, UnknownClassError, get_method
@@ -63,7 +64,7 @@ class Sources:
         progress: bool | None,
     ) -> None:
         self.plan, self.locks, self.cache, self.progress = plan, locks, cache, progress
-        self.encoder = EncoderSlot(plan.model, device)
+        self.encoder = EncoderSlot(plan.model, device, check=lambda encoder: encoder.freeze())
         self.naming = Naming.of(plan.class_names or None)
         self._open: dict[str, Source] = {}
 

@@ -25,8 +25,9 @@ from rada.test_time.views import view_transform
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder
+    from rada.encoders.slot import EncoderSlot
 
-__all__ = ["FeatureSource", "ImageSource", "Source", "domain_folders", "open_source"]
+__all__ = ["EncodedSource", "FeatureSource", "Source", "domain_folders", "open_source"]
 
 SUFFIXES = (".safetensors", ".npz")
 
@@ -96,7 +97,7 @@ class Source(ABC):
         """Return the labels that have training images, in order."""
 
 
-class ImageSource(Source):
+class EncodedSource(Source):
     """Images and an encoder."""
 
     def __init__(
@@ -312,34 +313,13 @@ def open_source(
         test = None if files.test is None else _features(files.test, naming)
         return FeatureSource(name, _features(files.train, naming), test)
     dataset = open_dataset(spec, class_names=naming, templates=tuple(templates) or None)
-    return ImageSource(dataset, encoder.get(), cache, progress)
+    return EncodedSource(dataset, encoder.get(), cache, progress)
 
 
 def _features(path: Path, naming: Naming | None) -> Features:
     found = open_labelled(path, (), naming or Naming(), skip_bad=False).found
     assert isinstance(found, Features)
     return found
-
-
-class EncoderSlot:
-    """Loads the encoder when it is first asked for."""
-
-    def __init__(self, model: str, device: str | None = None) -> None:
-        self.model, self.device = model, device
-        self._encoder: DualEncoder | None = None
-
-    def get(self) -> DualEncoder:
-        """Return the encoder.
-
-        Raises:
-            EncoderError: If it cannot be loaded.
-        """
-        if self._encoder is None:
-            from rada.encoders import load_encoder
-
-            self._encoder = load_encoder(self.model, device=self.device)
-            self._encoder.freeze()
-        return self._encoder
 
 
 def domain_folders(spec: str) -> list[str]:

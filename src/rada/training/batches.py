@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rada.encoders import DualEncoder
     from rada.encoders.base import Transform
 
-__all__ = ["Batch", "Order", "Step", "StepData", "training_transform"]
+__all__ = ["Batch", "Order", "Position", "StepData", "training_transform"]
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Batch:
     captions: tuple[str, ...] = ()
 
 
-class Step(NamedTuple):
+class Position(NamedTuple):
     """A step of training, counted from 0 within its epoch."""
 
     epoch: int
@@ -70,7 +70,7 @@ class Order:
 
     Example:
         >>> order = Order(torch.tensor([0, 1, 1]), 2, 2, 0, 1, seed=0)
-        >>> order.steps_per_epoch, sorted(torch.cat([order.images(Step(0, s)) for s in (0, 1)]).tolist())
+        >>> order.steps_per_epoch, sorted(torch.cat([order.images(Position(0, s)) for s in (0, 1)]).tolist())
         (2, [0, 1, 2])
     """
 
@@ -86,7 +86,7 @@ class Order:
         """Steps of an epoch; the last may have fewer images."""
         return math.ceil(len(self.labels) / self.batch_size)
 
-    def images(self, at: Step) -> Tensor:
+    def images(self, at: Position) -> Tensor:
         """Return the indices `(n,)` of the images of a step, over all processes."""
         start = at.step * self.batch_size
         return self._epoch(at.epoch)[start : start + self.batch_size]
@@ -99,7 +99,7 @@ class Order:
             held[epoch] = torch.randperm(len(self.labels), generator=generator)
         return held[epoch]
 
-    def draws(self, at: Step) -> tuple[Tensor | None, int]:
+    def draws(self, at: Position) -> tuple[Tensor | None, int]:
         """Return the classes that a step draws (None: all) and the number of its template."""
         number = (at.epoch * self.steps_per_epoch + at.step) * 2 + 1
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + 500_009 * number)
@@ -109,13 +109,13 @@ class Order:
         size = max(self.classes_per_step or self.classes, len(labels.unique()))
         return draw_classes(labels, self.classes, size, generator), template
 
-    def caption_templates(self, at: Step) -> Tensor:
+    def caption_templates(self, at: Position) -> Tensor:
         """Return the number of the template of each image's caption, for the images of a step."""
         number = (at.epoch * self.steps_per_epoch + at.step) * 2
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + 500_009 * number)
         return torch.randint(self.templates, (len(self.images(at)),), generator=generator)
 
-    def share(self, at: Step, rank: int, processes: int) -> tuple[Tensor, Tensor]:
+    def share(self, at: Position, rank: int, processes: int) -> tuple[Tensor, Tensor]:
         """Return the places of one process's images within a step, and their weights.
 
         All shares are as long as the longest; what fills them up has the weight 0.
@@ -218,14 +218,14 @@ class StepData:
         self.parts, self.skip_bad, self.device = parts, skip_bad, device
         self.rank, self.processes = rank, processes
 
-    def steps(self, start: Step, epochs: int) -> Iterator[tuple[Step, list[Batch]]]:
+    def steps(self, start: Position, epochs: int) -> Iterator[tuple[Position, list[Batch]]]:
         """Yield the steps from `start` on, each with its parts.
 
         Raises:
             DataError: If a image cannot be read; the message names it.
         """
         plan = [
-            Step(epoch, step)
+            Position(epoch, step)
             for epoch in range(start.epoch, epochs)
             for step in range(start.step if epoch == start.epoch else 0, self.order.steps_per_epoch)
         ]
@@ -243,7 +243,7 @@ class StepData:
                 )
             yield at, self._parts(at, pixels, [place for place, _ in bad])
 
-    def _parts(self, at: Step, pixels: Tensor, bad: list[int]) -> list[Batch]:
+    def _parts(self, at: Position, pixels: Tensor, bad: list[int]) -> list[Batch]:
         places, weights = self.order.share(at, self.rank, self.processes)
         rows = self.order.images(at)[places]
         weights[bad] = 0.0
@@ -270,7 +270,7 @@ class StepData:
             for i in pieces
         ]
 
-    def _captions(self, at: Step, places: Tensor, labels: Tensor) -> tuple[str, ...]:
+    def _captions(self, at: Position, places: Tensor, labels: Tensor) -> tuple[str, ...]:
         """Return one caption for each image, by a template of its own."""
         drawn, names = self.order.caption_templates(at)[places], self.split.classes
         return tuple(
@@ -282,7 +282,7 @@ class StepData:
 class _Keys:
     """For each step the keys of its images."""
 
-    def __init__(self, data: StepData, plan: list[Step]) -> None:
+    def __init__(self, data: StepData, plan: list[Position]) -> None:
         self.data, self.plan = data, plan
 
     def __len__(self) -> int:

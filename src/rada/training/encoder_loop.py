@@ -17,7 +17,7 @@ from torch import Tensor, distributed
 from rada.core.errors import RadaError, TrainingDivergedError
 from rada.core.processes import process_count
 from rada.core.progress import progress_bar
-from rada.training.batches import Batch, Order, Step, StepData
+from rada.training.batches import Batch, Order, Position, StepData
 from rada.training.checkpoints import Checkpoints, RunState, collect, restore
 from rada.training.encoder_config import EncoderConfig
 from rada.training.schedule import warmup_cosine
@@ -124,7 +124,7 @@ class EncoderLoop:
         state = self._restored()
         main = self.accelerator.is_main_process
         log = StepLog(self.log_path if main else None, state.step)
-        start = Step(*divmod(state.step, self.order.steps_per_epoch))
+        start = Position(*divmod(state.step, self.order.steps_per_epoch))
         shown = self.progress if main else False
         try:
             with progress_bar(
@@ -147,7 +147,7 @@ class EncoderLoop:
 
     # -- one step --------------------------------------------------------------------------------
 
-    def _step(self, at: Step, batches: list[Batch], state: RunState) -> dict[str, Any]:
+    def _step(self, at: Position, batches: list[Batch], state: RunState) -> dict[str, Any]:
         began = time.perf_counter()
         rate = self._set_rates(state.step)
         # Whatever is random inside the model depends on the step alone, so a resumed run agrees.
@@ -227,7 +227,9 @@ class EncoderLoop:
 
     # -- between steps -----------------------------------------------------------------------------
 
-    def _end_of_step(self, at: Step, batches: list[Batch], state: RunState, log: StepLog) -> None:
+    def _end_of_step(
+        self, at: Position, batches: list[Batch], state: RunState, log: StepLog
+    ) -> None:
         ended = at.step == self.order.steps_per_epoch - 1 or state.step == self.total
         saved = self.stop.signal or ended or state.step % self.config.checkpoint_every == 0
         if saved:
@@ -246,7 +248,7 @@ class EncoderLoop:
             raise FineTuningStopped(self.stop.signal, state.step)
 
     @torch.no_grad()
-    def _check_weights(self, at: Step, batches: list[Batch], state: RunState) -> None:
+    def _check_weights(self, at: Position, batches: list[Batch], state: RunState) -> None:
         """Check the weights that the last step made, before anything is kept or evaluated."""
         self.plain.eval()  # statistics and dropout stay out of it
         sums: dict[str, Tensor] = {}
@@ -284,7 +286,7 @@ class EncoderLoop:
     # -- messages ------------------------------------------------------------------------------------
 
     def _diverged(
-        self, at: Step, state: RunState, rate: float, loss: float, *, after: bool = False
+        self, at: Position, state: RunState, rate: float, loss: float, *, after: bool = False
     ) -> str:
         place = f"after step {state.step}" if after else f"at step {state.step + 1}"
         images = self.order.images(at).tolist()
