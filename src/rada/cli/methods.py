@@ -24,6 +24,8 @@ def methods(
     json: JsonFlag = False,
 ) -> None:
     """List the methods, or describe one: what it trains, what it needs, what it costs, its source."""
+    from rich.table import Table
+
     from rada.cli.tables import plain_table
     from rada.methods import get_method
 
@@ -46,9 +48,10 @@ def methods(
     if markdown:
         echo(markdown_tables())
         return
-    table = plain_table(None, "method")
+    table = Table()
+    table.add_column("method", no_wrap=True)  # a name is copied whole
     for column in ("trains", "needs", "runs in a step", "new classes"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for entry in entries:
         table.add_row(
             *(_cell(entry, key) for key in ("name", "trains", "needs", "cost", "new_classes"))

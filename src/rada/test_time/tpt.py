@@ -58,12 +58,12 @@ class TPT(TestTimeMethod):
 
     def check(self, model: AdaptedModel) -> None:
         """Check that the model is zero-shot."""
-        super().check(model)
         if model.method.learns:
             raise ConfigError(
                 f"{self.title} starts from zero-shot, not from {model.method.title}: its prompt would "
                 "replace what was learned"
             )
+        super().check(model)
 
     def predictor(
         self,
