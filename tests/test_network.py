@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from network_samples import hanging_server
-from rada import network
+from rada.core import network
 from rada.core.errors import DataError
 from rada.core.network import download, fetch, socket_timeout
 from rada.data import open_image

@@ -299,14 +299,15 @@ def test_every_command_may_be_piped_into_head(command: tuple[str, ...]) -> None:
 def test_no_command_loads_a_model_for_data_that_is_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], data: str
 ) -> None:
-    from rada.encoders import registry
-
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(registry, "load_encoder", mock.Mock(side_effect=AssertionError("loaded")))
-    monkeypatch.setattr("rada.classifier.load_encoder", registry.load_encoder)
-    monkeypatch.setattr(
-        "rada.methods.finetune.tuner.load_encoder", registry.load_encoder, raising=False
-    )
+    loaded = mock.Mock(side_effect=AssertionError("loaded"))
+    for module in (
+        "rada.encoders",
+        "rada.encoders.loading",
+        "rada.encoders.slot",
+        "rada.finetuner",
+    ):
+        monkeypatch.setattr(f"{module}.load_encoder", loaded)
     done = rada(command[0], data, *command[1:], "--model", "embedded", environment={})
     assert done.returncode == 2 and data in done.stderr and "nowhere" in done.stderr
 

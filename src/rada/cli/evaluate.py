@@ -69,7 +69,9 @@ def evaluate(
     first, places = split_arguments(model_folder, [] if data is None else [data], model)
     if len(places) != 1:
         raise DataError("one folder, table or data set is evaluated: rada evaluate MODEL DATA")
-    check_named(places[0])
+    others = named_data(ood)
+    for spec in (places[0], *others.values()):
+        check_named(spec)
     if report is not None:
         with claim(report, "report", inputs=places):  # refused before the work, not after it
             pass
@@ -86,7 +88,7 @@ def evaluate(
             found = adapter.evaluate(places[0], split=split, class_names=names.class_names)
         else:
             found = classifier.evaluate(
-                places[0], split=split, class_names=names.class_names, ood=named_data(ood)
+                places[0], split=split, class_names=names.class_names, ood=others
             )
     result = found.result | {
         "head": first if classifier.is_fitted else None,

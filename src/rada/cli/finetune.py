@@ -63,10 +63,14 @@ def finetune(
     from rada.core.values import check_seed
     from rada.data import load_class_names
     from rada.finetuner import FineTuner
+    from rada.inputs import check_named
     from rada.methods import get_method
     from rada.training.encoder_loop import FineTuningStopped
 
     check_seed(training.seed)  # before anything is loaded
+    others = named_data(ood)
+    for spec in (data, *others.values()):
+        check_named(spec)
     tuner = FineTuner(
         model,
         method,
@@ -79,7 +83,7 @@ def finetune(
     try:
         result = tuner.fit(
             data,
-            named_data(ood),
+            others,
             training.shots,
             training.seed,
             allow_fewer=training.allow_fewer,

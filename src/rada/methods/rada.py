@@ -234,6 +234,7 @@ def train_head(
         TrainingInterrupted: On Ctrl-C.
 
     Example:
+        >>> import torch
         >>> from torch.nn.functional import normalize
         >>> text = normalize(torch.randn(3, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
         >>> config = EFTConfig(epochs=2, min_steps=0, strength=1.0)

@@ -116,6 +116,7 @@ def confident_mean(logits: Tensor, count: int) -> Tensor:
         `(N, K)`.
 
     Example:
+        >>> import torch
         >>> logits = torch.tensor([[[4.0, 0.0], [0.1, 0.0], [0.0, 0.2]]])
         >>> bool((confident_mean(logits, 1)[0] == logits[0, 0].log_softmax(-1)).all())
         True

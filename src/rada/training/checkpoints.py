@@ -88,6 +88,8 @@ class Checkpoints:
                 # Of a process that was killed while it wrote.
                 for rest in self.folder.glob(".step-*"):
                     shutil.rmtree(rest, ignore_errors=True)
+                if overwrite:
+                    self._drop_damaged()
                 return
             if not overwrite:
                 raise CheckpointError(
@@ -104,6 +106,15 @@ class Checkpoints:
         except CheckpointError as error:
             return [str(error)]
         return differences(found if isinstance(found, dict) else {}, self.run)
+
+    def _drop_damaged(self) -> None:
+        """Delete the newest checkpoints until one can be read."""
+        for newest in reversed(self.all()):
+            try:
+                self.load()
+                return
+            except CheckpointError:
+                shutil.rmtree(newest)
 
     def all(self) -> list[Path]:
         """Return the checkpoints, oldest first."""
