@@ -20,6 +20,7 @@ from rada.features import Features
 from rada.inputs import TRAIN_SPLITS, Data, Inputs, data_name, open_labelled
 from rada.methods import Method, Run
 from rada.pretrained import CONFIG_FILE, EncoderId, Fitted, Record, load_model, write_model
+from rada.training.checkpoints import RUN_FILE
 
 if TYPE_CHECKING:
     from rada.core.output import OutputFolder
@@ -85,6 +86,7 @@ def fit_model(plan: FitPlan, data: Data, out: OutputFolder | None) -> tuple[Fitt
         finished = _finished(plan, out, key)
         if finished is not None:
             return finished, features
+        _check_unfinished(plan, out)
     state = None if out is None else out.training
     run = dataclasses.replace(plan.run, encoder=encoder, state_dir=state)
     model = _fitted(plan, features, run, out)
@@ -140,6 +142,21 @@ def _fitted(plan: FitPlan, features: Features, run: Run, out: OutputFolder | Non
             raise
         out.clear_training()
         return plan.method.fit(features, plan.config, run)
+
+
+def _check_unfinished(plan: FitPlan, out: OutputFolder) -> None:
+    """Refuse to throw away the checkpoints of fine-tuning, which are hours of work."""
+    runs = [out.training / RUN_FILE]
+    if not plan.method.train_encoder:
+        runs.append(out.training / "encoder" / RUN_FILE)
+    if not any(run.exists() for run in runs):
+        return
+    if not plan.overwrite:
+        raise CheckpointError(
+            f"{str(out.path)!r} holds a fine-tuning run that is not finished: choose another "
+            "folder, or replace it with --overwrite (overwrite=True)"
+        )
+    out.clear_training()
 
 
 def _finished(plan: FitPlan, out: OutputFolder, key: str) -> Fitted | None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from finetune.conftest import lines, write_pictures
-from rada import EFTConfig, FFTConfig, FineTuner
+from rada import Classifier, EFTConfig, FFTConfig, FineTuner
 from rada.core.errors import (
     CheckpointError,
     ConfigError,
@@ -342,3 +342,18 @@ def test_tensorboard(data, model_folder, tmp_path):
     )
     tuner.fit(data, output_dir=tmp_path / "out")
     assert list((tmp_path / "out").rglob("events.out.tfevents*"))
+
+
+@pytest.mark.parametrize("method", ["rada", "linear_probe"])
+def test_a_fit_does_not_throw_an_unfinished_run_away(data, model_folder, tmp_path, method):
+    out = tmp_path / "out"
+    _, run = fit(data, model_folder, out, epochs=4)
+    stop_after_two_steps(run)
+    kept = {path: path.read_bytes() for path in out.rglob("*.safetensors")}
+    assert kept
+    clf = Classifier(str(model_folder), method, cache=False, workers=0, progress=False)
+    with pytest.raises(CheckpointError, match=r"not finished.*--overwrite"):
+        clf.fit(data, seed=1, output_dir=out)
+    assert {path: path.read_bytes() for path in out.rglob("*.safetensors")} == kept
+    clf.fit(data, seed=1, output_dir=out, overwrite=True)
+    assert Classifier.from_pretrained(out, encoder=str(model_folder)).method == method

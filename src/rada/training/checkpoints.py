@@ -18,9 +18,11 @@ from rada.core.errors import CheckpointError
 from rada.core.records import RunStateRecord, check_record
 from rada.core.storage import read_json, whole_directory, write_json
 
-__all__ = ["Checkpoints", "RunState", "collect", "differences", "restore"]
+__all__ = ["RUN_FILE", "Checkpoints", "RunState", "collect", "differences", "restore"]
 
 _FORMAT = "rada-fft-1"
+
+RUN_FILE = "run.json"
 
 
 @dataclass
@@ -81,7 +83,7 @@ class Checkpoints:
             CheckpointError: If it holds checkpoints of another run and `overwrite` is off; the message
                 names what differs.
         """
-        path = self.folder / "run.json"
+        path = self.folder / RUN_FILE
         if path.exists():
             different = self._differences(path)
             if not different:
