@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 from PIL import Image
@@ -22,5 +23,8 @@ def draw_folder(root: Path, counts: Mapping[str, int]) -> Path:
     for folder, count in counts.items():
         (root / folder).mkdir(parents=True, exist_ok=True)
         for number in range(count):
-            draw(root / folder / f"{number}.png", seed=hash((folder, number)) % 2**32)
+            draw(
+                root / folder / f"{number}.png",
+                seed=crc32(f"{folder}/{number}".encode(errors="surrogateescape")),
+            )
     return root
