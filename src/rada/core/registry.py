@@ -6,11 +6,24 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from rada.core.errors import ConfigError
 
-__all__ = ["Named", "NamedRegistry"]
+__all__ = ["Named", "NamedRegistry", "import_modules"]
+
+
+@cache
+def import_modules(package: str) -> None:
+    """Import all modules of a package, and of the packages in it, that do not begin with `_`, once.
+
+    What they define registers itself as they are imported.
+    """
+    found = importlib.import_module(package)
+    for module in pkgutil.walk_packages(found.__path__, f"{package}."):
+        if not module.name.rpartition(".")[2].startswith("_"):
+            importlib.import_module(module.name)
 
 
 class Named(Protocol):
@@ -56,9 +69,7 @@ class NamedRegistry(Generic[Entry]):
 
     def all(self) -> list[Entry]:
         """Return every object, in the order of tables."""
-        package = importlib.import_module(self.package)
-        for module in pkgutil.walk_packages(package.__path__, f"{self.package}."):
-            importlib.import_module(module.name)
+        import_modules(self.package)
         last = len(self._place)
         return sorted(self.entries.values(), key=lambda e: (self._place.get(e.name, last), e.name))
 

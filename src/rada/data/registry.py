@@ -7,13 +7,13 @@ import difflib
 import importlib
 import importlib.util
 import os
-import pkgutil
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rada.core.errors import DataError
+from rada.core.registry import import_modules
 from rada.data.checks import check_splits, name_classes, without_missing
 from rada.data.dataset import ImageDataset
 from rada.data.naming import Naming
@@ -86,9 +86,7 @@ def register_dataset(
 
 
 def _kinds() -> list[_Kind]:
-    package = importlib.import_module("rada.data.kinds")
-    for module in sorted(entry.name for entry in pkgutil.iter_modules(package.__path__)):
-        importlib.import_module(f"rada.data.kinds.{module}")
+    import_modules("rada.data.kinds")
     return sorted(_KINDS.values(), key=lambda kind: (kind.is_path, kind.name))
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from abc import abstractmethod
 from dataclasses import asdict, dataclass
-from functools import cache
 from typing import Any, ClassVar, TypeVar
 
 import torch
 
+from rada.core.registry import import_modules
 from rada.encoders.base import CAPABILITIES, DualEncoder
 from rada.encoders.spec import ModelSpec
 
@@ -163,17 +161,9 @@ def register_family(family: FamilyType) -> FamilyType:
     return family
 
 
-@cache
-def _discover() -> None:
-    package = importlib.import_module("rada.encoders.families")
-    for module in pkgutil.iter_modules(package.__path__):
-        if not module.name.startswith("_"):
-            importlib.import_module(f"{package.__name__}.{module.name}")
-
-
 def families() -> list[type[EncoderFamily]]:
     """Return the classes of all families, by name."""
-    _discover()
+    import_modules("rada.encoders.families")
     return [_FAMILIES[name] for name in sorted(_FAMILIES)]
 
 
