@@ -13,7 +13,7 @@ from PIL import Image
 from rada import Classifier, EFTConfig, Features
 from rada.core.errors import CheckpointError, ConfigError, DataError, FeatureError
 from rada.training.strength import Strength
-from toy import SCALE, toy
+from toy import SCALE, toy_features
 
 QUICK = EFTConfig(epochs=3, min_steps=0, strength=1.0)
 COLOURS = {"global": (200, 50, 40), "local": (40, 90, 220), "nominal": (120, 120, 120)}
@@ -48,9 +48,7 @@ def embedded():  # type: ignore[no-untyped-def]
 
 @pytest.fixture
 def features() -> Features:
-    images, labels, text = toy()
-    names = tuple(f"class {index}" for index in range(6))
-    return Features(images, labels, names, text_features=text, scale=SCALE)
+    return toy_features()
 
 
 def test_the_example_of_the_readme(embedded, photos: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -21,18 +21,16 @@ from rada.core.errors import FeatureError, TrainingDivergedError
 from rada.encoders import load_encoder
 from rada.methods import Run
 from rada.training.state import TrainingState
-from toy import SCALE, toy
+from toy import SCALE, toy, toy_features
 
 pytest_plugins = ["finetune.conftest"]
 
 HUGE = 1e30
-NAMES = tuple(f"class {index}" for index in range(6))
 
 
 @pytest.fixture
 def features() -> Features:
-    images, labels, text = toy()
-    return Features(images, labels, NAMES, text_features=text, scale=SCALE)
+    return toy_features()
 
 
 @pytest.mark.parametrize("epochs", [1, 3])

@@ -22,14 +22,12 @@ from rada.predictions import probabilities_of
 from rada.pretrained import Fitted, load_model
 from rada.training.checkpoints import RunState
 from rada.training.strength import StrengthChoice
-from toy import SCALE, toy
+from toy import SCALE, toy, toy_features
 
 
 @pytest.fixture
 def features() -> Features:
-    images, labels, text = toy()
-    names = tuple(f"class {index}" for index in range(6))
-    return Features(images, labels, names, text_features=text, scale=SCALE)
+    return toy_features()
 
 
 @pytest.fixture

@@ -14,16 +14,14 @@ from rada.bench import Plan, run_plan
 from rada.core.errors import DataError
 from rada.data import ImageSplit
 from rada.evaluation.sets import shared_classes
-from toy import SCALE, toy
+from toy import toy_features
 
 MESSAGE = r"2 of 24 images have none.*'0'"
 
 
 @pytest.fixture
 def features() -> Features:
-    images, labels, text = toy()
-    names = tuple(f"class {index}" for index in range(6))
-    return Features(images, labels, names, text_features=text, scale=SCALE)
+    return toy_features()
 
 
 @pytest.fixture

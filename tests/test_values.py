@@ -18,7 +18,7 @@ from rada.data import ImageSplit, few_shot
 from rada.encoders import load_encoder
 from rada.features import extract_features
 from rada.methods import Run
-from toy import SCALE, toy
+from toy import NAMES, SCALE, toy
 
 pytest_plugins = ["finetune.conftest"]
 
@@ -26,7 +26,6 @@ QUICK = EFTConfig(epochs=1, min_steps=0, strength=1.0)
 SEEDS = [-1, 10**30, 2**32, True, 1.5, "1", None]
 SCALES = [-5, 0, float("nan"), float("inf"), 1e39, 1e308, 10**400, True, "20"]
 SHOTS = [0, -3, True, 1.5, "4"]
-NAMES = tuple(f"class {index}" for index in range(6))
 
 
 def features(scale: object = SCALE) -> Features:

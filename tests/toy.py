@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from rada import Features
+
 SCALE = 20.0
+NAMES = tuple(f"class {index}" for index in range(6))
 
 
 def toy(
@@ -21,3 +24,9 @@ def toy(
     noise = torch.randn(shape, generator=generator) / 20
     images = centres[labels] if views is None else centres[labels][:, None]
     return normalize(images + noise, dim=-1), labels, text
+
+
+def toy_features() -> Features:
+    """Those of `toy`, with names."""
+    images, labels, text = toy()
+    return Features(images, labels, NAMES, text_features=text, scale=SCALE)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
-from rada.data import ImageSplit
+from features.tiny import DIM, PLAIN, write_images
 from rada.encoders import DualEncoder
 from rada.encoders.transforms import EvalTransform, TrainTransform
 
-DIM = 16
-PLAIN = {"size": (24, 24), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+__all__ = ["TinyEncoder", "write_images"]
 
 
 class TinyEncoder(DualEncoder):
@@ -57,18 +52,3 @@ class TinyEncoder(DualEncoder):
 
     def tokenizer_key(self):
         return "sum of letters"
-
-
-def write_images(folder, count=20, seed=0):
-    """Write noise images of several sizes and formats; return the split of them."""
-    generator = np.random.default_rng(seed)
-    ids = []
-    for index in range(count):
-        height, width = generator.integers(24, 60, size=2)
-        pixels = generator.integers(0, 256, size=(height, width, 3), dtype=np.uint8)
-        ids.append(f"{index:02d}.{('png', 'jpg')[index % 2]}")
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(Path(folder) / ids[-1])
-    return ImageSplit.from_files(
-        folder, ids, labels=[index % 2 for index in range(count)], classes=("cat", "dog")
-    )
