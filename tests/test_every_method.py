@@ -21,6 +21,7 @@ import torch
 from golden.make import QUICK, TUNED, tiny_encoder, write_images
 from rada import Classifier, Features, list_methods
 from rada.core.errors import CheckpointError, ConfigError, RadaError, UnknownClassError
+from rada.methods.finetune.base import EncoderConfig
 from toy import SCALE, toy
 
 METHODS = [method.name for method in list_methods()]
@@ -43,7 +44,8 @@ print(json.dumps(found))
 
 def quick(name: str) -> Any:
     method = next(method for method in list_methods() if method.name == name)
-    return method.config(**(TUNED if method.train_encoder else {}) | QUICK.get(name, {}))
+    tuned = TUNED if issubclass(method.config, EncoderConfig) else {}
+    return method.config(**tuned | QUICK.get(name, {}))
 
 
 @pytest.fixture(scope="module")

@@ -15,16 +15,21 @@ from rada.core.errors import ConfigError, FeatureError
 from rada.data import open_dataset
 from rada.features import ClassSet, Features
 from rada.methods import Run, UnknownClassError, get_method, list_methods
+from rada.methods.finetune.base import EncoderConfig
 from rada.pretrained import EncoderId, Fitted, load_model, save_model
 from rada.training.strength import Strength
 
-NAMES = [method.name for method in list_methods() if "images" in method.needs]
+NAMES = ["prolip", *(m.name for m in list_methods() if issubclass(m.config, EncoderConfig))]
 QUICK = {"epochs": 3, "batch_size": 8, "learning_rate": 1e-3}
-OWN = {"rada_ft": {"head_epochs": 2, "num_heads": 2, "strength": 1.0}}
+OWN = {
+    "rada_ft": {"head_epochs": 2, "num_heads": 2, "strength": 1.0},
+    "prolip": {"iterations": 20, "learning_rate": 1e-3},
+}
 
 
 def config(name, **changes):
-    return get_method(name).config(**QUICK | OWN.get(name, {}) | changes)
+    common = QUICK if name != "prolip" else {}
+    return get_method(name).config(**common | OWN.get(name, {}) | changes)
 
 
 @pytest.fixture
@@ -46,8 +51,9 @@ def saved_and_loaded(model, examples, encoder, folder):
 
 
 def test_those_that_train_encoders_are_there():
-    assert NAMES == ["ft", "l2_sp", "lp_ft", "flyp", "rada_ft"]
+    assert NAMES == ["prolip", "ft", "l2_sp", "lp_ft", "flyp", "rada_ft"]
     assert [method.name for method in list_methods() if method.train_encoder] == NAMES
+    assert [method.name for method in list_methods() if "images" in method.needs] == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)

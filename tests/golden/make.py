@@ -33,6 +33,11 @@ QUICK: dict[str, dict[str, Any]] = {
     "rada_adapter": {"epochs": 4, "min_steps": 30, "batch_size": 8, "hidden": 4},
     "coop": {"epochs": 4},
     "rada_ft": {"head_epochs": 2},
+    "taskres": {"epochs": 8},
+    "clap": {"epochs": 20},
+    "lp_plus_plus": {"iterations": 40},
+    "rla": {"iterations": 20, "learning_rate": 1e-3},
+    "prolip": {"iterations": 20, "learning_rate": 1e-3},
 }
 TUNED = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "augmentation": "plain"}
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
@@ -79,6 +84,7 @@ def on_images(name: str) -> dict[str, list[list[float]]]:
     from rada.data import open_dataset
     from rada.features import extract_features
     from rada.methods import Run, get_method
+    from rada.methods.finetune.base import EncoderConfig
 
     with tempfile.TemporaryDirectory() as root:
         encoder = tiny_encoder(Path(root) / "clip")
@@ -87,7 +93,7 @@ def on_images(name: str) -> dict[str, list[list[float]]]:
         text = encoder.encode_classes(features.classes)
         data = dataclasses.replace(features, text_features=text, scale=float(encoder.scale))
         method = get_method(name)
-        quick = (TUNED if "images" in method.needs else {}) | QUICK.get(name, {})
+        quick = (TUNED if issubclass(method.config, EncoderConfig) else {}) | QUICK.get(name, {})
         model = method.fit(data, method.config(**quick), Run(seed=1, encoder=encoder))
         images = data.plain()
         if method.train_encoder:

@@ -18,8 +18,9 @@ from rada.training.strength import Strength
 # Full fine-tuning has the same matrix, on images, in tests/finetune.
 NAMES = [method.name for method in list_methods() if "images" not in method.needs]
 GRADIENTS = ["clip_adapter", "tip_adapter_f", "cross_modal_probe", "coop"]
-GRADIENTS += ["rada", "rada_released", "rada_adapter"]
+GRADIENTS += ["rada", "rada_released", "rada_adapter", "taskres", "clap", "lp_plus_plus", "rla"]
 ZERO_SHOT_START = ["zero_shot", "cross_modal_probe", "rada", "rada_released", "rada_adapter"]
+ZERO_SHOT_START += ["taskres", "clap", "rla"]
 QUICK = {
     "clip_adapter": {"epochs": 3},
     "tip_adapter_f": {"epochs": 3},
@@ -28,6 +29,10 @@ QUICK = {
     "rada_released": {"epochs": 2},
     "rada_adapter": {"epochs": 2, "min_steps": 0, "batch_size": 8, "hidden": 4, "strength": 1.0},
     "coop": {"epochs": 2},
+    "taskres": {"epochs": 3},
+    "clap": {"epochs": 3},
+    "lp_plus_plus": {"iterations": 20},
+    "rla": {"iterations": 3},
 }
 
 
@@ -67,6 +72,8 @@ def test_every_method_says_where_it_comes_from():
         "zero_shot_ensemble",
         "linear_probe",
         "tip_adapter",
+        "gda",
+        "svm_probe",
     }
     assert all(len(method.source) > 20 and method.title for method in list_methods())
 
@@ -82,7 +89,7 @@ def test_start(name, case_of):
         torch.testing.assert_close(found, zero_shot)
     elif name == "coop":  # the context spells the default template
         torch.testing.assert_close(found, zero_shot, atol=1e-3, rtol=0)
-    elif name == "linear_probe":
+    elif name in ("linear_probe", "svm_probe"):
         assert (found == 0).all()
     elif name == "clip_adapter":  # near zero-shot: four fifths of the features are the image's own
         cosine = torch.cosine_similarity(found, zero_shot, dim=1)
@@ -158,7 +165,7 @@ def test_classes_never_seen(name, case_of):
     else:
         found = logits(model, data)
         assert found.shape[1] == len(data.classes) and found.isfinite().all()
-    if name in ("tip_adapter", "tip_adapter_f", "cross_modal_probe"):
+    if name in ("tip_adapter", "tip_adapter_f", "cross_modal_probe", "clap", "taskres"):
         zero_shot = zero_shot_logits(data)
         torch.testing.assert_close(found[:, -1], zero_shot[:, -1])
 
@@ -265,6 +272,12 @@ def test_trainable_parameters(data):
         "tip_adapter_f": 24 * dim,
         "linear_probe": 6 * (dim + 1),
         "cross_modal_probe": 6 * dim,
+        "lp_plus_plus": 6 * (dim + 1),
+        "clap": 6 * dim,
+        "taskres": 6 * dim,
+        "gda": 0,
+        "svm_probe": 0,
+        "rla": dim * dim,
         "clip_adapter": 2 * dim * dim // 4,
         "rada": 6 * (dim * dim + dim),
         "rada_released": 6 * (dim * dim + dim),

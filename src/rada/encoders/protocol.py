@@ -32,6 +32,7 @@ CAPABILITIES: dict[str, str] = {
     "token_embeddings": "learned context vectors can stand among the token embeddings",
     "deep_text_prompts": "learned prompts can enter every layer of the text encoder",
     "deep_image_prompts": "learned prompts can enter every layer of the image encoder",
+    "image_projection": "the image encoder ends in a linear projection that can be read and changed",
     "fast_inference": "an image path faster than the module's own, equal within 1e-4",
     "save": "writes the format of its own library",
 }
@@ -136,6 +137,14 @@ class EncoderProtocol(ABC):
     def image_layers(self) -> list[nn.Module]:
         """Transformer layers of the image encoder, in order; empty where it has none."""
         return []
+
+    def image_projection_slot(self) -> tuple[nn.Module, str]:
+        """Where the last, linear step of the image encoder is kept, which `image_projection` needs.
+
+        Returns:
+            A module and the name of its attribute: an `nn.Linear`, or a matrix `(W, D)`.
+        """
+        raise NotImplementedError
 
     @property
     def context_start(self) -> int:

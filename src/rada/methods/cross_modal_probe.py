@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from rada.core.config import Config
 from rada.features import ClassSet, Features
-from rada.methods.base import AdaptedModel, Facts, Method, Run
+from rada.methods.base import AdaptedModel, Run
+from rada.methods.class_layer import ClassLayer, ClassLayerModel
 from rada.methods.registry import register_method
 from rada.training.feature_loop import Losses, Recipe, class_logits_loss
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["CrossModalConfig", "CrossModalProbe"]
 
@@ -56,20 +54,8 @@ class CrossModalConfig(Config):
         )
 
 
-class CrossModalModel(AdaptedModel):
-    """`scale * f @ W.T`, where W starts as the class features."""
-
-    def __init__(self, method: Method, facts: Facts, config: Any, *_: object) -> None:
-        super().__init__(method, facts, config)
-        self.weight = nn.Parameter(torch.zeros(len(facts.classes), facts.dim))
-
-    def score(self, images: Tensor, classes: ClassSet) -> Tensor:
-        """Return the layer's outputs; a class that it never saw has its class features as weight."""
-        found = classes.rows_among(self.facts.classes)
-        known = torch.tensor([row is not None for row in found])
-        rows = torch.tensor([0 if row is None else row for row in found])
-        weight = torch.where(known[:, None], self.weight[rows], classes.text_features)
-        return self.facts.scale * images @ weight.T
+class CrossModalModel(ClassLayerModel):
+    """A linear layer that starts as the class features."""
 
     def loss(self, images: Tensor, labels: Tensor, classes: ClassSet) -> Losses:
         """Return the mean loss of the images and of as many prompts."""
@@ -82,19 +68,11 @@ class CrossModalModel(AdaptedModel):
 
 
 @dataclass(frozen=True)
-class CrossModalProbe(Method):
+class CrossModalProbe(ClassLayer):
     """Starts as zero-shot."""
 
     config: ClassVar[type[Config]] = CrossModalConfig
     model = CrossModalModel
-
-    def start(self, data: Features, config: Any, run: Run) -> AdaptedModel:
-        """Return the layer whose weights are the class features."""
-        model = super().start(data, config, run)
-        assert isinstance(model, CrossModalModel)
-        with torch.no_grad():
-            model.weight.copy_(data.class_set().text_features)
-        return model
 
     def train(
         self, model: AdaptedModel, data: Features, config: CrossModalConfig, run: Run

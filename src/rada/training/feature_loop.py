@@ -50,6 +50,7 @@ class Step(NamedTuple):
         images: Their features, one view of each, `(B, D)`.
         labels: Their labels among `classes`, `(B,)`.
         classes: The classes of the step.
+        views: Which view of each, `(B,)`.
     """
 
     number: int
@@ -57,6 +58,7 @@ class Step(NamedTuple):
     images: Tensor
     labels: Tensor
     classes: ClassSet
+    views: Tensor
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -85,7 +87,7 @@ class Recipe(Config):
         weight_decay: Its weight.
         schedule: "epochs": the first epoch at 1e-5, then a cosine from the full rate, changed once an
             epoch (as in CoOp); "steps": a linear warm-up over the part `warmup` of all steps, then a
-            cosine.
+            cosine; "constant": the same rate in every step.
         warmup: Part of the steps, for "steps".
         epsilon: Adam's.
     """
@@ -95,7 +97,7 @@ class Recipe(Config):
     learning_rate: float = 0.002
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     weight_decay: float = 5e-4
-    schedule: Literal["epochs", "steps"] = "epochs"
+    schedule: Literal["epochs", "steps", "constant"] = "epochs"
     warmup: float = 0.0
     epsilon: float = 1e-8
 
@@ -138,6 +140,8 @@ def learning_rate(
         >>> [round(learning_rate(recipe, step, 1), 5) for step in range(3)]
         [1e-05, 1.0, 0.75]
     """
+    if recipe.schedule == "constant":
+        return recipe.learning_rate
     if recipe.schedule == "epochs":
         epoch = step // steps_per_epoch
         if epoch == 0:
@@ -319,14 +323,14 @@ def _steps(
         size = classes_per_step or len(classes)
         drawn = draw_classes(labels.cpu(), len(classes), size, generator)
         if drawn is None:
-            yield Step(number, batch, chosen, labels, classes)
+            yield Step(number, batch, chosen, labels, classes, views)
             continue
         position = torch.full((len(classes),), -1)
         position[drawn] = torch.arange(len(drawn))
         relabelled = position[labels.cpu()]
         kept = (relabelled >= 0).nonzero().flatten()
         labels = relabelled[kept].to(labels.device)
-        yield Step(number, batch[kept], chosen[kept], labels, classes.take(drawn))
+        yield Step(number, batch[kept], chosen[kept], labels, classes.take(drawn), views[kept])
 
 
 def default_subset(classes: int) -> int:

@@ -221,6 +221,10 @@ class TransformersEncoder(EncoderFamily):
         """Modules of the image encoder, its projection included."""
         return [self.model.vision_model, self.model.visual_projection]
 
+    def image_projection_slot(self) -> tuple[nn.Module, str]:
+        """The projection of images."""
+        return self.model, "visual_projection"
+
     def text_parts(self) -> list[nn.Module]:
         """Modules of the text encoder, its projection included."""
         return [self.model.text_model, self.model.text_projection]

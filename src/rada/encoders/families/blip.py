@@ -26,7 +26,12 @@ class BlipEncoder(TransformersEncoder):
     model_type = "blip"
     model_class = "BlipForImageTextRetrieval"
     default_scale: ClassVar[float] = 1 / 0.07
-    capabilities = TRAINABLE | {"token_embeddings", "deep_text_prompts", "deep_image_prompts"}
+    capabilities = TRAINABLE | {
+        "token_embeddings",
+        "deep_text_prompts",
+        "deep_image_prompts",
+        "image_projection",
+    }
     hub_models = {"Salesforce/blip-itm-base-coco": (256, 223_744_258)}  # noqa: RUF012
 
     @classmethod
@@ -57,6 +62,10 @@ class BlipEncoder(TransformersEncoder):
     def image_parts(self) -> list[nn.Module]:
         """Encoder and contrastive projection."""
         return [self.model.vision_model, self.model.vision_proj]
+
+    def image_projection_slot(self) -> tuple[nn.Module, str]:
+        """The contrastive projection."""
+        return self.model, "vision_proj"
 
     def text_parts(self) -> list[nn.Module]:
         """Encoder and contrastive projection."""

@@ -21,6 +21,7 @@ class ChineseClipEncoder(TransformersEncoder):
         "token_embeddings",
         "deep_text_prompts",
         "deep_image_prompts",
+        "image_projection",
     }
     hub_models = {  # noqa: RUF012
         "OFA-Sys/chinese-clip-vit-base-patch16": (512, 188_262_913),

@@ -21,6 +21,7 @@ class ClipEncoder(TransformersEncoder):
         "token_embeddings",
         "deep_text_prompts",
         "deep_image_prompts",
+        "image_projection",
     }
     hub_models = {  # noqa: RUF012
         "openai/clip-vit-base-patch32": (512, 151_277_313),

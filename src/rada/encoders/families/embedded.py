@@ -71,6 +71,7 @@ class EmbeddedEncoder(EncoderFamily):
             "text_gradients",
             "token_embeddings",
             "deep_text_prompts",
+            "image_projection",
             "fast_inference",
             "save",
         }
@@ -152,6 +153,10 @@ class EmbeddedEncoder(EncoderFamily):
         weights = mask[..., None].to(hidden.dtype)
         mean = (hidden * weights).sum(1) / weights.sum(1)
         return functional.normalize(mean, dim=-1) - self.model.centre
+
+    def image_projection_slot(self) -> tuple[nn.Module, str]:
+        """The embeddings of the class names, by which the classifier's probabilities are multiplied."""
+        return self.model, "class_embeddings"
 
     def token_embedding_module(self) -> nn.Module:
         """The word pieces of the BERT."""

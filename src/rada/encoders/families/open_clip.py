@@ -73,10 +73,13 @@ class OpenClipEncoder(EncoderFamily):
             "token_embeddings",
             "deep_text_prompts",
             "deep_image_prompts",
+            "image_projection",
             "save",
         }
     )
-    conditional = frozenset({"logit_bias", "deep_text_prompts", "deep_image_prompts", "save"})
+    conditional = frozenset(
+        {"logit_bias", "deep_text_prompts", "deep_image_prompts", "image_projection", "save"}
+    )
     model: Any
 
     def __init__(
@@ -106,6 +109,8 @@ class OpenClipEncoder(EncoderFamily):
             yield "deep_text_prompts"
         if self.image_layers():
             yield "deep_image_prompts"
+        if _projection_slot(self.model.visual) is not None:
+            yield "image_projection"
         if self.config is not None:
             yield "save"
 
@@ -252,6 +257,13 @@ class OpenClipEncoder(EncoderFamily):
         reads_class_token = visual.pool_type == "tok" and visual.attn_pool is None
         return list(visual.transformer.resblocks) if reads_class_token else []
 
+    def image_projection_slot(self) -> tuple[nn.Module, str]:
+        """The projection of a vision transformer, a ResNet or a network of timm."""
+        found = _projection_slot(self.model.visual)
+        if found is None:
+            raise EncoderError(f"the image encoder of {self.name!r} ends in no linear projection")
+        return found
+
     @property
     def context_start(self) -> int:
         """1 where the tokenizer sets a start mark, otherwise 0."""
@@ -284,6 +296,19 @@ class OpenClipEncoder(EncoderFamily):
         if hasattr(self.tokenizer, "save_pretrained"):
             self.tokenizer.save_pretrained(str(directory))
         (directory / "open_clip_config.json").write_text(json.dumps(config, indent=2))
+
+
+def _projection_slot(visual: Any) -> tuple[nn.Module, str] | None:
+    """Return where open_clip keeps the linear projection of images; None where there is none."""
+    places = (
+        (visual, "proj", nn.Parameter),  # a vision transformer
+        (getattr(visual, "attnpool", None), "c_proj", nn.Linear),  # a ResNet
+        (getattr(visual, "head", None), "proj", nn.Linear),  # a network of timm
+    )
+    for owner, name, kind in places:
+        if isinstance(owner, nn.Module) and isinstance(getattr(owner, name, None), kind):
+            return owner, name
+    return None
 
 
 def _architecture(name: str, spec: ModelSpec) -> dict[str, Any]:

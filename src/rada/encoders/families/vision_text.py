@@ -19,5 +19,10 @@ class VisionTextEncoder(TransformersEncoder):
     summary = "any vision model with any text model, in transformers"
     model_type = "vision-text-dual-encoder"
     model_class = "VisionTextDualEncoderModel"
-    capabilities = TRAINABLE | {"learned_scale", "token_embeddings", "deep_text_prompts"}
+    capabilities = TRAINABLE | {
+        "learned_scale",
+        "token_embeddings",
+        "deep_text_prompts",
+        "image_projection",
+    }
     hub_models = {"clip-italian/clip-italian": (512, None)}  # noqa: RUF012

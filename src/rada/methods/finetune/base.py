@@ -105,7 +105,7 @@ class EncoderMethod(EncoderTraining, ABC):
     def check(self, data: Features, config: Any, run: Run) -> None:
         """Check that data and run hold what the method needs."""
         super().check(data, config, run)
-        if config.select == "best" and run.select is None:
+        if getattr(config, "select", "last") == "best" and run.select is None:
             raise ConfigError(
                 "select='best' needs a validation split (val), and the data has none: nothing is ever "
                 "selected on test images; give one, or keep the last weights"
@@ -118,7 +118,7 @@ class EncoderMethod(EncoderTraining, ABC):
         if encoder is None:
             raise ConfigError(f"{self.name} needs the encoder that it trained")
         text = torch.zeros(len(facts.classes), encoder.dim, device=encoder.device)
-        return TunedModel(self, facts, config, encoder, text)
+        return self._tuned(facts, config, encoder, text)
 
     def start(self, data: Features, config: Any, run: Run) -> TunedModel:
         """Return the zero-shot model, with an encoder of its own.
@@ -131,9 +131,13 @@ class EncoderMethod(EncoderTraining, ABC):
         if not data.templates:  # nobody named any
             facts = dataclasses.replace(facts, templates=self.templates(facts.templates))
         with seeded(run.seed):
-            model = TunedModel(self, facts, config, own, data.class_set().text_features)
+            model = self._tuned(facts, config, own, data.class_set().text_features)
         model.keep_pretrained()
         return model
+
+    def _tuned(self, facts: Facts, config: Any, encoder: DualEncoder, text: Tensor) -> TunedModel:
+        """Return the model of the method around an encoder."""
+        return TunedModel(self, facts, config, encoder, text)
 
     def train(self, model: AdaptedModel, data: Features, config: Any, run: Run) -> AdaptedModel:
         """Train the model on the images."""
