@@ -69,7 +69,9 @@ def test_nothing_but_the_projection_changes(encoder, examples):
     model = fitted(examples, encoder)
     assert model.trainable_parameters() == encoder.model.visual_projection.weight.numel()
     own = model.encoder.model.state_dict()
-    assert [key for key, value in own.items() if not torch.equal(value, before[key])] == [PROJECTION]
+    assert [key for key, value in own.items() if not torch.equal(value, before[key])] == [
+        PROJECTION
+    ]
     assert all(torch.equal(v, before[k]) for k, v in encoder.model.state_dict().items())
     assert torch.equal(model.weight, own[PROJECTION])
 
@@ -95,7 +97,7 @@ def test_published_rate_lowers_the_loss(encoder, examples):
 
 def test_features_alone_are_refused_with_what_to_do(encoder, examples):
     alone = dataclasses.replace(examples, images=None)
-    with pytest.raises(ConfigError, match="prolip trains the projection inside.*'rla'"):
+    with pytest.raises(ConfigError, match=r"prolip trains the projection inside.*'rla'"):
         fitted(alone, encoder)
     with pytest.raises(ConfigError, match="features alone"):
         Classifier(None, "prolip", progress=False).fit(alone)

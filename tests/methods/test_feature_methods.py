@@ -190,9 +190,10 @@ def test_gda_of_new_classes_is_the_public_code_of_its_base_to_new_experiments():
     mixed = ClassSet(("cat", "a"), torch.stack([data.text_features[0], text[0]]))
     precision = (gda_layer(shots, data.labels, 6)[2] + inverses[0]) / 2
     both = torch.stack([shots[data.labels == 0].mean(0), means[0]])
-    added = images.double() @ (both @ precision).T - torch.einsum(
-        "nd,dc,nc->n", both, precision, both
-    ) / 2
+    added = (
+        images.double() @ (both @ precision).T
+        - torch.einsum("nd,dc,nc->n", both, precision, both) / 2
+    )
     expected = SCALE * images @ mixed.text_features.T + 0.5 * added
     found = model.logits(images, mixed)
     torch.testing.assert_close(found.double(), expected, atol=1e-3, rtol=1e-4)
@@ -200,7 +201,7 @@ def test_gda_of_new_classes_is_the_public_code_of_its_base_to_new_experiments():
 
 def test_gda_chooses_its_weight_on_shots_that_are_held_out():
     data, _, _ = crowded(shots=8)
-    right = {alpha: (0, 0.0) for alpha in ALPHAS}
+    right = dict.fromkeys(ALPHAS, (0, 0.0))
     seen = []
     for learned, asked in shot_folds(data, RUN.seed):
         assert not set(learned.ids) & set(asked.ids)
@@ -332,7 +333,9 @@ def test_views_are_seen(name):
     views = torch.stack([data.plain(), normalize(data.plain() + 0.2)], 1)
     several = dataclasses.replace(data, image_features=views)
     method = get_method(name)
-    one, two = (method.fit(d, run=RUN).logits(data.plain(), data.class_set()) for d in (data, several))
+    one, two = (
+        method.fit(d, run=RUN).logits(data.plain(), data.class_set()) for d in (data, several)
+    )
     sees = name not in ("lp_plus_plus", "svm_probe")
     assert torch.equal(one, two) != sees
     if sees:

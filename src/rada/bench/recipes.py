@@ -12,8 +12,14 @@ FEATURE_METHODS = (
     "zero_shot",
     "zero_shot_ensemble",
     "linear_probe",
+    "svm_probe",
     "cross_modal_probe",
+    "lp_plus_plus",
+    "clap",
+    "taskres",
+    "gda",
     "clip_adapter",
+    "rla",
     "tip_adapter",
     "tip_adapter_f",
     "rada_released",
@@ -99,7 +105,14 @@ def _placed(specs: tuple[str, ...], root: str) -> tuple[str, ...]:
     return tuple(f"{spec}?root={root}" if spec in known else spec for spec in specs)
 
 
-_PAPER = Options({"tip_adapter": {"views": 10}, "tip_adapter_f": {"views": 10}})
+_PAPER = Options(
+    {
+        "tip_adapter": {"views": 10},
+        "tip_adapter_f": {"views": 10},
+        "gda": {"views": 10},
+        "clap": {"views": 20},
+    }
+)
 _RECIPES = {
     "demo": Plan(
         methods=("rada", "linear_probe", "zero_shot"),

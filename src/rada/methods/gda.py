@@ -30,7 +30,9 @@ ALPHAS = tuple(10.0**power for power in range(-4, 5))
 PAPER_ALPHA = 0.1
 """Where its search begins: the weight where nothing can be held out."""
 
-_TEXT_COPIES = 16  # of the class features among the neighbours of a new class, as in the public code
+_TEXT_COPIES = (
+    16  # of the class features among the neighbours of a new class, as in the public code
+)
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,12 @@ def shrunk_precision(residuals: Tensor) -> Tensor:
     if trace == 0:
         return torch.zeros_like(eye)
     if count >= dim:
-        return dim * torch.linalg.inv(residuals.T @ residuals + trace * eye)
-    small = residuals @ residuals.T
-    small.diagonal().add_(trace)
-    return dim / trace * (eye - residuals.T @ torch.linalg.solve(small, residuals))
+        inverse: Tensor = torch.linalg.inv(residuals.T @ residuals + trace * eye)
+    else:  # N x N, by the identity of Woodbury
+        small = residuals @ residuals.T
+        small.diagonal().add_(trace)
+        inverse = (eye - residuals.T @ torch.linalg.solve(small, residuals)) / trace
+    return dim * inverse
 
 
 class GdaModel(AdaptedModel):
