@@ -1,245 +1,287 @@
-"""Test-time training on shifted and corrupted pictures: accuracy of every row, as JSON and a figure.
+"""Test-time methods on shifted and corrupted images: accuracy, calibration, stability; JSON, table, figure.
 
-    python benchmarks/test_time_figures.py             # the figures, on test pictures
-    python benchmarks/test_time_figures.py --tune      # the defaults of TTTConfig, on training pictures
+    python benchmarks/test_time_views.py out/views --minutes 60   # encodes, once
+    python benchmarks/test_time_figures.py out/views              # the figures, on test images
+    python benchmarks/test_time_figures.py out/views --tune       # TTTConfig's defaults, on training images
 
-Pictures: PACS (art, cartoon, sketch) and CIFAR-10, clean and with five corruptions. `--per-class`,
-`--views` and `--seeds` set the size; views are cached, so that a run that was stopped goes on.
+The conditions are those of `test_time_views.py`, and noisy views around CLIP features of ImageNet images.
+Everything is measured against doing nothing, on the same images: the change of accuracy with its 95 %
+interval (bootstrap over images, an image being drawn with all its seeds and corruptions), the change of
+the calibration error, and of methods that go on from image to image the spread over orders of images.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
-import tempfile
-import zlib
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from safetensors.torch import load_file, save_file
+from test_time_views import DATA, encoded
 from torch import Tensor
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as pixels
+from torch.nn.functional import normalize
 
 from rada.core.storage import write_json
-from rada.data import ImageSplit, few_shot, open_dataset
 from rada.encoders import DualEncoder, load_encoder
-from rada.evaluation import environment
-from rada.features import ClassSet, Features, extract_features
-from rada.methods import Facts, get_method
+from rada.evaluation import environment, evaluate_logits
+from rada.features import ClassSet, Features
+from rada.methods import AdaptedModel, Facts, get_method
 from rada.methods.base import NoConfig
-from rada.test_time import TTTConfig, adapt_views, get_test_time_method
-from rada.test_time.views import view_transform
+from rada.test_time import TTTConfig, ViewConfig, get_test_time_method
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT.parent / "shared" / "data"
 RESULTS = ROOT / "benchmarks" / "results"
-DOMAINS = ("art_painting", "cartoon", "sketch")
-Corruption = Callable[[Image.Image], Image.Image]
+ORDERS = 5
+NOTHING = "zero_shot"
+ONLINE = ("tda", "rada_online")
+CLIP_NOISE = {"little": 0.2, "medium": 0.4, "much": 0.8}
+CLIP_CLASSES, CLIP_SCALE = 200, 100.0
 
 
-def _noise(image: Image.Image) -> Image.Image:
-    noisy = v2.GaussianNoise(sigma=0.1)(pixels.to_dtype(pixels.to_image(image), scale=True))
-    return pixels.to_pil_image(noisy)
+def rows(tune: bool) -> dict[str, tuple[str, ViewConfig]]:
+    """Return what is compared with doing nothing: test-time method and configuration, by row."""
+    if tune:
+        return {name: ("rada", config) for name, config in variants().items()}
+    names = ("mean_of_views", "confident_views", "tpt", "zero", "mta", "tda")
+    found = {name: (name, get_test_time_method(name).config()) for name in names}
+    found["rada"] = ("rada", TTTConfig())
+    found["rada_ungated"] = ("rada", TTTConfig(agreement=0.0))
+    found["rada_online"] = ("rada", TTTConfig(episodic=False))
+    return found
 
 
-def _blur(image: Image.Image) -> Image.Image:
-    return pixels.gaussian_blur(image, kernel_size=5, sigma=1.0)
+def variants() -> dict[str, ViewConfig]:
+    """Return what `--tune` compares: lengths of a step with and without the gate, and options."""
+    found: dict[str, ViewConfig] = {}
+    for agreement in (0.0, 0.3, 0.5, 0.7):
+        for step in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2):
+            config = TTTConfig(max_step=step, agreement=agreement)
+            found[f"step {step:g}, agreement {agreement:g}"] = config
+    for selection in (0.3, 1.0):
+        found[f"selection {selection:g}"] = TTTConfig(selection=selection)
+    found["3 steps"] = TTTConfig(steps=3)
+    found["kept views"] = TTTConfig(predict_with="kept")
+    found["online"] = TTTConfig(episodic=False)
+    return found
 
 
-def _contrast(image: Image.Image) -> Image.Image:
-    return pixels.adjust_contrast(image, 0.3)
+@dataclass
+class Condition:
+    """One condition: features of its images by seed of the views, and the rows' logits.
+
+    Attributes:
+        group: Conditions that are summed up together.
+        image: What an image is known by: the corruptions of CIFAR-10 share their images.
+        features: By seed; later seeds may have fewer images.
+        files: Where the features are, by seed; none for CLIP's.
+        logits: By row and seed.
+    """
+
+    group: str
+    image: str
+    features: dict[int, Features]
+    files: dict[int, list[Path]] = field(default_factory=dict)
+    logits: dict[str, dict[int, Tensor]] = field(default_factory=dict)
 
 
-def _jpeg(image: Image.Image) -> Image.Image:
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=15)
-    return Image.open(stream).convert("RGB")
-
-
-def _pixelate(image: Image.Image) -> Image.Image:
-    small = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    return small.resize(image.size, Image.Resampling.NEAREST)
-
-
-CORRUPTIONS: dict[str, Corruption] = {
-    "noise": _noise,
-    "blur": _blur,
-    "contrast": _contrast,
-    "jpeg": _jpeg,
-    "pixelation": _pixelate,
-}
-
-
-def corrupted(split: ImageSplit, corruption: Corruption, folder: Path) -> ImageSplit:
-    """Write the pictures, corrupted, below a folder and return them as a split of the same order."""
-    names = []
-    for index, key in enumerate(split.ids):
-        torch.manual_seed(zlib.crc32(key.encode()))
-        name = f"{index:05d}.png"
-        folder.mkdir(parents=True, exist_ok=True)
-        corruption(split.load(index)).save(folder / name)
-        names.append(name)
-    return ImageSplit.from_files(folder, names, labels=split.labels, classes=split.classes)
-
-
-def conditions(part: str, per_class: int, folder: Path) -> dict[str, ImageSplit]:
-    """Return the pictures of every condition, of the split `part`."""
+def encoded_conditions(
+    options: argparse.Namespace, encoder: DualEncoder, part: str
+) -> dict[str, Condition]:
+    """Return the conditions that `test_time_views.py` has encoded."""
     found = {}
-    for domain in DOMAINS:
-        pictures = open_dataset(DATA / "pacs" / domain).split(part)
-        found[f"pacs {domain}"] = few_shot(pictures, per_class, 0)
-    # Fewer of each: there are ten classes and six conditions. The same pictures in each condition.
-    clean = few_shot(open_dataset(DATA / "cifar10").split(part), max(1, per_class // 3), 0)
-    found["cifar10 clean"] = clean
-    for name, corruption in CORRUPTIONS.items():
-        found[f"cifar10 {name}"] = corrupted(clean, corruption, folder / part / name)
+    for name, by_seed in encoded(options.folder, part, options.views, options.seeds).items():
+        group, features = "PACS", {}
+        if name.startswith("cifar10"):
+            group = "CIFAR-10" if name == "cifar10 clean" else "CIFAR-10 corrupted"
+        for seed, paths in by_seed.items():
+            parts = [Features.load(path) for path in paths]
+            features[seed] = Features(
+                torch.cat([part.image_features for part in parts]),
+                torch.cat([part.labels for part in parts]),
+                parts[0].classes,
+                text_features=encoder.encode_classes(parts[0].classes),
+                scale=encoder.scale,
+            )
+        found[name] = Condition(group, name.partition(" clean")[0], features, by_seed)
+        if name.startswith("cifar10"):
+            found[name].image = "cifar10"
     return found
 
 
-def encode(
-    encoder: DualEncoder, pictures: ImageSplit, config: TTTConfig, kept_in: Path | None, name: str
-) -> Features:
-    """Return the features of the views, from the file or the cache where they have them."""
-    path = None
-    if kept_in is not None:
-        words = (name, len(pictures), config.views, config.augmentation, config.smallest_crop)
-        words = (*words, config.seed)
-        path = kept_in / f"{'-'.join(str(word).replace(' ', '_') for word in words)}.safetensors"
-        if path.exists():
-            return Features.load(path)
-    features = extract_features(
-        encoder,
-        pictures,
-        views=config.views,
-        seed=config.seed,
-        view_transform=view_transform(encoder, config),
-        workers=0,
-    )
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        features.save(path)
-    return features
+def clip_conditions(options: argparse.Namespace, part: str) -> dict[str, Condition]:
+    """Return noisy views around CLIP ViT-B/32 features of ImageNet images.
 
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--per-class", type=int, default=3, help="pictures per class and condition")
-    parser.add_argument("--views", type=int, default=32)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of the views")
-    parser.add_argument("--model", default="embedded")
-    parser.add_argument("--tune", action="store_true", help="choose defaults on training pictures")
-    parser.add_argument("--features", type=Path, help="folder that keeps the views' features")
-    parser.add_argument("--conditions", nargs="+", help="only these, such as 'pacs sketch'")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON")
-    parser.add_argument("--figures", type=Path, default=ROOT / "docs" / "figures")
-    parser.add_argument("--encode-only", action="store_true", help="fill the cache and stop")
-    return parser.parse_args()
-
-
-def baselines(
-    encoder: DualEncoder, features: Features, config: TTTConfig, *names: str
-) -> dict[str, Tensor]:
-    """Return the logits of zero-shot and of test-time methods that start from it."""
-    classes = ClassSet(features.classes, encoder.encode_classes(features.classes))
-    facts = Facts(features.dim, encoder.scale, classes.names)
-    model = get_method("zero_shot").build(facts, NoConfig(), {}, encoder)
-    found = {"zero_shot": model.logits(features.plain(), classes)}
-    for name in names:
-        method = get_test_time_method(name)
-        own = method.config(views=config.views, selection=config.selection, seed=config.seed)
-        found[name] = method.predictor(model, classes, own)(features.image_features)
-    return found
-
-
-def rows(encoder: DualEncoder, features: Features, config: TTTConfig) -> dict[str, Tensor]:
-    """Return the logits of every row on the same views."""
-    text = encoder.encode_classes(features.classes)
-    views, scale = features.image_features, encoder.scale
-    found = baselines(encoder, features, config, "mean_of_views", "confident_views", "tpt")
-    found["rada"] = adapt_views(views, text, scale, None, config)
-    found["rada_kept"] = adapt_views(views, text, scale, None, replace(config, predict_with="kept"))
-    return found
-
-
-def variants() -> dict[str, TTTConfig]:
-    """Return what `--tune` compares."""
-    base = TTTConfig()
-    found = {
-        f"rate {rate:g}, selection {selection:g}": replace(
-            base, learning_rate=rate, selection=selection
+    The noise is that of images: a multiple of the difference of two others, a random one for each view. The
+    original view has some of it as well, since the features are means over augmentations.
+    """
+    with np.load(options.data / "clip_vitb32_imagenet.npz", allow_pickle=False) as stored:
+        text, images = (
+            normalize(torch.tensor(stored[key].astype("f4")), dim=-1)
+            for key in ("text", "two_shot")
         )
-        for rate in (1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
-        for selection in (0.1, 0.3, 1.0)
-    }
-    found["3 steps of 0.001"] = replace(base, steps=3, learning_rate=1e-3)
-    found["3 steps, alpha 1"] = replace(base, steps=3, alpha=1.0)
-    found["kept views"] = replace(base, predict_with="kept")
-    found["strength 0.5"] = replace(base, strength=0.5)
-    found["max entropy 0.5"] = replace(base, max_entropy=0.5)
+        labels = torch.tensor(stored["two_shot_labels"].astype("i8"))
+    found = {}
+    for place, (name, noise) in enumerate(CLIP_NOISE.items()):
+        # The classes of training and test cases are others.
+        order = torch.randperm(1000, generator=torch.Generator().manual_seed(place))
+        classes = order[:CLIP_CLASSES] if part == "train" else order[-CLIP_CLASSES:]
+        chosen = (labels[:, None] == classes).nonzero()
+        features = {}
+        for seed in options.seeds:
+            generator = torch.Generator().manual_seed(1000 * place + seed)
+            base, true = images[chosen[:, 0]], chosen[:, 1]
+            shape = (len(base), options.views)
+            first, second = (
+                images[torch.randint(len(images), shape, generator=generator)] for _ in range(2)
+            )
+            amount = 2 * noise * torch.rand(*shape, 1, generator=generator)
+            amount[:, 0] = 0.5
+            views = normalize(base[:, None] + amount * (first - second), dim=-1)
+            names = tuple(str(number) for number in classes.tolist())
+            features[seed] = Features(
+                views, true, names, text_features=text[classes], scale=CLIP_SCALE
+            )
+        found[f"clip {name}"] = Condition("CLIP, made views", f"clip {name}", features)
     return found
 
 
-def bootstrap(right: np.ndarray, draws: int = 2000) -> list[float]:
-    """95 % interval of the mean over pictures; `right` is `(seeds, pictures)`."""
-    mean = right.mean(0)
-    generator = np.random.default_rng(0)
-    chosen = generator.integers(len(mean), size=(draws, len(mean)))
-    return [float(q) for q in np.quantile(mean[chosen].mean(1), [0.025, 0.975])]
+def model_of(features: Features, encoder: DualEncoder | None) -> tuple[AdaptedModel, ClassSet]:
+    """Return the zero-shot model on the classes of features."""
+    classes = features.class_set()
+    assert features.scale is not None
+    facts = Facts(features.dim, features.scale, classes.names)
+    return get_method("zero_shot").build(facts, NoConfig(), {}, encoder), classes
 
 
-def summary(right: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Return accuracy over seeds with its interval, and the paired difference from zero-shot."""
+def predict(condition: Condition, encoder: DualEncoder | None, tune: bool) -> None:
+    """Fill in the logits of every row; those of TPT are kept beside the features."""
+    for seed, features in condition.features.items():
+        model, classes = model_of(features, encoder)
+        found = {NOTHING: model.logits(features.plain(), classes)}
+        for row, (name, config) in rows(tune).items():
+            method = get_test_time_method(name)
+            if method.needs and not condition.files:
+                continue  # CLIP's features come without an encoder
+            predictor = method.predictor(model, classes, config, progress=False)
+            if name != "tpt":
+                found[row] = predictor(features.image_features)
+                continue
+            parts = []
+            for path in condition.files[seed]:
+                kept = path.with_suffix(".tpt.safetensors")
+                if not kept.exists():
+                    logits = predictor(Features.load(path).image_features)
+                    save_file({"logits": logits.contiguous()}, kept)
+                parts.append(load_file(kept)["logits"])
+            found[row] = torch.cat(parts)
+        for row, logits in found.items():
+            condition.logits.setdefault(row, {})[seed] = logits
+
+
+def orders(condition: Condition, encoder: DualEncoder | None) -> dict[str, list[float]]:
+    """Return the accuracy of the online rows over orders of the images of one seed."""
+    features = next(iter(condition.features.values()))
+    found: dict[str, list[float]] = {}
+    for row in ONLINE:
+        name, config = rows(tune=False)[row]
+        for order in range(ORDERS):
+            chosen = np.random.default_rng(order).permutation(len(features))
+            model, classes = model_of(features, encoder)
+            predictor = get_test_time_method(name).predictor(model, classes, config, progress=False)
+            logits = predictor(features.image_features[chosen])
+            right = (logits.argmax(-1) == features.labels[chosen]).double().mean()
+            found.setdefault(row, []).append(float(right))
+    return found
+
+
+def summary(found: list[Condition]) -> dict[str, Any]:
+    """Return accuracy, its change with the interval, and calibration of some conditions together."""
     table = {}
-    for name, hits in right.items():
-        gain = hits - right["zero_shot"]
-        table[name] = {
-            "accuracy": float(hits.mean()),
-            "by_seed": [float(value) for value in hits.mean(1)],
-            "interval": bootstrap(hits),
-            "gain": float(gain.mean()),
-            "gain_interval": bootstrap(gain),
+    names = [row for row in found[0].logits if all(row in part.logits for part in found)]
+    for row in names:
+        gains: dict[tuple[str, int], list[float]] = {}
+        errors, accuracies = [], []
+        for condition in found:
+            for seed, features in condition.features.items():
+                logits, nothing = (condition.logits[name][seed] for name in (row, NOTHING))
+                right, before = (
+                    (part.argmax(-1) == features.labels).double() for part in (logits, nothing)
+                )
+                errors.append(evaluate_logits(logits, features.labels, features.classes).ece)
+                accuracies.append(right)
+                for index, gain in enumerate((right - before).tolist()):
+                    gains.setdefault((condition.image, index), []).append(gain)
+        table[row] = {
+            "accuracy": float(torch.cat(accuracies).mean()),
+            "gain": sum(map(sum, gains.values())) / sum(map(len, gains.values())),
+            "gain_interval": bootstrap(list(gains.values())),
+            "calibration_error": sum(errors) / len(errors),
         }
     return table
 
 
-def draw(result: dict[str, Any], path: Path) -> None:
-    """Draw the gain over zero-shot of every row, by condition."""
+def bootstrap(gains: list[list[float]], draws: int = 4000) -> list[float]:
+    """95 % interval of the mean gain; whole images are drawn."""
+    sums, counts = (np.array([of(own) for own in gains]) for of in (sum, len))
+    chosen = np.random.default_rng(0).integers(len(gains), size=(draws, len(gains)))
+    means = sums[chosen].sum(1) / counts[chosen].sum(1)
+    return [float(bound) for bound in np.quantile(means, [0.025, 0.975])]
+
+
+def grouped(found: dict[str, Condition]) -> dict[str, list[Condition]]:
+    """Return the conditions of each group, of all images and of everything."""
+    groups: dict[str, list[Condition]] = {}
+    for condition in found.values():
+        groups.setdefault(condition.group, []).append(condition)
+    images = [condition for condition in found.values() if condition.files]
+    if images:
+        groups["all images"] = images
+    return groups | {"all": list(found.values())}
+
+
+def extremes(tables: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return of each row its worst condition, and the conditions that are surely better or worse."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in {row for table in tables.values() for row in table} - {NOTHING}:
+        own = {name: table[row] for name, table in tables.items() if row in table}
+        worst = min(own, key=lambda name: own[name]["gain"])
+        found[row] = {
+            "mean_gain": sum(entry["gain"] for entry in own.values()) / len(own),
+            "worst": worst,
+            "worst_gain": own[worst]["gain"],
+            "worse": [name for name, entry in own.items() if entry["gain_interval"][1] < 0],
+            "better": [name for name, entry in own.items() if entry["gain_interval"][0] > 0],
+        }
+    return found
+
+
+def draw(groups: dict[str, dict[str, Any]], path: Path) -> None:
+    """Draw the gain over zero-shot of every row, by group."""
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot as plt
 
-    names = [name for name in result["groups"]["all"] if name != "zero_shot"]
-    groups = list(result["groups"])
+    names = [name for name in groups["all images"] if name != NOTHING]
     figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
     for place, name in enumerate(names):
-        entries = [result["groups"][group][name] for group in groups]
-        gains = [100 * entry["gain"] for entry in entries]
-        bounds = [[100 * bound for bound in entry["gain_interval"]] for entry in entries]
+        own = {group: table[name] for group, table in groups.items() if name in table}
+        gains = [100 * entry["gain"] for entry in own.values()]
+        bounds = [[100 * bound for bound in entry["gain_interval"]] for entry in own.values()]
         errors = [
             [gain - low for gain, (low, _) in zip(gains, bounds, strict=True)],
             [high - gain for gain, (_, high) in zip(gains, bounds, strict=True)],
         ]
-        shift = (place - (len(names) - 1) / 2) * 0.14
-        axes.errorbar(
-            [number + shift for number in range(len(groups))],
-            gains,
-            errors,
-            fmt="o",
-            label=name.replace("_", " "),
-        )
+        shift = (place - (len(names) - 1) / 2) * 0.08
+        places = [list(groups).index(group) + shift for group in own]
+        axes.errorbar(places, gains, errors, fmt="o", markersize=3, label=name.replace("_", " "))
     axes.axhline(0, color="grey", linewidth=1)
     axes.set_xticks(
         range(len(groups)),
-        [
-            f"{group}\nzero-shot {100 * result['groups'][group]['zero_shot']['accuracy']:.0f} %"
-            for group in groups
-        ],
+        [f"{group}\nzero-shot {100 * t[NOTHING]['accuracy']:.0f} %" for group, t in groups.items()],
     )
     axes.set_ylabel("accuracy minus zero-shot, points")
     axes.legend(ncols=3, fontsize="small")
@@ -247,87 +289,74 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path)
 
 
-def grouped(right: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
-    """Return the summary of PACS, of clean and corrupted CIFAR-10, and of everything."""
-    parts = {
-        "PACS": [name for name in right if name.startswith("pacs")],
-        "CIFAR-10": ["cifar10 clean"],
-        "CIFAR-10 corrupted": [f"cifar10 {name}" for name in CORRUPTIONS],
-        "all": list(right),
-    }
-    methods = next(iter(right.values())).keys()
-    parts = {group: [name for name in names if name in right] for group, names in parts.items()}
-    return {
-        group: summary(
-            {m: np.concatenate([right[name][m] for name in names], axis=1) for m in methods}
-        )
-        for group, names in parts.items()
-        if names
-    }
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="what test_time_views.py wrote")
+    parser.add_argument("--views", type=int, default=32)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of the views")
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--tune", action="store_true", help="compare settings on training images")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder with the CLIP features")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON")
+    parser.add_argument("--figures", type=Path, default=ROOT / "docs" / "figures")
+    return parser.parse_args()
 
 
-def evaluate(
-    options: argparse.Namespace, encoder: DualEncoder, found: dict[str, ImageSplit], part: str
-) -> dict[str, dict[str, np.ndarray]]:
-    """Return for every condition and row whether each picture is right, `(seeds, pictures)`."""
-    seeds = options.seeds[:1] if options.tune else options.seeds
-    right: dict[str, dict[str, np.ndarray]] = {}
-    for name, pictures in found.items():
-        by_seed: dict[str, list[np.ndarray]] = {}
-        for seed in seeds:
-            config = TTTConfig(views=options.views, seed=seed)
-            features = encode(encoder, pictures, config, options.features, f"{part} {name}")
-            print(f"{part} {name} seed {seed}: {len(pictures)} pictures", flush=True)
-            if options.encode_only:
-                continue
-            if options.tune:
-                text = encoder.encode_classes(features.classes)
-                views = features.image_features
-                logits = baselines(encoder, features, config, "mean_of_views", "confident_views")
-                for key, variant in variants().items():
-                    logits[key] = adapt_views(views, text, encoder.scale, None, variant)
-            else:
-                logits = rows(encoder, features, config)
-            for key, values in logits.items():
-                hits = (values.argmax(-1) == features.labels).double().numpy()
-                by_seed.setdefault(key, []).append(hits)
-        right[name] = {key: np.stack(hits) for key, hits in by_seed.items()}
-    return right
-
-
-def main() -> None:
-    options = arguments()
+def measured(options: argparse.Namespace) -> tuple[dict[str, Condition], dict[str, Any]]:
+    """Return the conditions with every logit, and the spread over orders."""
     encoder = load_encoder(options.model)
     part = "train" if options.tune else "test"
-    with tempfile.TemporaryDirectory() as folder:
-        found = conditions(part, options.per_class, Path(folder))
-        if options.conditions:
-            found = {name: found[name] for name in options.conditions}
-        right = evaluate(options, encoder, found, part)
-    if options.encode_only:
-        return
-    result = {
-        "pictures": {name: len(pictures) for name, pictures in found.items()},
-        "views": options.views,
-        "seeds": options.seeds[:1] if options.tune else options.seeds,
-        "part": part,
-        "encoder": encoder.name,
-        "config": TTTConfig(views=options.views).to_dict(),
-        "groups": grouped(right),
-        "conditions": {name: summary(table) for name, table in right.items()},
-        "environment": environment(),
-    }
-    name = "test_time_tuning" if options.tune else "test_time"
-    write_json(options.out / f"{name}.json", result)
-    if not options.tune:
-        draw(result, options.figures / "test_time.svg")
+    found = encoded_conditions(options, encoder, part) | clip_conditions(options, part)
+    spread: dict[str, Any] = {}
+    for name, condition in found.items():
+        own = encoder if condition.files else None
+        predict(condition, own, options.tune)
+        if not options.tune:
+            spread[name] = orders(condition, own)
+        counts = {seed: len(features) for seed, features in condition.features.items()}
+        print(f"{name}: images by seed {counts}", flush=True)
+    return found, spread
+
+
+def report(result: dict[str, Any]) -> None:
+    """Print the groups and what is best and worst."""
     for group, table in result["groups"].items():
         for row, entry in table.items():
             low, high = entry["gain_interval"]
             print(
-                f"{group:20} {row:32} {100 * entry['accuracy']:5.1f}  gain {100 * entry['gain']:+5.1f} "
-                f"[{100 * low:+.1f}, {100 * high:+.1f}]"
+                f"{group:20} {row:28} {100 * entry['accuracy']:5.1f}  gain {100 * entry['gain']:+6.2f} "
+                f"[{100 * low:+.2f}, {100 * high:+.2f}]  ECE {100 * entry['calibration_error']:.1f}"
             )
+    for row, entry in result["extremes"].items():
+        print(
+            f"{row:28} mean {100 * entry['mean_gain']:+.2f}, worst {100 * entry['worst_gain']:+.2f} "
+            f"({entry['worst']}); surely worse {entry['worse']}, surely better {entry['better']}"
+        )
+
+
+def main() -> None:
+    options = arguments()
+    found, spread = measured(options)
+    tables = {name: summary([condition]) for name, condition in found.items()}
+    result = {
+        "images": {
+            name: {str(seed): len(part) for seed, part in condition.features.items()}
+            for name, condition in found.items()
+        },
+        "views": options.views,
+        "encoder": options.model,
+        "part": "train" if options.tune else "test",
+        "configs": {row: config.to_dict() for row, (_, config) in rows(options.tune).items()},
+        "groups": {group: summary(own) for group, own in grouped(found).items()},
+        "extremes": extremes(tables),
+        "conditions": tables,
+        "orders": spread,
+        "environment": environment(),
+    }
+    write_json(options.out / f"{'test_time_tuning' if options.tune else 'test_time'}.json", result)
+    if not options.tune:
+        draw(result["groups"], options.figures / "test_time.svg")
+    report(result)
 
 
 if __name__ == "__main__":

@@ -186,11 +186,13 @@ class TestTimeAdapter(NamesImages):
     ) -> Evaluation:
         """Evaluate the zero-shot, the adapted and the test-time model on labelled data.
 
+        A method that goes on from image to image takes the data as a new stream.
+
         Args:
             data: As for `Classifier.evaluate`; features need several views.
             split: Name of the split to use instead of `test`, else `val`, else all.
             class_names: Names for the classes of the data, as for `Classifier.evaluate`.
-            baselines: Also evaluate the mean of all views and of the confident ones.
+            baselines: Also evaluate the mean of all views and of the confident ones, if there are several.
 
         Returns:
             What `Classifier.evaluate` returns, with the row "test_time" and the configuration under
@@ -201,8 +203,10 @@ class TestTimeAdapter(NamesImages):
         views = clf.inputs.features(opened.found, opened.templates, **self._views(opened.found))
         classes, scale = views.class_set(), views.scale
         assert scale is not None
-        rows = {"test_time": self._predict(views.image_features, classes, scale)}
-        if baselines:
+        # A stream of its own: the same data gives the same numbers, and predictions go on undisturbed.
+        predict = self._predictor(classes, views.dim, scale)
+        rows = {"test_time": predict(views.image_features)}
+        if baselines and views.num_views > 1:
             model = self._model(classes, views.dim, scale)
             for name in BASELINES:
                 predict = get_test_time_method(name).predictor(model, classes, self.config)
@@ -236,15 +240,19 @@ class TestTimeAdapter(NamesImages):
             or running[0] != key
             or not torch.equal(running[1], classes.text_features)
         ):
-            predictor = self.method.predictor(
-                self._model(classes, views.shape[-1], scale),
-                classes,
-                self.config,
-                batch_size=self.batch_size,
-                progress=clf.progress,
-            )
+            predictor = self._predictor(classes, views.shape[-1], scale)
             self._running = running = (key, classes.text_features, predictor)
         return running[2](views)
+
+    def _predictor(self, classes: ClassSet, dim: int, scale: float) -> ViewPredictor:
+        """Return what predicts images, with a stream of its own."""
+        return self.method.predictor(
+            self._model(classes, dim, scale),
+            classes,
+            self.config,
+            batch_size=self.batch_size,
+            progress=self.classifier.progress,
+        )
 
     def _views(self, found: Any) -> dict[str, Any]:
         return {} if isinstance(found, Features) else self._view_options()

@@ -142,6 +142,21 @@ def test_online_goes_on_over_calls(encoder, images):
     close(stepwise.predict_proba(first), parts[0], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("method", ["tda", TTTConfig(views=10, num_heads=4, episodic=False)])
+def test_evaluation_is_a_stream_of_its_own(encoder, images, method):
+    alone, tested = (
+        TestTimeAdapter(encoder, method, classes=CLASSES, workers=0, progress=False)
+        for _ in range(2)
+    )
+    first, second = images.subset([0, 1, 2]), images.subset([3, 4, 5])
+    expected = [alone.predict_proba(first), alone.predict_proba(second)]
+    begun = tested.predict_proba(first)
+    results = [tested.evaluate(images).logits["test_time"] for _ in range(2)]
+    close(results[0], results[1], rtol=0, atol=0)
+    close(begun, expected[0])
+    close(tested.predict_proba(second), expected[1])
+
+
 def fitted(encoder, data, **options):
     config = EFTConfig(epochs=2, min_steps=0, num_heads=4, **{"strength": 0.5} | options)
     classifier = Classifier(encoder, config, workers=0, progress=False)
@@ -176,17 +191,18 @@ def test_without_a_step_the_model_is_the_classifier(encoder, images, name, stren
     config = get_method(name).config(**quick | {"learning_rate": 0.02})
     classifier = Classifier(encoder, config, workers=0, progress=False).fit(images)
     # So small a step changes nothing.
-    still = TTTConfig(views=10, learning_rate=1e-12, weight_decay=0.0)
+    still = TTTConfig(views=10, max_step=1e-9, agreement=0.0)
     tested = TestTimeAdapter(classifier, still)
     close(tested.logits(images), classifier.logits(images), rtol=0, atol=1e-3)
     classes = classifier.class_set()
     expected = classifier.model_logits(views_of(encoder, images).plain(), classes)
     close(tested.logits(views_of(encoder, images)), expected, rtol=0, atol=1e-4)
-    moved = TestTimeAdapter(classifier, TTTConfig(views=10)).logits(images)
+    free = TTTConfig(views=10, max_step=0.1, agreement=0.0)
+    moved = TestTimeAdapter(classifier, free).logits(images)
     assert np.allclose(moved, tested.logits(images), atol=1e-4) == (strength == 0)
 
 
-def test_batches_of_heads_behind_adapters_equal_the_loop(encoder, images):
+def test_batches_of_heads_behind_adapters_equal_single_images(encoder, images):
     config = RAdaAdapterConfig(epochs=20, min_steps=0, num_heads=4, strength=0.5)
     classifier = Classifier(encoder, config, workers=0, progress=False).fit(images)
     loop, batched = (
@@ -252,9 +268,11 @@ def test_every_test_time_method_on_every_model(classifiers, noise, name, model):
     np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
     # The images of a tuned model are encoded by the tuned encoder.
     views = views_of(clf.encoder_, noise, tested.config)
+    tested.reset()
     close(tested.predict_proba(views), found, rtol=0, atol=1e-5)
     result = tested.evaluate(noise)
     labels = np.asarray(CLASSES)[noise.labels]
+    tested.reset()
     right = (tested.predict(noise) == labels).mean()
     assert result["test_time"]["accuracy"] == pytest.approx(right) == tested.score(noise)
     assert result["test_time_config"]["method"] == name

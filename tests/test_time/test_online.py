@@ -9,14 +9,14 @@ import torch
 from torch.nn.functional import normalize
 
 from rada import OnlineAdapter, TTTConfig, adapt_views
-from rada.test_time.stacked import StackedHeads
-from rada.test_time.start import make_start
+from rada.test_time.out_layers import OutLayers
+from rada.test_time.start import Rows, make_start
 
 SCALE = 30.0
-CONFIG = TTTConfig(num_heads=1, selection=0.5, episodic=False)
+CONFIG = TTTConfig(num_heads=1, selection=0.25, episodic=False)  # keeps 2 of 8 views
 
 
-def clean(count=60, views=2, classes=3, dim=4, seed=0):
+def clean(count=60, views=8, classes=3, dim=4, seed=0):
     """Images that zero-shot has right, with their labels."""
     generator = torch.Generator().manual_seed(seed)
     text = normalize(torch.randn(classes, dim, generator=generator), dim=-1)
@@ -25,7 +25,7 @@ def clean(count=60, views=2, classes=3, dim=4, seed=0):
     return normalize(text[labels][:, None] + 0.05 * noise, dim=-1), labels, text
 
 
-def hard(streams, steps, dim=4, views=2, seed=1):
+def hard(streams, steps, dim=4, views=8, seed=1):
     """Images without meaning, all of them on one side of the space."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
@@ -35,37 +35,30 @@ def hard(streams, steps, dim=4, views=2, seed=1):
 
 def accuracy(online, views, labels):
     """Accuracy of every stream's head on images, without adapting to them."""
-    with torch.no_grad():
-        logits, _ = online.heads.predict(views[:, 0].expand(online.streams, -1, -1))
+    rows = Rows(*(p.expand(online.streams, *p.shape[1:]) for p in online.start.rows(views[None, :, 0])))
+    logits, _ = online.heads.predict(rows)
     return (logits.argmax(-1) == labels).float().mean(1)
 
 
-def test_stacked_adamw_is_pytorchs():
-    views, _, text = clean(3)
-    config = dataclasses.replace(CONFIG, weight_decay=0.1, learning_rate=0.01)
-    start = make_start(text, SCALE, None, config, torch.float32)
-    heads = StackedHeads(start, 3)
+def test_steps_without_resets_are_the_steps_on_one_image():
+    views, _, text = clean(3, views=2)
+    config = dataclasses.replace(CONFIG, steps=5, selection=1.0, agreement=0.0, episodic=True)
+    start = make_start(text, SCALE / 10, None, config, torch.float32)
+    heads, rows = OutLayers(start, 3), start.rows(start.choose(views).views)
     for _ in range(5):
-        heads.step(views)
-    expected = adapt_views(
-        views,
-        text,
-        SCALE,
-        None,
-        dataclasses.replace(config, steps=5, selection=1.0, episodic=True),
-        batch_size=1,
-    )
-    with torch.no_grad():
-        logits, _ = heads.predict(views[:, :1])
-    torch.testing.assert_close(logits[:, 0], expected, rtol=0, atol=1e-4)
+        heads.step(rows)
+    expected = adapt_views(views, text, SCALE / 10, None, config)
+    torch.testing.assert_close(heads.predict(rows)[0][:, -1], expected, rtol=0, atol=1e-5)
+    assert (expected - SCALE / 10 * views[:, 0] @ text.T).abs().max() > 0.05
 
 
 def test_a_head_that_is_not_active_does_not_move():
     views, _, text = clean(3)
-    heads = StackedHeads(make_start(text, SCALE, None, CONFIG, torch.float32), 3)
-    heads.step(views + 0.1)
+    start = make_start(text, SCALE / 10, None, CONFIG, torch.float32)
+    heads, rows = OutLayers(start, 3), start.rows(start.choose(views).views)
+    heads.step(rows)
     before = heads.distance()
-    heads.step(views, active=torch.tensor([True, False, True]))
+    heads.step(rows, active=torch.tensor([True, False, True]))
     after = heads.distance()
     assert before[1] == after[1] and (before[[0, 2]] != after[[0, 2]]).all()
 
@@ -146,7 +139,7 @@ def test_numbers_that_are_not_finite_are_mended():
     views, _, text = clean()
     online = OnlineAdapter(text, SCALE, config=CONFIG)
     online.predict(views[:3])
-    online.heads.parameters["out.weight"][0, 0, 0] = float("inf")
+    online.heads.weight[0, 0, 0] = float("inf")
     answer = online.predict(views[3:4])
     assert online.restores["not finite"] == 1 and online.heads.distance() == 0
     torch.testing.assert_close(answer, SCALE * views[3:4, 0] @ text.T)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,17 +13,13 @@ from rada.core.progress import progress_bar
 from rada.head import RAdaHead
 from rada.test_time.base import check_views
 from rada.test_time.config import TTTConfig
-from rada.test_time.loop import adapt_by_loop
-from rada.test_time.one_step import adapt_in_one_step, one_step_bytes
-from rada.test_time.stacked import adapt_by_stack, stack_bytes
-from rada.test_time.start import Chosen, Start, make_start
+from rada.test_time.out_layers import OutLayers, bytes_of_image
+from rada.test_time.start import Start, make_start
 
 __all__ = ["Adaptation", "adapt_in_detail", "adapt_views"]
 
 _LARGEST_CHUNK = 64
 """More images at once gain nothing and leave the caches."""
-
-Method = Callable[[Start, Tensor, Chosen], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -62,10 +57,10 @@ def adapt_views(
 ) -> Tensor:
     """Adapt the head to each image from its views, and predict the image.
 
-    Each image keeps the views whose predictions have the lowest entropy, takes AdamW steps on the
-    entropy of their mean prediction, with parameters and optimiser of its own, and is predicted
-    with its original view ("One Last Attention for Your Vision-Language Model", ICCV 2025,
-    test-time training; the protocol is that of TPT, NeurIPS 2022).
+    Each image keeps the views whose predictions have the lowest entropy, takes steps on the
+    entropy of their mean prediction, with an output layer of its own, and is predicted with its
+    original view ("One Last Attention for Your Vision-Language Model", ICCV 2025, test-time training;
+    the protocol is that of TPT, NeurIPS 2022). An image whose views do not agree keeps its prediction.
 
     Args:
         view_features: Unit-norm `(N, V, D)`: V views of N images, view 0 the original.
@@ -74,8 +69,8 @@ def adapt_views(
         head: The head to start from; None for the untrained one, whose mask is one.
         config: How to adapt; the defaults of `TTTConfig` when None. With `episodic=False` the
             images are a stream in order, whose head is not reset (see `OnlineAdapter`).
-        batch_size: Images at once; None chooses by `config.memory_budget`, 1 is the plain loop with
-            autograd. The results are the same to 1e-5 of the largest logit.
+        batch_size: Images at once, at most; `config.memory_budget` bounds them as well. The results
+            are the same to 1e-5 of the largest logit.
         progress: Show a bar; None shows it on a terminal only.
 
     Returns:
@@ -123,48 +118,41 @@ def adapt_in_detail(
     views = check_views(view_features)
     start = make_start(text_features, scale, head, config, views.dtype)
     check_views(views, start.text.shape[1])
-    method, size = _plan(start, config.kept(views.shape[1]), batch_size)
+    each = bytes_of_image(start, config.kept(views.shape[1]) + 1)
+    size = max(1, min(config.memory_budget // each, batch_size or _LARGEST_CHUNK))
     parts = []
     with progress_bar("Adapting", len(views), enabled=progress, unit="images") as advance:
         for chunk in views.split(size):
-            parts.append(_adapt(start, chunk, method))
+            parts.append(_adapt(start, chunk))
             advance(len(chunk))
     columns = zip(*parts, strict=True)
     return Adaptation(*(torch.cat(column) for column in columns))
 
 
-def _plan(start: Start, kept: int, batch_size: int | None) -> tuple[Method, int]:
-    """Choose how to adapt and how many images at once."""
-    if batch_size == 1:
-        return adapt_by_loop, 1
-    one_step = start.untrained and start.config.steps == 1
-    method: Method = adapt_in_one_step if one_step else adapt_by_stack
-    bytes_each = (one_step_bytes if one_step else stack_bytes)(start, kept)
-    fitting = start.config.memory_budget // bytes_each
-    if fitting < 1 and not one_step:
-        return adapt_by_loop, batch_size or _LARGEST_CHUNK  # the head alone bounds its memory
-    return method, max(1, min(fitting, batch_size or _LARGEST_CHUNK))
-
-
-def _adapt(start: Start, views: Tensor, method: Method) -> tuple[Tensor, ...]:
+def _adapt(start: Start, views: Tensor) -> tuple[Tensor, ...]:
     """Return the fields of `Adaptation` for one chunk `(n, V, D)`."""
-    # The reference shares no shortcut with what it is the reference of.
-    chosen = start.choose(views, plainly=method is adapt_by_loop)
-    logits, peaks = method(start, views[:, 0], chosen)
-    active = chosen.active
-    broken = active & ~logits.isfinite().all(-1)
+    chosen = start.choose(views)
+    logits, peaks = chosen.logits.clone(), chosen.logits.new_zeros(len(views))
+    active = chosen.active.nonzero()[:, 0]
+    if len(active):
+        layers, rows = OutLayers(start, len(active)), start.rows(chosen.views[active])
+        for _ in range(start.config.steps):
+            layers.step(rows)
+        found, deviation = layers.predict(rows)
+        logits[active] = start.answer(found)
+        peaks[active] = deviation.amax(-1)
+    broken = ~logits.isfinite().all(-1)
     if broken.any():
         raise TrainingDivergedError(
             f"adaptation made NaN or infinite logits of {int(broken.sum())} of {len(views)} images: lower "
-            f"the learning rate ({start.config.learning_rate:g}) or the number of steps "
-            f"({start.config.steps})"
+            f"max_step ({start.config.max_step:g}) or the number of steps ({start.config.steps})"
         )
     return (
-        torch.where(active[:, None], logits, chosen.logits),
+        logits,
         chosen.logits,
         chosen.kept,
         chosen.entropies,
         chosen.mean_entropy,
-        torch.where(active, peaks, torch.zeros_like(peaks)),
-        active,
+        peaks,
+        chosen.active,
     )

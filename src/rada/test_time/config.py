@@ -66,9 +66,11 @@ class TTTConfig(ViewConfig):
     The defaults were chosen on training images (`benchmarks/test_time_figures.py --tune`).
 
     Attributes:
-        steps: AdamW steps on an image.
-        learning_rate: Learning rate of AdamW.
-        weight_decay: Decoupled weight decay of AdamW, of all layers of the head.
+        steps: Steps on an image, down the gradient of the loss in the head's layer `out`.
+        max_step: Length of a step: how far the mask that moves most, of the kept views and the predicted
+            one, may move in any of its numbers. It means the same for every encoder.
+        agreement: Images keep their prediction if less than this part of the views names the class that
+            the kept views' mean prediction names, in [0, 1]; 0 adapts to every image.
         alpha: Weight of the smoothness term `max |M - 1|`, mean over the kept views. From the
             untrained head its gradient is zero in the first step.
         strength: Mask strength, while adapting and predicting, in [0, 1]; None for the trained head's
@@ -91,8 +93,8 @@ class TTTConfig(ViewConfig):
     """
 
     steps: int = 1
-    learning_rate: float = 5e-3
-    weight_decay: float = 0.01
+    max_step: float = 0.02
+    agreement: float = 0.5
     alpha: float = 0.0
     strength: float | None = None
     predict_with: Literal["original", "kept"] = "original"
@@ -113,9 +115,10 @@ class TTTConfig(ViewConfig):
         for name in ("steps", "num_heads", "memory_budget"):
             self.require(getattr(self, name) >= 1, name, "a positive integer")
         self.require(0 < self.max_entropy <= 1, "max_entropy", "above 0 and at most 1")
-        for name in ("learning_rate", "temperature"):
+        for name in ("max_step", "temperature"):
             self.require(getattr(self, name) > 0, name, "above 0")
-        for name in ("weight_decay", "alpha", "online_restart"):
+        self.require(0 <= self.agreement <= 1, "agreement", "in [0, 1]")
+        for name in ("alpha", "online_restart"):
             self.require(getattr(self, name) >= 0, name, "0 or more")
         self.require(
             self.strength is None or 0 <= self.strength <= 1, "strength", "None or in [0, 1]"

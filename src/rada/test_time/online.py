@@ -23,9 +23,9 @@ from torch import Tensor
 from rada.head import RAdaHead
 from rada.test_time.base import check_views
 from rada.test_time.config import TTTConfig
-from rada.test_time.selection import entropy, view_entropies
-from rada.test_time.stacked import StackedHeads
-from rada.test_time.start import Chosen, make_start
+from rada.test_time.out_layers import OutLayers
+from rada.test_time.selection import entropy
+from rada.test_time.start import make_start
 
 __all__ = ["OnlineAdapter"]
 
@@ -81,7 +81,7 @@ class OnlineAdapter:
         self._begin()
 
     def _begin(self) -> None:
-        self.heads = StackedHeads(self.start, self.streams)
+        self.heads = OutLayers(self.start, self.streams)
         classes = len(self.start.text)
         # Running means of the probabilities and, in the last column, of their entropy; and of the
         # part of the probability that both heads give to the same class.
@@ -112,20 +112,15 @@ class OnlineAdapter:
             self.restores["restart"] += self.streams
             self._begin()
         self.seen += 1
-        chosen = self._choose(views)
-        self.heads.step(chosen.views, chosen.active)
+        # By the start, as is the agreement of the views: a head that drifts has no part in either.
+        chosen = self.start.choose(views)
+        rows = self.start.rows(chosen.views)
+        self.heads.step(rows, chosen.active)
         self.heads.pull(config.online_decay)
-        with torch.no_grad():
-            logits, _ = self.heads.predict(self.start.targets(views[:, 0], chosen.views))
+        logits, _ = self.heads.predict(rows)
         answer = self.start.answer(logits)
-        unadapted = self.start.logits(views[:, :1])[:, 0]
-        lost = self._guard(answer, unadapted)
-        return torch.where(lost[:, None], unadapted, answer)
-
-    def _choose(self, views: Tensor) -> Chosen:
-        with torch.no_grad():
-            logits, _ = self.heads.predict(views)
-        return self.start.choose_by(views, logits, view_entropies(logits))
+        lost = self._guard(answer, chosen.logits)
+        return torch.where((chosen.active & ~lost)[:, None], answer, chosen.logits)
 
     def _guard(self, answer: Tensor, unadapted: Tensor) -> Tensor:
         """Update the running means, restore heads that are lost, and return which."""

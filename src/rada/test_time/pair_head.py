@@ -10,12 +10,18 @@ from torch import Tensor
 from rada.head import RAdaHead
 from rada.head.head import HeadOutput
 
-__all__ = ["PairHead", "pair"]
+__all__ = ["PairHead", "halves", "pair"]
 
 
 def pair(adapted: Tensor, plain: Tensor) -> Tensor:
     """Return unit-norm rows that hold adapted and plain features side by side, `(..., 2 D)`."""
     return torch.cat([adapted, plain], -1) * math.sqrt(0.5)
+
+
+def halves(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the adapted and the plain features of rows of `pair`."""
+    adapted, plain = (rows * math.sqrt(2)).chunk(2, -1)
+    return adapted, plain
 
 
 class PairHead(RAdaHead):
@@ -57,9 +63,7 @@ class PairHead(RAdaHead):
         strength: float,
         return_mask: bool,
     ) -> HeadOutput:
-        (images, plain), (text, names) = (
-            (rows * 2**0.5).chunk(2, -1) for rows in (image_features, text_features)
-        )
+        (images, plain), (text, names) = halves(image_features), halves(text_features)
         full = super()._predict(images, text, scale, 1.0, return_mask)
         zero_shot = scale * plain @ names.T
         return HeadOutput(

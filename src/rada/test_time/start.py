@@ -14,7 +14,9 @@ from rada.core.errors import FeatureError
 from rada.core.values import check_scale
 from rada.features.checks import check_rows
 from rada.head import RAdaHead
+from rada.head.mixed import mixed_values
 from rada.test_time.config import TTTConfig
+from rada.test_time.pair_head import PairHead, halves
 from rada.test_time.selection import (
     entropy,
     gather_views,
@@ -23,17 +25,17 @@ from rada.test_time.selection import (
     view_entropies,
 )
 
-__all__ = ["Chosen", "Start", "make_start", "untrained_head"]
+__all__ = ["Chosen", "Rows", "Start", "make_start", "untrained_head"]
 
 
 class Chosen(NamedTuple):
     """The views of n images that adaptation uses.
 
     Attributes:
-        views: The kept views, `(n, m, D)`.
+        views: The kept views and behind them the original one, `(n, m + 1, D)`.
         kept: Their numbers, lowest entropy first, `(n, m)`.
         entropies: Entropy of every view's prediction in nats, `(n, V)`.
-        logits: What the start predicts for the original view, or for the mean of the kept ones.
+        logits: What the start predicts: the original view, or the mean of the kept ones if it is adapted to.
         mean_entropy: Entropy of the mean prediction of the kept views, `(n,)`.
         active: Whether the image is adapted to, `(n,)`.
     """
@@ -44,6 +46,20 @@ class Chosen(NamedTuple):
     logits: Tensor
     mean_entropy: Tensor
     active: Tensor
+
+
+class Rows(NamedTuple):
+    """What the masks of m views of n images are made of, whatever the layer `out` is.
+
+    Attributes:
+        tokens: The rational matrices times the scale, `(n, m, K, D)`.
+        mixed: What the layer `out` reads, `(n, m, K, D)`.
+        base: Logits where the mask is one, `(n, m, K)`.
+    """
+
+    tokens: Tensor
+    mixed: Tensor
+    base: Tensor
 
 
 @dataclass(frozen=True)
@@ -67,21 +83,36 @@ class Start:
     untrained: bool
 
     @torch.no_grad()
-    def logits(self, views: Tensor, *, plainly: bool = False) -> Tensor:
-        """Return the start's logits of views, `(n, V, D)` to `(n, V, K)`.
-
-        `plainly` runs the head even where its mask is known to be one.
-        """
-        if self.untrained and not plainly:
+    def logits(self, views: Tensor) -> Tensor:
+        """Return the start's logits of views, `(n, V, D)` to `(n, V, K)`."""
+        if self.untrained:
             return self.scale * views @ self.text.T
         flat: Tensor = self.head(views.flatten(0, 1), self.text, self.scale, self.strength).logits
         logits: Tensor = flat.unflatten(0, views.shape[:2])
         return logits
 
-    def choose(self, views: Tensor, *, plainly: bool = False) -> Chosen:
+    @torch.no_grad()
+    def rows(self, views: Tensor) -> Rows:
+        """Return what the masks of views `(n, m, D)` are made of."""
+        images, text = views.flatten(0, 1), self.text
+        base = self.scale * images @ text.T
+        if isinstance(self.head, PairHead):
+            (images, plain), (text, names) = halves(images), halves(text)
+            zero_shot = self.scale * plain @ names.T
+            base = zero_shot + self.strength * (self.scale * images @ text.T - zero_shot)
+        found = Rows(*mixed_values(self.head, images, text, self.scale), base)
+        return Rows(*(part.unflatten(0, views.shape[:2]) for part in found))
+
+    def masked(self, rows: Rows, change: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits `(n, m, K)` and largest deviations `(n, m)` of the masks `relu(1 + change)`."""
+        deviation = change.clamp(min=-1)
+        logits = rows.base + self.strength * (deviation * rows.tokens).sum(-1)
+        return logits, self.strength * deviation.abs().amax((2, 3))
+
+    def choose(self, views: Tensor) -> Chosen:
         """Keep the confident views of images `(n, V, D)`."""
-        logits = self.logits(views, plainly=plainly)
-        if self.untrained and not plainly:
+        logits = self.logits(views)
+        if self.untrained:
             # Its own float64 product: rounding must not choose other views for another batch.
             return self.choose_by(
                 views, logits, view_entropies(self.scale * views.double() @ self.text.double().T)
@@ -94,11 +125,16 @@ class Start:
         kept_logits = gather_views(logits, kept)
         mean = mean_log_probability(kept_logits)
         uncertain = entropy(mean)
-        active = torch.ones_like(uncertain, dtype=torch.bool)
+        named = logits.argmax(-1) == mean.argmax(-1, keepdim=True)
+        # In whole views, since 0.7 * 10 is 7.000000000000001 in some orders of arithmetic.
+        active = named.sum(-1) + 1e-9 >= self.config.agreement * logits.shape[1]
         if self.config.max_entropy < 1:
-            active = uncertain <= self.config.max_entropy * math.log(logits.shape[-1])
-        answer = mean if self.config.predict_with == "kept" else logits[:, 0]
-        return Chosen(gather_views(views, kept), kept, entropies, answer, uncertain, active)
+            active &= uncertain <= self.config.max_entropy * math.log(logits.shape[-1])
+        answer = logits[:, 0]
+        if self.config.predict_with == "kept":
+            answer = torch.where(active[:, None], mean, answer)
+        views = torch.cat([gather_views(views, kept), views[:, :1]], 1)
+        return Chosen(views, kept, entropies, answer, uncertain, active)
 
     def loss(self, logits: Tensor, deviation: Tensor) -> Tensor:
         """Return the loss of each image from its kept views' logits and largest deviations."""
@@ -107,15 +143,11 @@ class Start:
             loss = loss + self.config.alpha * deviation.mean(-1)
         return loss
 
-    def targets(self, original: Tensor, kept: Tensor) -> Tensor:
-        """Return the views that the prediction is made on: `(n, 1, D)` or `(n, m, D)`."""
-        return kept if self.config.predict_with == "kept" else original[:, None]
-
     def answer(self, logits: Tensor) -> Tensor:
-        """Return the prediction from the targets' logits, `(n, m, K)` to `(n, K)`."""
+        """Return the prediction from the logits of the kept views and, last, the original one."""
         if self.config.predict_with == "kept":
-            return mean_log_probability(logits)
-        return logits[:, 0]
+            return mean_log_probability(logits[:, :-1])
+        return logits[:, -1]
 
 
 @functools.lru_cache(maxsize=4)
