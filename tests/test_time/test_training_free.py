@@ -111,9 +111,9 @@ def test_tda_forgets_nothing_and_holds_no_more_than_its_sizes():
 def test_tda_takes_the_confident_views_on_request():
     features, text = problem(5, 20, noise=1.0)
     config = TDAConfig(positive_weight=0.0, negative_weight=0.0, predict_with="kept")
-    found = predictor(
-        "tda", text, predict_with="kept", positive_weight=0.0, negative_weight=0.0
-    )(features)
+    found = predictor("tda", text, predict_with="kept", positive_weight=0.0, negative_weight=0.0)(
+        features
+    )
     logits = SCALE * features @ text.T
     entropies = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
     kept = entropies.argsort(1)[:, : config.kept(20)]

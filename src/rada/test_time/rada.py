@@ -110,4 +110,6 @@ class _Start:
         )
 
 
-register_test_time_method(RAdaTestTime("rada", "RAda", f"{SOURCE}; its learning rate is ours"))
+register_test_time_method(
+    RAdaTestTime("rada", "RAda", f"{SOURCE}; the length of its step and the gate are ours")
+)
