@@ -4,9 +4,9 @@
     python benchmarks/test_time_views.py out/views --part train           # to choose defaults on
 
 Images: PACS (art, cartoon, sketch) and CIFAR-10, clean and with five corruptions that torchvision and
-Pillow make from the clean images. They are encoded in pieces of 35 images, one condition after the
-other and one seed of the views after the other, so that a run may be stopped at any time: it goes on
-with the first piece that is not there, and what is there is the same number of images of each condition.
+Pillow make from the clean images. They are encoded in pieces of 35 images, of all conditions and two seeds
+in turns, so that a run may be stopped at any time: it goes on with the first piece that is not there, and
+what is there is about the same number of images of each condition and seed.
 """
 
 from __future__ import annotations
@@ -34,8 +34,6 @@ from rada.test_time.views import view_transform
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 DOMAINS = ("art_painting", "cartoon", "sketch")
 PIECE = 35
-FIRST_PIECES = 6
-"""Pieces that PACS has. The rest of CIFAR-10 comes after two seeds of these."""
 Corruption = Callable[[Image.Image], Image.Image]
 
 
@@ -117,14 +115,12 @@ class Piece(NamedTuple):
 def pieces(found: dict[str, ImageSplit], seeds: list[int]) -> Iterator[Piece]:
     """Yield every piece, in the order of encoding."""
     most = max(-(-len(images) // PIECE) for images in found.values())
-    blocks = [(seed, range(FIRST_PIECES)) for seed in seeds[:2]]
-    blocks += [(seed, range(FIRST_PIECES, most)) for seed in seeds[:2]]
-    blocks += [(seed, range(most)) for seed in seeds[2:]]
-    for seed, numbers in blocks:
-        for number in numbers:
-            for name, images in found.items():
-                if number * PIECE < len(images):
-                    yield Piece(name, seed, number)
+    for some in (seeds[:2], seeds[2:]):
+        for number in range(most):
+            for seed in some:
+                for name, images in found.items():
+                    if number * PIECE < len(images):
+                        yield Piece(name, seed, number)
 
 
 def encode(encoder: DualEncoder, images: ImageSplit, piece: Piece, views: int, path: Path) -> None:

@@ -23,7 +23,7 @@ from rada.inputs import Data, data_name
 from rada.methods import AdaptedModel
 from rada.predictions import NamesImages, StreamAnswer, stream_predictions
 from rada.test_time import Explanation, TTTConfig, ViewConfig, explain, get_test_time_method
-from rada.test_time.base import TestTimeMethod, ViewPredictor
+from rada.test_time.base import TestTimeMethod, ViewPredictor, predict_data_set
 from rada.test_time.rada import RAdaTestTime
 from rada.test_time.registry import test_time_method_of
 from rada.test_time.views import view_transform
@@ -186,7 +186,8 @@ class TestTimeAdapter(NamesImages):
     ) -> Evaluation:
         """Evaluate the zero-shot, the adapted and the test-time model on labelled data.
 
-        A method that goes on from image to image takes the data as a new stream.
+        A method that goes on from image to image takes the data as a new stream, in an order that the
+        configuration's seed draws.
 
         Args:
             data: As for `Classifier.evaluate`; features need several views.
@@ -205,7 +206,7 @@ class TestTimeAdapter(NamesImages):
         assert scale is not None
         # A stream of its own: the same data gives the same numbers, and predictions go on undisturbed.
         predict = self._predictor(classes, views.dim, scale)
-        rows = {"test_time": predict(views.image_features)}
+        rows = {"test_time": predict_data_set(predict, views, self.config.seed)}
         if baselines and views.num_views > 1:
             model = self._model(classes, views.dim, scale)
             for name in BASELINES:

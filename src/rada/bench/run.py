@@ -28,6 +28,7 @@ from rada.evaluation import environment, evaluate_logits, harmonic_mean
 from rada.features import ClassSet, FeatureCache, Features, extract_features
 from rada.methods import AdaptedModel, Run, UnknownClassError, get_method
 from rada.test_time import TestTimeMethod, ViewConfig, get_test_time_method
+from rada.test_time.base import predict_data_set
 from rada.test_time.views import view_transform
 
 __all__ = ["RunSummary", "run_cell", "run_plan"]
@@ -306,12 +307,11 @@ def _logits(
         return model.logits(model.features_of(data), classes)
     method, config = test_time
     method.check(model)
-    views = data.image_features
     if model.method.train_encoder:
         assert model.encoder is not None
         options: dict[str, Any] = {"cache": False, "workers": 0, "progress": False}
         options |= {"views": config.views, "seed": config.seed}
         options["view_transform"] = view_transform(model.encoder, config)
         images = data.labelled_images()
-        views = extract_features(model.encoder, images, **options).image_features
-    return method.predictor(model, classes, config)(views)
+        data = extract_features(model.encoder, images, **options)
+    return predict_data_set(method.predictor(model, classes, config), data, config.seed)

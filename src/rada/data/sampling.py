@@ -14,7 +14,7 @@ from rada.core.values import check_count, check_seed
 from rada.data.dataset import ImageSplit
 from rada.data.sources import id_bytes
 
-__all__ = ["few_shot", "few_shot_indices"]
+__all__ = ["drawn_order", "few_shot", "few_shot_indices"]
 
 
 def few_shot_indices(
@@ -76,6 +76,23 @@ def _rank(seed: int, key: str) -> bytes:
     return hashlib.blake2b(
         f"{seed}/".encode() + id_bytes(unicodedata.normalize("NFC", key)), digest_size=16
     ).digest()
+
+
+def drawn_order(ids: Sequence[str], seed: int) -> NDArray[np.int64]:
+    """Return all images in an order that depends on the seed and their keys alone.
+
+    Data sets lie on disks class by class, which no stream of images does.
+
+    Args:
+        ids: N stable keys.
+        seed: Chooses the order.
+
+    Example:
+        >>> sorted(drawn_order("abc", 1).tolist())
+        [0, 1, 2]
+    """
+    ranks = [_rank(check_seed(seed), key) for key in ids]
+    return np.array(sorted(range(len(ranks)), key=ranks.__getitem__), dtype=np.int64)
 
 
 def few_shot(split: ImageSplit, shots: int, seed: int, *, allow_fewer: bool = False) -> ImageSplit:

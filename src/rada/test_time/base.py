@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from rada.core.errors import ConfigError, FeatureError
-from rada.features import ClassSet
+from rada.data.sampling import drawn_order
+from rada.features import ClassSet, Features
 from rada.features.checks import check_rows
 from rada.methods import AdaptedModel
 from rada.test_time.config import ViewConfig
@@ -21,7 +23,14 @@ from rada.test_time.selection import (
     view_entropies,
 )
 
-__all__ = ["TestTimeMethod", "ViewPredictor", "check_views", "confident_mean", "view_logits"]
+__all__ = [
+    "TestTimeMethod",
+    "ViewPredictor",
+    "check_views",
+    "confident_mean",
+    "predict_data_set",
+    "view_logits",
+]
 
 ViewPredictor = Callable[[Tensor], Tensor]
 """Turns views `(N, V, D)`, view 0 the original, into logits `(N, K)`. It may remember what it has seen."""
@@ -80,6 +89,19 @@ class TestTimeMethod(ABC):
             batch_size: Images at once; None chooses.
             progress: Show a bar; None shows it on a terminal only.
         """
+
+
+def predict_data_set(predict: ViewPredictor, data: Features, seed: int) -> Tensor:
+    """Return a predictor's logits of the images of a data set, `(N, K)`.
+
+    It gets them in an order that `seed` and their ids decide: data sets are sorted by class, and a method
+    that goes on from image to image would see one class after the other.
+    """
+    order = torch.as_tensor(drawn_order(data.ids, seed))
+    found = predict(data.image_features[order])
+    logits = torch.empty_like(found)
+    logits[order] = found
+    return logits
 
 
 def check_views(view_features: Any, dim: int | None = None) -> Tensor:
