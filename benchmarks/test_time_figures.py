@@ -30,7 +30,13 @@ from rada.evaluation import environment, evaluate_logits
 from rada.features import ClassSet, Features
 from rada.methods import AdaptedModel, Facts, get_method
 from rada.methods.base import NoConfig
-from rada.test_time import TTTConfig, ViewConfig, get_test_time_method
+from rada.test_time import TTTConfig, ViewConfig, adapt_views, get_test_time_method
+from rada.test_time.selection import (
+    gather_views,
+    keep_confident,
+    mean_log_probability,
+    view_entropies,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -38,13 +44,19 @@ ORDERS = 5
 NOTHING = "zero_shot"
 ONLINE = ("tda", "rada_online")
 CLIP_NOISE = {"little": 0.2, "medium": 0.4, "much": 0.8}
-CLIP_CLASSES, CLIP_SCALE = 200, 100.0
+CLIP_CLASSES, CLIP_SCALE = 100, 100.0
+OPTIONS: dict[str, dict[str, Any]] = {
+    "selection 0.3": {"selection": 0.3},
+    "selection 1": {"selection": 1.0},
+    "3 steps": {"steps": 3},
+    "kept views": {"predict_with": "kept"},
+    "online": {"episodic": False},
+}
+"""What else `--tune` tries, with the default step and gate."""
 
 
-def rows(tune: bool) -> dict[str, tuple[str, ViewConfig]]:
+def rows() -> dict[str, tuple[str, ViewConfig]]:
     """Return what is compared with doing nothing: test-time method and configuration, by row."""
-    if tune:
-        return {name: ("rada", config) for name, config in variants().items()}
     names = ("mean_of_views", "confident_views", "tpt", "zero", "mta", "tda")
     found = {name: (name, get_test_time_method(name).config()) for name in names}
     found["rada"] = ("rada", TTTConfig())
@@ -53,18 +65,23 @@ def rows(tune: bool) -> dict[str, tuple[str, ViewConfig]]:
     return found
 
 
-def variants() -> dict[str, ViewConfig]:
-    """Return what `--tune` compares: lengths of a step with and without the gate, and options."""
-    found: dict[str, ViewConfig] = {}
-    for agreement in (0.0, 0.3, 0.5, 0.7):
-        for step in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2):
-            config = TTTConfig(max_step=step, agreement=agreement)
-            found[f"step {step:g}, agreement {agreement:g}"] = config
-    for selection in (0.3, 1.0):
-        found[f"selection {selection:g}"] = TTTConfig(selection=selection)
-    found["3 steps"] = TTTConfig(steps=3)
-    found["kept views"] = TTTConfig(predict_with="kept")
-    found["online"] = TTTConfig(episodic=False)
+def variants(features: Features) -> dict[str, Tensor]:
+    """Return the logits of what `--tune` compares: lengths of a step and gates, and other options."""
+    views, text, scale = features.image_features, features.text_features, features.scale
+    assert text is not None and scale is not None
+    logits = scale * views @ text.T
+    kept = keep_confident(view_entropies(logits), TTTConfig().kept(views.shape[1]))
+    mean = mean_log_probability(gather_views(logits, kept))
+    share = (logits.argmax(-1) == mean.argmax(-1, keepdim=True)).double().mean(1, keepdim=True)
+    found = {"mean of views": mean_log_probability(logits), "confident views": mean}
+    for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.4):
+        free = TTTConfig(max_step=step, agreement=0.0)
+        adapted = adapt_views(views, text, scale, None, free)
+        for agreement in (0.0, 0.3, 0.5, 0.7, 0.9):
+            gated = torch.where(share >= agreement, adapted, logits[:, 0])
+            found[f"step {step:g}, agreement {agreement:g}"] = gated
+    for name, options in OPTIONS.items():
+        found[name] = adapt_views(views, text, scale, None, TTTConfig(**options))
     return found
 
 
@@ -161,7 +178,9 @@ def predict(condition: Condition, encoder: DualEncoder | None, tune: bool) -> No
     for seed, features in condition.features.items():
         model, classes = model_of(features, encoder)
         found = {NOTHING: model.logits(features.plain(), classes)}
-        for row, (name, config) in rows(tune).items():
+        if tune:
+            found |= variants(features)
+        for row, (name, config) in ({} if tune else rows()).items():
             method = get_test_time_method(name)
             if method.needs and not condition.files:
                 continue  # CLIP's features come without an encoder
@@ -186,7 +205,7 @@ def orders(condition: Condition, encoder: DualEncoder | None) -> dict[str, list[
     features = next(iter(condition.features.values()))
     found: dict[str, list[float]] = {}
     for row in ONLINE:
-        name, config = rows(tune=False)[row]
+        name, config = rows()[row]
         for order in range(ORDERS):
             chosen = np.random.default_rng(order).permutation(len(features))
             model, classes = model_of(features, encoder)
@@ -346,7 +365,7 @@ def main() -> None:
         "views": options.views,
         "encoder": options.model,
         "part": "train" if options.tune else "test",
-        "configs": {row: config.to_dict() for row, (_, config) in rows(options.tune).items()},
+        "configs": {row: config.to_dict() for row, (_, config) in rows().items()},
         "groups": {group: summary(own) for group, own in grouped(found).items()},
         "extremes": extremes(tables),
         "conditions": tables,
