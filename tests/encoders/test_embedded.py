@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import shutil
 
 import pytest
 import torch
 from torch import nn
 
+from rada.core.caches import cache_root
 from rada.core.errors import EncoderError, MissingExtraError
 from rada.encoders import load_encoder
 from rada.encoders.families import embedded
+from rada.encoders.families._ready_start import ReadyStart
 from rada.encoders.inference import FoldedModule, fold_batch_norms
 from rada.encoders.memory import keep_freed_memory
 
@@ -97,19 +100,75 @@ def test_save_and_load(encoder, pixels, tmp_path):
         load_encoder(str(tmp_path))
 
 
-def test_damaged_cache_is_rebuilt(embedded_encoder, tmp_path, monkeypatch):
+@pytest.fixture
+def ready(embedded_encoder, tmp_path, monkeypatch):
+    """Return a function that loads the embedded model from a copy of what is kept of it."""
+    kept = next((cache_root() / "encoders").glob("embedded-*.safetensors"))
     monkeypatch.setenv("RADA_CACHE", str(tmp_path))
-    sentences = torch.randn(3, 4)
-    embedded._store("key", sentences)
-    assert torch.equal(embedded._cached("key", 3, 4), sentences)
-    path = embedded._cache_path("key")
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    for bad in (bytes(content), path.read_bytes()[:20], b""):
-        path.write_bytes(bad)
-        with pytest.warns(UserWarning, match="damaged"):
-            assert embedded._cached("key", 3, 4) is None
-    assert embedded._cached("other", 3, 4) is None
+    copied = tmp_path / "encoders" / kept.name
+    copied.parent.mkdir()
+    shutil.copy(kept, copied)
+    return copied
+
+
+def test_images_do_without_the_text_encoder(ready, embedded_encoder, pixels):
+    encoder = load_encoder("embedded")
+    assert encoder.fingerprint == embedded_encoder.fingerprint
+    assert torch.equal(encoder.infer_images(pixels), embedded_encoder.infer_images(pixels))
+    assert (encoder.device.type, encoder.dtype, encoder.scale) == ("cpu", torch.float32, 50.0)
+    assert encoder._model.text is None  # not read so far
+    names = ["a dog", "a cat"]
+    assert torch.equal(encoder.encode_texts(names), embedded_encoder.encode_texts(names))
+    assert encoder.fingerprint == embedded_encoder.fingerprint
+    assert len(encoder.trainable_parameters()) == len(embedded_encoder.trainable_parameters())
+
+
+def test_a_kept_fingerprint_is_not_that_of_changed_weights(ready, embedded_encoder):
+    half = load_encoder("embedded", dtype="bfloat16")
+    assert half.model.text.dtype is torch.bfloat16
+    assert half.fingerprint != embedded_encoder.fingerprint
+    encoder = load_encoder("embedded")
+    with torch.no_grad():
+        encoder.image_module.conv_stem.weight.mul_(1.1)
+    changed = encoder.fingerprint
+    assert changed != embedded_encoder.fingerprint
+    with torch.no_grad():
+        expected = copy.deepcopy(embedded_encoder)
+        expected.image_module.conv_stem.weight.mul_(1.1)
+    assert changed == expected.fingerprint
+
+
+def test_damaged_start_is_rebuilt(ready, embedded_encoder, monkeypatch):
+    """Whatever is wrong with the file, the model is put together anew."""
+    found: list[object] = []
+    monkeypatch.setattr(embedded, "_text_encoder", lambda folder: found.append(folder) or 1 / 0)
+    content = ready.read_bytes()
+    flipped = content[:-1] + bytes([content[-1] ^ 1])
+    other = content.replace(embedded_encoder.fingerprint.encode(), b"x" * 32)
+    for bad in (flipped, content[:20], b"", content.replace(b"fingerprints", b"fingerprintz")):
+        ready.write_bytes(bad)
+        with pytest.warns(UserWarning, match="damaged"), pytest.raises(ZeroDivisionError):
+            load_encoder("embedded")
+    ready.write_bytes(other)
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(ZeroDivisionError):
+        load_encoder("embedded")
+    ready.unlink()
+    with pytest.raises(ZeroDivisionError):
+        load_encoder("embedded")
+    assert len(found) == 6
+
+
+def test_another_file_is_another_start(tmp_path, monkeypatch):
+    monkeypatch.setenv("RADA_CACHE", str(tmp_path))
+    source = tmp_path / "weights"
+    source.write_bytes(b"one")
+    start = ReadyStart((source,), "settings")
+    start.write({"a": torch.ones(2)}, ("now", "before"))
+    state, known = ReadyStart((source,), "settings").read()
+    assert known == ("now", "before") and torch.equal(state["a"], torch.ones(2))
+    assert ReadyStart((source,), "others").read() is None
+    source.write_bytes(b"another")
+    assert ReadyStart((source,), "settings").read() is None
 
 
 def test_missing_package_names_the_command(monkeypatch):
@@ -118,12 +177,20 @@ def test_missing_package_names_the_command(monkeypatch):
         load_encoder("embedded")
 
 
-def test_every_weight_has_its_place(embedded_encoder):
-    """The conversion is checked against the network that the weights were trained in."""
-    stem = embedded_encoder.image_module.conv_stem
-    assert type(stem).__name__ == "Conv2dSame"
-    norms = [m for m in embedded_encoder.image_module.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert {norm.eps for norm in norms} == {1e-3}
+def test_the_network_is_that_of_timm(embedded_encoder):
+    """To the bit, in evaluation and in training, folded too, and by the names of the weights."""
+    import timm
+
+    ours = copy.deepcopy(embedded_encoder.image_module)
+    theirs = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    theirs.load_state_dict(ours.state_dict())
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    for size in (224, 129):
+        pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(size))
+        with torch.no_grad():
+            assert torch.equal(ours.eval()(pixels), theirs.eval()(pixels))
+            assert torch.equal(fold_batch_norms(ours)(pixels), fold_batch_norms(theirs)(pixels))
+        assert torch.equal(ours.train()(pixels), theirs.train()(pixels))
 
 
 def test_folding_keeps_norms_that_follow_nothing():

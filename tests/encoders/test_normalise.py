@@ -19,7 +19,7 @@ def draw(width: int, height: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-@pytest.mark.parametrize("size", [(16, 16), (20, 12), (1, 1)])
+@pytest.mark.parametrize("size", [(16, 16), (20, 12), (1, 1), (51, 30), (20, 37), (64, 65)])
 def test_pixels_equal_torchvision_to_the_bit(size: tuple[int, int]) -> None:
     steps = [
         transforms.Resize(24, transforms.InterpolationMode.BICUBIC),
@@ -27,7 +27,7 @@ def test_pixels_equal_torchvision_to_the_bit(size: tuple[int, int]) -> None:
         transforms.ToTensor(),
         transforms.Normalize(MEAN, STD),
     ]
-    for image in (draw(31, 40), draw(40, 25), draw(24, 24)):
+    for image in (draw(31, 40), draw(40, 25), draw(24, 24), draw(7, 90)):
         pixels = EvalTransform(size, 24, MEAN, STD)(image)
         assert pixels.shape == (3, *size)
         assert torch.equal(pixels, transforms.Compose(steps)(image))

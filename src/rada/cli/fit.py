@@ -53,6 +53,7 @@ def fit(
 
     After Ctrl-C or a crash the same command goes on where it stopped.
     """
+    echo(f"Opening {data} ...", err=True)  # before torch, which takes a second or two to import
     from rada.classifier import Classifier
     from rada.core.output import claim
     from rada.core.values import check_seed

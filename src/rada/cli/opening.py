@@ -184,9 +184,6 @@ def test_time_adapter(
     Raises:
         ConfigError: If an option is given without `--test-time`, or a value is out of range.
     """
-    from rada.test_time import get_test_time_method
-    from rada.test_time_adapter import TestTimeAdapter
-
     check_test_time(group, explain=explain)
     if strength is not None and classifier.is_fitted:
         classifier.strength = strength
@@ -194,6 +191,9 @@ def test_time_adapter(
         if strength is not None and not classifier.is_fitted:
             raise ConfigError("--strength belongs to a saved model: an encoder alone has none")
         return None
+    from rada.test_time import get_test_time_method
+    from rada.test_time_adapter import TestTimeAdapter
+
     method = get_test_time_method(group.test_time)
     settings = list(group.test_time_set or ())
     if group.views is not None:

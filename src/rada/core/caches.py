@@ -17,7 +17,7 @@ __all__ = ["KeptPart", "cache_root", "clear_parts", "delete_unused", "list_parts
 # Name, what its files' places below the root look like: nothing else is ever deleted. A copy that was
 # killed leaves its temporary file.
 _PARTS = {
-    "class names of the embedded model": re.compile(r"encoders/class-names-[^/]+\.safetensors"),
+    "the embedded model": re.compile(r"encoders/(?:class-names|embedded)-[^/]+\.safetensors"),
     "indexes of shards": re.compile(r"shards/index/[0-9a-f]+\.npz"),
     "copies of remote shards": re.compile(r"shards/copies/[0-9a-f]{32}/(?:[^/]+\.tar|\..+\.tmp)"),
 }

@@ -99,14 +99,7 @@ def load_encoder(
 
 
 def _placed(encoder: DualEncoder, options: LoadOptions) -> DualEncoder:
-    exact = [parameter.detach().clone() for parameter in encoder.scale_parameters()]
-    encoder.model.to(device=options.device, dtype=options.dtype)
-    for parameter, value in zip(encoder.scale_parameters(), exact, strict=True):
-        # Half precision would round a scale of 14.285 to 14.25.
-        parameter.data = value.to(
-            parameter.device, torch.promote_types(value.dtype, parameter.dtype)
-        )
-    encoder.model.eval()
+    encoder.place(options.device, options.dtype)
     return encoder
 
 

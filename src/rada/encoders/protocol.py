@@ -239,6 +239,17 @@ class EncoderProtocol(ABC):
         )
         return next(found, torch.float32)
 
+    def place(self, device: torch.device | None, dtype: torch.dtype | None) -> None:
+        """Move the weights and set their precision, each None for as they are; in evaluation mode."""
+        exact = [parameter.detach().clone() for parameter in self.scale_parameters()]
+        self.model.to(device=device, dtype=dtype)
+        for parameter, value in zip(self.scale_parameters(), exact, strict=True):
+            # Half precision would round a scale of 14.285 to 14.25.
+            parameter.data = value.to(
+                parameter.device, torch.promote_types(value.dtype, parameter.dtype)
+            )
+        self.model.eval()
+
     @property
     def parameter_count(self) -> int:
         """How many parameters the model has."""

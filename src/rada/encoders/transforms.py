@@ -31,7 +31,7 @@ class EvalTransform:
         resize: Length of the shorter side before the crop.
         mean: Mean per channel.
         std: Standard deviation per channel.
-        interpolation: Name of a `torchvision.transforms.InterpolationMode`.
+        interpolation: "nearest", "bilinear", "bicubic", "box", "hamming" or "lanczos".
 
     Example:
         >>> from PIL import Image
@@ -46,22 +46,34 @@ class EvalTransform:
     std: tuple[float, ...]
     interpolation: str = "bicubic"
 
-    @cached_property
-    def _steps(self) -> Compose:
-        from torchvision import transforms
-
-        return transforms.Compose(
-            [
-                transforms.Resize(self.resize, transforms.InterpolationMode(self.interpolation)),
-                transforms.CenterCrop(self.size),
-                _Normalise(self.mean, self.std),
-            ]
-        )
-
     def __call__(self, image: Image) -> Tensor:
         """Turn a PIL image into float32 pixels `(3, H, W)`."""
-        pixels: Tensor = self._steps(image.convert("RGB"))
-        return pixels
+        found = resize_shorter(image.convert("RGB"), self.resize, self.interpolation)
+        return _Normalise(self.mean, self.std)(crop_centre(found, self.size))
+
+
+def resize_shorter(image: Image, length: int, interpolation: str) -> Image:
+    """Resize an image so that its shorter side has a length, as torchvision's `Resize` does, to the bit.
+
+    (torchvision itself takes as long to import as torch.)
+    """
+    from PIL.Image import Resampling
+
+    short, long = sorted(image.size)
+    other = int(length * long / short)
+    size = (length, other) if image.width <= image.height else (other, length)
+    return image if size == image.size else image.resize(size, Resampling[interpolation.upper()])
+
+
+def crop_centre(image: Image, size: tuple[int, int]) -> Image:
+    """Crop height and width around the centre, as torchvision's `CenterCrop` does; black fills up."""
+    height, width = size
+    missing = max(width - image.width, 0), max(height - image.height, 0)
+    left, top = (
+        -(short // 2) if short else round((have - want) / 2)
+        for short, have, want in zip(missing, image.size, (width, height), strict=True)
+    )
+    return image.crop((left, top, left + width, top + height))
 
 
 @dataclass(frozen=True)

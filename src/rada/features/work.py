@@ -7,12 +7,12 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL
 import torch
-import torchvision
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -191,7 +191,7 @@ class BatchWork(Dataset[JobResult]):
             "fingerprint": self.encoder.fingerprint,
             "device": torch.device(self.encoder.device).type,
             "dtype": str(self.encoder.dtype),
-            "versions": [torch.__version__, torchvision.__version__, PIL.__version__],
+            "versions": [torch.__version__, version("torchvision"), PIL.__version__],
             "transform": self._plain.key if job.view == 0 else self.views.key,
             "view": job.view,
             "seed": self.seed if job.view > 0 else None,

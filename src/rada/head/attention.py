@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -63,5 +66,14 @@ def _apply(settings: ChunkConfig, *tensors: Tensor) -> tuple[Tensor, Tensor, Ten
     return shift, peak, change
 
 
-_fast = torch.compiler.disable(_apply)
-"""Compiled callers run it as it is: its work is matrix products, which are compiled already."""
+def _fast(settings: ChunkConfig, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Apply it; compiled callers run it as it is, since its work is matrix products."""
+    # Without the compiler there is no compiled caller, and importing it takes as long as all of torch.
+    if "torch._dynamo" not in sys.modules:
+        return _apply(settings, *tensors)
+    if "apply" not in _outside_compilers:
+        _outside_compilers["apply"] = torch.compiler.disable(_apply)
+    return _outside_compilers["apply"](settings, *tensors)
+
+
+_outside_compilers: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor | None]]] = {}

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from rada.encoders.transforms import TrainTransform
 from rada.features import ViewTransform
@@ -45,6 +44,8 @@ class AugMixTransform:
         if isinstance(self.crop, TrainTransform):
             crop, flip, to_pixels = self.crop._steps.transforms
             return self._mixed(flip(crop(image)), to_pixels)
+        from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+
         mixed = self._mixed(image, pil_to_tensor).round().to(torch.uint8)
         return self.crop(to_pil_image(mixed))
 

