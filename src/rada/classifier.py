@@ -26,7 +26,7 @@ from rada.features import Features
 from rada.fitting import FitPlan, fit_model
 from rada.inputs import Data
 from rada.methods import Run
-from rada.predictions import StreamAnswer, stream_predictions
+from rada.predictions import StreamAnswer, stream_features, stream_predictions
 from rada.pretrained import load_model, resolve_directory, save_model
 
 if TYPE_CHECKING:
@@ -182,11 +182,13 @@ class Classifier(ClassifierBase):
         logits: NDArray[np.float32] = found.numpy()
         return logits
 
-    def predict_stream(self, images: Iterable[ImageLike], top_k: int = 1) -> Iterator[StreamAnswer]:
+    def predict_stream(
+        self, images: Iterable[ImageLike] | Features, top_k: int = 1
+    ) -> Iterator[StreamAnswer]:
         """Name the class of each image of a stream, in order, in bounded memory.
 
         Args:
-            images: What `rada.data.open_image` takes, consumed as predictions are taken.
+            images: What `rada.data.open_image` takes, consumed as predictions are taken, or features.
             top_k: Classes to name for each, best first.
 
         Yields:
@@ -195,14 +197,20 @@ class Classifier(ClassifierBase):
         Raises:
             DataError: If an image cannot be read and the classifier does not skip bad ones.
         """
-        inputs, classes = self.inputs, self.class_set()
+        inputs, features = self.inputs, images if isinstance(images, Features) else None
+        classes = inputs.class_set(self.candidates(), features)
+        scale = None if features is None else inputs.scale_for(features)
 
         def predict(views: Tensor) -> Tensor:
             # threads of a small head would wait for the cores that are encoding the next images
             small = len(views) * classes.text_features.numel() < _SMALL_HEAD
             with one_thread(views.device.type == "cpu" and small):
-                return self.model_logits(views[:, 0], classes)
+                return self.model_logits(views[:, 0], classes, scale=scale)
 
+        if isinstance(images, Features):
+            inputs.check_origin(images)
+            yield from stream_features(images, predict, classes.names, top_k)
+            return
         yield from stream_predictions(
             inputs.slot.get(), images, predict, classes.names, top_k, **inputs.streaming()
         )

@@ -15,7 +15,7 @@ from torch import Tensor
 from rada.core.errors import FeatureError
 from rada.core.values import check_count
 from rada.core.warn import warn
-from rada.features import iter_features
+from rada.features import Features, iter_features
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,6 +30,7 @@ __all__ = [
     "finite_logits",
     "probabilities_of",
     "rank",
+    "stream_features",
     "stream_predictions",
     "warn_of_one_class",
 ]
@@ -147,6 +148,30 @@ def stream_predictions(
                 yield StreamAnswer(names.popleft(), None, bad[index])
             else:
                 yield StreamAnswer(names.popleft(), next(ranked), "")
+
+
+def stream_features(
+    features: Features,
+    predict: Callable[[Tensor], Tensor],
+    classes: Sequence[str],
+    top_k: int = 1,
+    *,
+    at_once: int = 1024,
+) -> Iterator[StreamAnswer]:
+    """Name the class of each row of features, in order; memory does not grow with their number.
+
+    Args:
+        features: The features; their ids are the names of the predictions.
+        predict: Makes logits `(n, K)` of views `(n, V, D)`.
+        classes: The K classes.
+        top_k: Classes to name for each, best first.
+        at_once: Rows that are predicted at once.
+    """
+    warn_of_one_class(classes)
+    ids = iter(features.ids)
+    for views in features.image_features.split(at_once):
+        for ranked in rank(probabilities_of(predict(views)), classes, top_k):
+            yield StreamAnswer(next(ids), ranked, "")
 
 
 class NamesImages(ABC):

@@ -21,7 +21,7 @@ from rada.evaluation import Evaluation
 from rada.features import ClassSet, Features
 from rada.inputs import Data, data_name
 from rada.methods import AdaptedModel
-from rada.predictions import NamesImages, StreamAnswer, stream_predictions
+from rada.predictions import NamesImages, StreamAnswer, stream_features, stream_predictions
 from rada.test_time import Explanation, TTTConfig, ViewConfig, explain, get_test_time_method
 from rada.test_time.base import TestTimeMethod, ViewPredictor, predict_data_set
 from rada.test_time.rada import RAdaTestTime
@@ -129,12 +129,22 @@ class TestTimeAdapter(NamesImages):
         found: NDArray[np.float32] = self._predict(features.image_features, classes, scale).numpy()
         return found
 
-    def predict_stream(self, images: Iterable[ImageLike], top_k: int = 1) -> Iterator[StreamAnswer]:
+    def predict_stream(
+        self, images: Iterable[ImageLike] | Features, top_k: int = 1
+    ) -> Iterator[StreamAnswer]:
         """Name the class of each image of a stream, in order, in bounded memory.
 
         Arguments and predictions as `Classifier.predict_stream`.
         """
-        inputs, classes = self.classifier.inputs, self.classifier.class_set()
+        inputs = self.classifier.inputs
+        if isinstance(images, Features):
+            features, classes = self._to_predict(images)
+            scale = inputs.scale_for(features)
+            yield from stream_features(
+                images, lambda views: self._predict(views, classes, scale), classes.names, top_k
+            )
+            return
+        classes = self.classifier.class_set()
         scale = inputs.scale_for()
         yield from stream_predictions(
             inputs.slot.get(),

@@ -165,7 +165,12 @@ def _head_folder(name: str) -> Path:
 
 def _classes_of(data: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     from rada.data import open_dataset
+    from rada.features import Features
+    from rada.inputs import FEATURE_FILES
 
+    if data.lower().endswith(FEATURE_FILES):
+        features = Features.load(data)
+        return features.classes, features.templates
     try:
         dataset = open_dataset(data)
     except DataError as error:

@@ -7,15 +7,18 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
+
+from rada.core.errors import DataError
 
 if TYPE_CHECKING:
     from rada.data import ImageDataset
     from rada.data.images import ImageLike
+    from rada.features import Features
 
-__all__ = ["Places", "is_image"]
+__all__ = ["Places", "features_of", "is_image"]
 
 _TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"\xff\x4f\xff\x51")
@@ -38,6 +41,24 @@ def is_image(start: bytes) -> bool:
     webp = start[:4] == b"RIFF" and start[8:12] == b"WEBP"
     named = start.startswith(_SIGNATURES) or _NETPBM.match(start) is not None
     return b"\0" in start or webp or named
+
+
+def features_of(names: Sequence[str]) -> Features | None:
+    """Return the features that are to be predicted; None where images are.
+
+    Raises:
+        DataError: If a features file stands among others.
+        FeatureError: If it cannot be used.
+    """
+    from rada.features import Features
+    from rada.inputs import FEATURE_FILES
+
+    found = [name for name in names if name.lower().endswith(FEATURE_FILES)]
+    if found and len(names) > 1:
+        raise DataError(
+            f"the features file {found[0]!r} stands among others: predict each in a run of its own"
+        )
+    return Features.load(found[0]) if found else None
 
 
 class Places:

@@ -25,6 +25,7 @@ from rada.core.terminal import echo
 
 if TYPE_CHECKING:
     from rada.data.images import ImageLike
+    from rada.features import Features
     from rada.predictions import StreamAnswer
     from rada.test_time import Explanation
     from rada.test_time_adapter import TestTimeAdapter
@@ -38,7 +39,8 @@ def predict(
     paths: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Images, folders, URLs or tables; - reads an image, or one path a line, from stdin."
+            help="Images, folders, URLs or tables, or one features file; - reads an image, or one path a "
+            "line, from stdin."
         ),
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Classes to name for each image.")] = 1,
@@ -74,10 +76,11 @@ def predict(
         split_arguments,
         test_time_adapter,
     )
-    from rada.cli.places import Places
+    from rada.cli.places import Places, features_of
     from rada.core.errors import DataError
     from rada.core.output import check_file
     from rada.core.storage import atomic_path
+    from rada.features import Features
 
     check_test_time(test_time, explain=explain)
     first, places = split_arguments(model_folder, paths or [], model)
@@ -85,7 +88,8 @@ def predict(
         raise DataError("there is nothing to predict: name images, folders, tables or -")
     if out is not None:
         check_file(out, overwrite=overwrite, inputs=places)
-    images = Places(places)
+    features = features_of(places)
+    images = Places(places) if features is None else features
     classifier = open_classifier(
         first,
         is_model=model is not None,
@@ -98,8 +102,9 @@ def predict(
     adapter = test_time_adapter(test_time, classifier, strength, explain=explain)
     if adapter is not None:
         adapter.config.kept(adapter.config.views)  # too few views: say so before the first line
-    classifier.inputs.slot.get()  # and whatever is wrong with the encoder
-    asked = images if out is None else _kept(images, out)
+    if features is None:
+        classifier.inputs.slot.get()  # and whatever is wrong with the encoder
+    asked = images if out is None or isinstance(images, Features) else _kept(images, out)
     if explain and adapter is not None:
         answers = _explained(adapter, asked, top_k, reading.skip_bad)
     else:
@@ -129,14 +134,17 @@ def _kept(found: Iterable[ImageLike], out: Path) -> Iterator[ImageLike]:
 
 
 def _explained(
-    adapter: TestTimeAdapter, found: Iterable[ImageLike], top_k: int, skip_bad: bool
+    adapter: TestTimeAdapter, found: Iterable[ImageLike] | Features, top_k: int, skip_bad: bool
 ) -> Iterator[Answer]:
     """Yield predictions with their explanations, image by image."""
     from rada.core.errors import DataError
+    from rada.features import Features
     from rada.predictions import Prediction, StreamAnswer
 
-    for index, image in enumerate(found):
-        name = str(image) if isinstance(image, str | Path) else f"image {index}"
+    rows = isinstance(found, Features)
+    for index, entry in enumerate(found.ids if rows else found):
+        name = str(entry) if isinstance(entry, str | Path) else f"image {index}"
+        image = found.subset([index]) if rows else entry
         try:
             explanation = adapter.explain(image)
         except DataError as error:

@@ -1,7 +1,7 @@
 """Metrics of one set of logits: accuracy, balanced accuracy, calibration, confusion.
 
-The confusion matrix and the calibration error come from torchmetrics; everything else follows from
-the confusion matrix.
+The logits are looked at a few million numbers at a time, so that nothing else is as large as they are.
+(torchmetrics counts the same; importing it takes longer than counting a hundred thousand images.)
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ ECE_BINS = 15
 """Equal-width confidence bins of the expected calibration error."""
 
 _Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
+_CHUNK = 1 << 22  # numbers of logits that are looked at at once
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def evaluate_logits(logits: ArrayLike, labels: ArrayLike, classes: Sequence[str]
         raise FeatureError(
             f"{len(scores)} rows of logits for {len(truth)} labels; every image needs both"
         )
-    confusion = _confusion(scores.argmax(dim=1), truth, len(classes))
+    confusion, ece = _counts(scores, truth)
     support = confusion.sum(axis=1)
     right = np.diagonal(confusion)
     images = int(support.sum())
@@ -157,7 +158,7 @@ def evaluate_logits(logits: ArrayLike, labels: ArrayLike, classes: Sequence[str]
         accuracy=float(right.sum() / images),
         interval=wilson_interval(int(right.sum()), images),
         balanced_accuracy=float((right[present] / support[present]).mean()),
-        ece=_calibration_error(scores, truth),
+        ece=ece,
         per_class=per_class,
         confusion=confusion,
     )
@@ -202,8 +203,10 @@ def harmonic_mean(a: float, b: float) -> float:
 
 
 def checked_logits(logits: ArrayLike, classes: Sequence[str]) -> Tensor:
-    """Return the logits as an `(N, K)` float64 CPU tensor, or raise a `FeatureError`."""
-    scores = torch.as_tensor(logits).detach().to("cpu", torch.float64)
+    """Return the logits as an `(N, K)` floating CPU tensor, or raise a `FeatureError`."""
+    scores = torch.as_tensor(logits).detach().cpu()
+    if not scores.is_floating_point():
+        scores = scores.double()
     if len(classes) == 0:
         raise FeatureError("no classes: an evaluation needs the names of the candidate classes")
     if scores.ndim != 2 or scores.shape[1] != len(classes):
@@ -213,7 +216,7 @@ def checked_logits(logits: ArrayLike, classes: Sequence[str]) -> Tensor:
         )
     if len(scores) == 0:
         raise FeatureError("no images: an evaluation needs at least one row of logits")
-    bad = (~torch.isfinite(scores)).any(dim=1).nonzero().flatten()
+    bad = torch.cat([~part.isfinite().all(dim=1) for part in _parts(scores)]).nonzero().flatten()
     if len(bad):
         row = int(bad[0])
         value = scores[row][~torch.isfinite(scores[row])][0].item()
@@ -222,6 +225,11 @@ def checked_logits(logits: ArrayLike, classes: Sequence[str]) -> Tensor:
             f"the value {value}; check the features that they were computed from"
         )
     return scores
+
+
+def _parts(scores: Tensor) -> tuple[Tensor, ...]:
+    """Return the rows in parts of a bounded size."""
+    return scores.split(max(1, _CHUNK // scores.shape[1]))
 
 
 def checked_labels(labels: ArrayLike, classes: Sequence[str]) -> Tensor:
@@ -251,24 +259,20 @@ def _class_accuracy(name: str, images: int, hits: int) -> ClassAccuracy:
     return ClassAccuracy(name, images, hits / images, wilson_interval(hits, images))
 
 
-def _confusion(predicted: Tensor, truth: Tensor, count: int) -> npt.NDArray[np.int64]:
-    # torchmetrics takes seconds to import: not before it is needed.
-    from torchmetrics.functional.classification import multiclass_confusion_matrix
-
-    # torchmetrics wants two classes or more; the padding class is cut off again.
-    matrix = multiclass_confusion_matrix(predicted, truth, num_classes=max(count, 2))
-    return matrix.numpy().astype(np.int64)[:count, :count]
-
-
-def _calibration_error(scores: Tensor, truth: Tensor) -> float:
-    from torchmetrics.functional.classification import multiclass_calibration_error
-
-    # torchmetrics gives a confidence of exactly 1 a bin of its own; it belongs to the last one.
-    below_one = float(np.nextafter(np.float32(1), np.float32(0)))
-    probabilities = scores.softmax(dim=1).clamp(max=below_one)
-    if probabilities.shape[1] == 1:
-        probabilities = torch.nn.functional.pad(probabilities, (0, 1))
-    error = multiclass_calibration_error(
-        probabilities, truth, num_classes=probabilities.shape[1], n_bins=ECE_BINS, norm="l1"
-    )
-    return float(error) if scores.shape[1] > 1 else 0.0
+def _counts(scores: Tensor, truth: Tensor) -> tuple[npt.NDArray[np.int64], float]:
+    """Return the confusion matrix and the calibration error, counted part by part."""
+    classes = scores.shape[1]
+    confusion = torch.zeros(classes * classes, dtype=torch.int64)
+    borders = torch.linspace(0, 1, ECE_BINS + 1, dtype=torch.float64)
+    excess = torch.zeros(ECE_BINS, dtype=torch.float64)  # of right predictions over confidence
+    rows = 0
+    for part in _parts(scores):
+        labels = truth[rows : rows + len(part)]
+        rows += len(part)
+        predicted = part.argmax(dim=1)
+        confusion += torch.bincount(labels * classes + predicted, minlength=len(confusion))
+        confidence = part.double().softmax(dim=1).amax(dim=1).clamp(max=1)
+        place = torch.bucketize(confidence, borders) - 1  # bins without their lower border
+        excess.index_add_(0, place, (predicted == labels).double() - confidence)
+    error = float(excess.abs().sum()) / len(scores)
+    return confusion.view(classes, classes).numpy(), error

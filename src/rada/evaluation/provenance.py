@@ -26,7 +26,6 @@ _DISTRIBUTIONS = {
     "numpy": "numpy",
     "pillow": "pillow",
     "scikit-learn": "scikit-learn",
-    "torchmetrics": "torchmetrics",
 }
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 

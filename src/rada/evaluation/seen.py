@@ -25,7 +25,7 @@ def image_keys(found: ImageSplit | Features) -> list[str]:
 
 def _places(found: ImageSplit | Features) -> Iterable[bytes]:
     if isinstance(found, Features):
-        return (row.numpy().tobytes() for row in found.plain())
+        return (row.tobytes() for row in found.plain().numpy())
     real = functools.cache(os.path.realpath)  # of folders, which are few
     source = found.source
 

@@ -25,6 +25,7 @@ __all__ = [
 NORM_TOLERANCE = 1e-3
 # Below this a row has no direction left.
 SMALLEST_NORM = 1e-12
+_AT_ONCE = 1 << 18  # numbers
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -135,7 +136,11 @@ def _as_tensor(values: Any, name: str) -> Tensor:
 def _unit_rows(table: Tensor, name: str) -> Tensor:
     # The sum of squares of float32 cannot overflow in float64, so a norm that is not finite means
     # a value that is not finite, and one pass over the table finds everything.
-    norms = torch.linalg.vector_norm(table.detach(), dim=-1, dtype=torch.float64)
+    rows = table.detach()
+    norms = torch.empty(rows.shape[:-1], dtype=torch.float64, device=rows.device)
+    size = max(1, _AT_ONCE // rows[0].numel())  # a whole copy in float64 would take gigabytes
+    for part, found in zip(rows.split(size), norms.split(size), strict=True):
+        torch.linalg.vector_norm(part, dim=-1, dtype=torch.float64, out=found)
     broken = ~torch.isfinite(norms)
     if broken.any():
         raise FeatureError(

@@ -130,7 +130,9 @@ def _probabilities(
             f"{len(labels)} images, but {len(before)} zero-shot and {adapted} adapted "
             f"rows of logits; every image needs both"
         )
-    return labels, before.softmax(dim=1), None if after is None else after.softmax(dim=1)
+    chances = [None if each is None else each.double().softmax(dim=1) for each in (before, after)]
+    assert chances[0] is not None
+    return labels, chances[0], chances[1]
 
 
 def _example(
