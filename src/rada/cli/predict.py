@@ -141,10 +141,10 @@ def _explained(
     from rada.features import Features
     from rada.predictions import Prediction, StreamAnswer
 
-    rows = isinstance(found, Features)
-    for index, entry in enumerate(found.ids if rows else found):
-        name = str(entry) if isinstance(entry, str | Path) else f"image {index}"
-        image = found.subset([index]) if rows else entry
+    for index, image in enumerate(_rows(found) if isinstance(found, Features) else found):
+        name = str(image) if isinstance(image, str | Path) else f"image {index}"
+        if isinstance(image, Features):
+            name = image.ids[0]
         try:
             explanation = adapter.explain(image)
         except DataError as error:
@@ -155,3 +155,9 @@ def _explained(
         best = explanation.classes[:top_k]
         ranked = [Prediction(entry.name, entry.after) for entry in best]
         yield StreamAnswer(name, ranked, ""), explanation
+
+
+def _rows(features: Features) -> Iterator[Features]:
+    """Yield the features of each image alone."""
+    for index in range(len(features)):
+        yield features.subset([index])

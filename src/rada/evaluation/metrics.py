@@ -229,7 +229,8 @@ def checked_logits(logits: ArrayLike, classes: Sequence[str]) -> Tensor:
 
 def _parts(scores: Tensor) -> tuple[Tensor, ...]:
     """Return the rows in parts of a bounded size."""
-    return scores.split(max(1, _CHUNK // scores.shape[1]))
+    found: tuple[Tensor, ...] = scores.split(max(1, _CHUNK // scores.shape[1]))
+    return found
 
 
 def checked_labels(labels: ArrayLike, classes: Sequence[str]) -> Tensor:

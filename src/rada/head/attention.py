@@ -57,8 +57,7 @@ def mask_attention(
         return shift, peak, change if settings.with_change else None
     inputs = *(t.contiguous() for t in (image, text, image_query, text_query)), *weights
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
-    shift, peak, change = _fast(settings._replace(keep=keep), *inputs)
-    return shift, peak, change
+    return _fast(settings._replace(keep=keep), *inputs)
 
 
 def _apply(settings: ChunkConfig, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

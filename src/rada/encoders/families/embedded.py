@@ -107,7 +107,8 @@ class EmbeddedEncoder(EncoderFamily):
         return self._model
 
     @model.setter
-    def model(self, model: _Encoders) -> None:
+    def model(self, model: nn.Module) -> None:
+        assert isinstance(model, _Encoders)
         self._model = model
 
     @property
