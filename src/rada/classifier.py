@@ -65,6 +65,8 @@ class Classifier(ClassifierBase):
         workers: Processes that decode images; chosen by the machine when None.
         skip_bad: Leave out images that cannot be read, with a warning, instead of stopping.
         progress: Show bars; None shows them on a terminal only.
+        exact_decoding: Decode JPEGs of 8 megapixels and more whole, not at 1/2, 1/4 or 1/8 of their size,
+            which takes several times as long (`docs/performance.md`).
 
     Raises:
         RadaError: When it is used: if the encoder cannot be loaded, or a parameter cannot be used.
@@ -284,7 +286,7 @@ class Classifier(ClassifierBase):
             directory: A local folder, or `owner/name` on the Hugging Face hub.
             encoder: The encoder, if not by the name that the model was saved with.
             device: Where the encoder runs.
-            options: `cache`, `workers`, `skip_bad`, `progress` as for the class.
+            options: `cache`, `workers`, `skip_bad`, `progress`, `exact_decoding` as for the class.
 
         Raises:
             CheckpointError: If the folder is damaged, or, when it is needed, the encoder is not the one

@@ -59,12 +59,13 @@ class ClassifierBase(Estimator, NamesImages):
         workers: int | None = None,
         skip_bad: bool = False,
         progress: bool | None = None,
+        exact_decoding: bool = False,
     ) -> None:
         self.encoder, self.method, self.classes = encoder, method, classes
         self.config, self.templates, self.text_features = config, templates, text_features
         self.scale, self.device, self.dtype = scale, device, dtype
         self.cache, self.workers, self.skip_bad = cache, workers, skip_bad
-        self.progress = progress
+        self.progress, self.exact_decoding = progress, exact_decoding
 
     def __repr__(self) -> str:
         encoder = getattr(self.encoder, "name", self.encoder)
@@ -184,6 +185,7 @@ class ClassifierBase(Estimator, NamesImages):
             self.workers,
             self.skip_bad,
             self.progress,
+            self.exact_decoding,
         )
 
     @property

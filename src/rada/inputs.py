@@ -78,6 +78,7 @@ class Inputs:
         workers: Processes that decode images.
         skip_bad: Leave out images that cannot be read.
         progress: Show bars.
+        exact_decoding: Decode large JPEGs whole, as for `iter_features`.
     """
 
     slot: EncoderSlot
@@ -89,6 +90,7 @@ class Inputs:
     workers: int | None = None
     skip_bad: bool = False
     progress: bool | None = None
+    exact_decoding: bool = False
     _text: dict[tuple[tuple[str, ...], tuple[str, ...]], torch.Tensor] = dataclasses.field(
         default_factory=dict
     )
@@ -274,7 +276,12 @@ class Inputs:
 
     def streaming(self) -> dict[str, Any]:
         """Return the options of `iter_features` that say how images are read."""
-        return {"workers": self.workers, "cache": self.cache, "skip_bad": self.skip_bad}
+        return {
+            "workers": self.workers,
+            "cache": self.cache,
+            "skip_bad": self.skip_bad,
+            "exact_decoding": self.exact_decoding,
+        }
 
 
 def _class_set_of(features: Features | None) -> ClassSet | None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import subprocess
 import sys
 import warnings
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from rada.core.errors import DataError, EncoderError
+from rada.data import open_image
 from rada.encoders import TruncationWarning, load_encoder
 
 
@@ -212,3 +216,17 @@ def test_scale_can_be_overridden(encoder):
     assert load_encoder(encoder.name, scale=12.5).scale == 12.5
     with pytest.raises(EncoderError, match="scale"):
         load_encoder(encoder.name, scale=-1.0)
+
+
+def test_the_decoder_may_know_what_is_wanted(encoder, monkeypatch):
+    """Where the preprocessing says what it resizes to, a JPEG at a fraction of its size does as well."""
+    monkeypatch.setattr("rada.data.images._PHOTO", 0)
+    rows = np.random.default_rng(0).integers(0, 256, (9, 16, 3), dtype=np.uint8)
+    image = Image.fromarray(rows).resize((800, 450), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=95)
+    side = encoder.preprocess.shorter_side
+    part = open_image(file, shorter_side=side)
+    assert 2 * side <= min(part.size) < 450
+    whole, fast = (encoder.preprocess(each) for each in (open_image(file), part))
+    assert whole.shape == fast.shape and (whole - fast).abs().mean() < 0.05

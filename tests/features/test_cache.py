@@ -18,7 +18,7 @@ from PIL import Image
 from tiny import TinyEncoder, write_images
 
 from rada.data import ImageSplit
-from rada.features import CacheWarning, FeatureCache, ViewTransform, extract_features
+from rada.features import CacheWarning, FeatureCache, Features, ViewTransform, extract_features
 
 HERE = Path(__file__).parent
 
@@ -315,3 +315,29 @@ def test_processes_share_a_cache(split, cache, tmp_path):
     assert len({(tmp_path / name).read_bytes() for name in names}) == 1
     assert len(shards(cache)) == 20
     assert not list(cache.root.rglob("*.tmp"))
+
+
+def test_decoding_is_part_of_the_name(encoder, cache, tmp_path, monkeypatch):
+    """Features of JPEGs decoded at a fraction of their size are never taken for exact ones."""
+    monkeypatch.setattr("rada.data.images._PHOTO", 0)
+    split = write_images(tmp_path / "large", count=4, scale=8)
+    fast = run(encoder, split, cache)
+    exact = run(encoder, split, cache, exact_decoding=True)
+    assert (fast.decoding, exact.decoding) == ("fast", "exact")
+    changed = (fast.plain() != exact.plain()).any(1).tolist()
+    assert changed == [False, True, False, True]  # every other file is a PNG
+    kept = len(shards(cache))
+    assert torch.equal(run(encoder, split, cache).plain(), fast.plain())
+    again = run(encoder, split, cache, exact_decoding=True)
+    assert torch.equal(again.plain(), exact.plain()) and len(shards(cache)) == kept == 2
+    again.save(tmp_path / "rows.safetensors")
+    assert Features.load(tmp_path / "rows.safetensors").decoding == "exact"
+
+
+def test_views_see_the_whole_image(encoder, cache, tmp_path, monkeypatch):
+    monkeypatch.setattr("rada.data.images._PHOTO", 0)
+    split = write_images(tmp_path / "large", count=2, scale=8)
+    fast = run(encoder, split, cache, views=3).image_features
+    exact = run(encoder, split, False, views=3, exact_decoding=True).image_features
+    assert torch.equal(fast[:, 1:], exact[:, 1:])
+    assert torch.equal(fast[:, 0], run(encoder, split, False).plain())

@@ -65,13 +65,17 @@ class TinyEncoder(DualEncoder):
         return "length"
 
 
-def write_images(folder, count=20, seed=0):
-    """Write noise images of several sizes and formats; return the split of them."""
+def write_images(folder, count=20, seed=0, scale=1):
+    """Write noise images of several sizes and formats; return the split of them.
+
+    `scale` makes them larger, each pixel a square.
+    """
     generator = np.random.default_rng(seed)
     ids = []
     for index in range(count):
         height, width = generator.integers(24, 60, size=2)
         pixels = generator.integers(0, 256, size=(height, width, 3), dtype=np.uint8)
+        pixels = pixels.repeat(scale, 0).repeat(scale, 1)
         ids.append(f"{index:02d}.{('png', 'jpg')[index % 2]}")
         Path(folder).mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(Path(folder) / ids[-1])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rada.cli.options import JsonFlag, Model, Names, Reading, grouped, print_json
+from rada.cli.options import Decoding, JsonFlag, Model, Names, grouped, print_json
 from rada.core.terminal import echo
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def encode(
     json: JsonFlag = False,
     *,
     names: Names,
-    reading: Reading,
+    reading: Decoding,
 ) -> None:
     """Write the features of images and of their classes to a safetensors file.
 

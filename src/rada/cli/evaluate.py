@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rada.cli.options import (
+    Decoding,
     EncoderOption,
     JsonFlag,
     ModelFolder,
     Names,
     OnlyModel,
     OutOfDistribution,
-    Reading,
     Strength,
     TestTime,
     grouped,
@@ -50,7 +50,7 @@ def evaluate(
     *,
     names: Names,
     test_time: TestTime,
-    reading: Reading,
+    reading: Decoding,
 ) -> None:
     """Evaluate a model: accuracy, per class, confusion and calibration, beside zero-shot."""
     from rada.cli.opening import (

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rada.cli.options import (
+    Decoding,
     JsonFlag,
     Model,
     Names,
-    Reading,
     Training,
     grouped,
     print_json,
@@ -47,7 +47,7 @@ def fit(
     *,
     training: Training,
     names: Names,
-    reading: Reading,
+    reading: Decoding,
 ) -> None:
     """Adapt to labelled images, by any method.
 

@@ -20,6 +20,7 @@ from rada.core.printable import exact_json
 C = TypeVar("C", bound=Config)
 
 __all__ = [
+    "Decoding",
     "Encoding",
     "Names",
     "Reading",
@@ -93,6 +94,23 @@ class Reading(Encoding):
     def options(self) -> dict[str, Any]:
         """Return them as the library's arguments."""
         return super().options() | {"workers": self.workers, "skip_bad": self.skip_bad}
+
+
+@dataclass(frozen=True)
+class Decoding(Reading):
+    """How images are read where features are all that is wanted of them."""
+
+    exact_decoding: Annotated[
+        bool,
+        typer.Option(
+            "--exact-decoding",
+            help="Decode photos of 8 megapixels and more whole, which takes several times as long.",
+        ),
+    ] = False
+
+    def options(self) -> dict[str, Any]:
+        """Return them as the library's arguments."""
+        return super().options() | {"exact_decoding": self.exact_decoding}
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rada.cli.options import (
+    Decoding,
     EncoderOption,
     JsonFlag,
     ModelFolder,
     Names,
     OnlyModel,
-    Reading,
     Strength,
     TestTime,
     grouped,
@@ -65,7 +65,7 @@ def predict(
     *,
     names: Names,
     test_time: TestTime,
-    reading: Reading,
+    reading: Decoding,
 ) -> None:
     """Name the class of each image: CSV, or JSON lines with --json, as predictions come."""
     from rada.cli.answer_lines import AnswerLines

@@ -46,6 +46,11 @@ class EvalTransform:
     std: tuple[float, ...]
     interpolation: str = "bicubic"
 
+    @property
+    def shorter_side(self) -> int:
+        """What the shorter side is resized to, which decoders may know: `open_image`."""
+        return self.resize
+
     def __call__(self, image: Image) -> Tensor:
         """Turn a PIL image into float32 pixels `(3, H, W)`."""
         found = resize_shorter(image.convert("RGB"), self.resize, self.interpolation)

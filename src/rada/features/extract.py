@@ -75,6 +75,7 @@ def iter_features(
     cache: FeatureCache | Literal[False] | None = None,
     skip_bad: bool = False,
     view_transform: ViewTransform | None = None,
+    exact_decoding: bool = False,
 ) -> Iterator[FeatureBatch]:
     """Encode images and yield their features batch by batch, in order.
 
@@ -93,6 +94,9 @@ def iter_features(
         cache: The feature cache; default: `FeatureCache()`, False: none.
         skip_bad: Whether to go on without images that cannot be read.
         view_transform: How views above 0 are made; default: the encoder's `train_transform`.
+        exact_decoding: Decode all JPEGs whole. Else those of 8 megapixels and more are decoded at 1/2, 1/4 or
+            1/8 of their size for view 0, where twice what the encoder's preprocessing wants is left; the
+            features differ a little, and are cached apart.
 
     Yields:
         `FeatureBatch(start, stop, indices, features, bad)`.
@@ -114,6 +118,7 @@ def iter_features(
         seed=seed,
         cache=FeatureCache() if cache is None else (cache or None),
         keep=views > 1,
+        exact_decoding=exact_decoding,
     )
     device = torch.device(encoder.device).type
     count = plan_workers(
@@ -273,6 +278,7 @@ def extract_features(
     progress: bool | None = None,
     skip_bad: bool = False,
     view_transform: ViewTransform | None = None,
+    exact_decoding: bool = False,
 ) -> Features:
     """Encode all images of a split, or read their features from the cache.
 
@@ -291,6 +297,7 @@ def extract_features(
         skip_bad: Whether to go on without images that cannot be read; they are listed in
             `Features.skipped`.
         view_transform: How views above 0 are made; default: the encoder's `train_transform`.
+        exact_decoding: As for `iter_features`.
 
     Returns:
         `Features` with `(N, V, D)` image features; without text features.
@@ -311,6 +318,7 @@ def extract_features(
         cache=cache,
         skip_bad=skip_bad,
         view_transform=view_transform,
+        exact_decoding=exact_decoding,
     )
     table = torch.empty((len(split), views, encoder.dim))
     kept, bad = collect(batches, table, progress=progress)
@@ -324,5 +332,6 @@ def extract_features(
         encoder=encoder.name,
         encoder_fingerprint=encoder.fingerprint,
         skipped=tuple((image.name, image.reason) for image in bad),
+        decoding="exact" if exact_decoding else "fast",
         images=split.subset(kept) if bad else split,
     )

@@ -47,6 +47,8 @@ class Features:
         encoder_fingerprint: Hash of its weights and preprocessing, or None.
         templates: Prompt templates behind `text_features`; empty where unknown.
         skipped: `(id, reason)` of each image that was left out as unreadable.
+        decoding: "exact" where JPEGs were decoded whole, "fast" where large ones were at a fraction of their
+            size (`iter_features`); None if unknown.
         images: The images behind the rows, row by row, for methods that read pixels; None where there
             are features alone. They are not saved.
 
@@ -71,6 +73,7 @@ class Features:
     encoder_fingerprint: str | None = None
     templates: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
+    decoding: str | None = None
     images: ImageSplit | None = None
 
     def __post_init__(self) -> None:

@@ -24,7 +24,7 @@ __all__ = ["load_features", "save_features"]
 
 FORMAT = "rada-features-1"
 _METADATA = "rada_features"
-_FIELDS = ("classes", "scale", "encoder", "encoder_fingerprint", "templates", "skipped")
+_FIELDS = ("classes", "scale", "encoder", "encoder_fingerprint", "templates", "skipped", "decoding")
 _TENSORS = ("image_features", "labels", "text_features", "ids", "scale", "classes")
 # A deflated table of features hardly shrinks; sorted labels do. Above this a member is a bomb.
 _LARGEST_RATIO = 20
@@ -196,6 +196,7 @@ def _checked(tensors: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str,
         "encoder_fingerprint": _string(fields.get("encoder_fingerprint"), "encoder_fingerprint"),
         "templates": _strings(fields.get("templates"), "templates"),
         "skipped": _pairs(fields.get("skipped")),
+        "decoding": _string(fields.get("decoding"), "decoding"),
     }
 
 

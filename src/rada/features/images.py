@@ -43,11 +43,12 @@ class OpenImage:
     Attributes:
         digest: Hash of the file's bytes, or of size and pixels where there is no file; the
             reason where it cannot be read.
-        load: Decodes it to RGB; raises `DataError` where this cannot be done.
+        load: Decodes it to RGB; raises `DataError` where this cannot be done. Takes what the shorter side is
+            going to be resized to, or None for the whole image, as `open_image` does.
     """
 
     digest: str
-    load: Callable[[], Image.Image]
+    load: Callable[[int | None], Image.Image]
 
 
 class _NamedBytes(io.BytesIO):
@@ -71,17 +72,17 @@ def _open_file(path: Path) -> OpenImage | None:
 
 def _open_bytes(content: bytes, name: str) -> OpenImage:
     digest = hashlib.blake2b(content, digest_size=20).hexdigest()
-    return OpenImage(digest, lambda: open_image(_NamedBytes(content, name)))
+    return OpenImage(digest, lambda side: open_image(_NamedBytes(content, name), shorter_side=side))
 
 
 def _open_pixels(image: Image.Image) -> OpenImage:
     state = hashlib.blake2b(f"{image.width}x{image.height}:".encode(), digest_size=20)
     state.update(image.tobytes())
-    return OpenImage(state.hexdigest(), lambda: image)
+    return OpenImage(state.hexdigest(), lambda _: image)
 
 
 def _open_bad(error: DataError) -> OpenImage:
-    def fail() -> Image.Image:
+    def fail(_: int | None) -> Image.Image:
         raise error
 
     return OpenImage(f"unreadable: {error}", fail)
@@ -107,7 +108,7 @@ class SplitReader:
             if path is None:
                 return _open_pixels(self.split.load(item))
             return _open_file(path) or OpenImage(
-                self.split.digest(item), lambda: self.split.load(item)
+                self.split.digest(item), lambda _: self.split.load(item)
             )
         except DataError as error:
             return _open_bad(error)

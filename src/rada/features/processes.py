@@ -8,6 +8,7 @@ its part but the main one in the end.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import json
 import math
@@ -237,6 +238,8 @@ def extract_in_group(
         with group.together():
             if group.is_main:
                 features = _join(folder, group.count, encoder, split, views)
+                exact = options.get("exact_decoding", False)
+                features = dataclasses.replace(features, decoding="exact" if exact else "fast")
         return features
     finally:
         if group.is_main:

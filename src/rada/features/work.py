@@ -85,6 +85,8 @@ class BatchWork(Dataset[JobResult]):
         seed: Chooses them.
         cache: Where to look before encoding; None looks nowhere.
         keep: Whether jobs are views of the same batch in a row, so that decoded images are kept.
+        exact_decoding: Whether view 0 is made of JPEGs decoded whole, as the others always are, which
+            show parts of an image.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class BatchWork(Dataset[JobResult]):
         seed: int,
         cache: FeatureCache | None,
         keep: bool,
+        exact_decoding: bool = False,
     ) -> None:
         self.encoder = encoder
         self.reader = reader
@@ -107,6 +110,7 @@ class BatchWork(Dataset[JobResult]):
         self.keeping = True  # False: the cache cannot be written
         self.one_thread = False  # as the workers do, so that the main process can stand in for one
         self._plain = ViewTransform(encoder.preprocess, encoder.transform_key("preprocess"))
+        self._side = None if exact_decoding else getattr(encoder.preprocess, "shorter_side", None)
         self._folder = _folder_name(encoder)
         self._held: tuple[int, list[OpenImage]] = (-1, [])
 
@@ -197,6 +201,8 @@ class BatchWork(Dataset[JobResult]):
             "seed": self.seed if job.view > 0 else None,
             "pictures": digests,
         }
+        if job.view == 0 and self._side is not None:
+            causes["decoding"] = f"large JPEGs at a fraction, for {self._side}"
         text = json.dumps(causes, sort_keys=True).encode()
         digest = hashlib.blake2b(text, digest_size=20).hexdigest()
         return ShardKey(self._folder, digest, len(digests))
@@ -211,9 +217,9 @@ class BatchWork(Dataset[JobResult]):
         return opened
 
     def _view(self, source: OpenImage, view: int) -> Tensor:
-        image = source.load()
         if view == 0:
-            return self._plain.transform(image)
+            return self._plain.transform(source.load(self._side))
+        image = source.load(None)
         return seeded_view(image, self.views.transform, self.seed, source.digest, view)
 
 
@@ -227,16 +233,16 @@ def _kept(opened: list[OpenImage]) -> list[OpenImage]:
     left = [_KEPT_PIXELS]
 
     def remember(source: OpenImage) -> OpenImage:
-        held: list[Image.Image] = []
+        held: dict[int | None, Image.Image] = {}
 
-        def load() -> Image.Image:
-            if held:
-                return held[0]
-            image = source.load()
+        def load(side: int | None) -> Image.Image:
+            if side in held:
+                return held[side]
+            image = source.load(side)
             size = 3 * image.width * image.height
             if size <= left[0]:
                 left[0] -= size
-                held.append(image)
+                held[side] = image
             return image
 
         return OpenImage(source.digest, load)

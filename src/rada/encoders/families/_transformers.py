@@ -107,6 +107,15 @@ class ProcessorTransform:
         ]
         return pixels[0].float()
 
+    @property
+    def shorter_side(self) -> int | None:
+        """What the shorter side is resized to, or more; None where the processor does not say."""
+        size = self.processor.to_dict().get("size")
+        if not isinstance(size, dict) or not self.processor.to_dict().get("do_resize"):
+            return None
+        found = [size.get(key) for key in ("shortest_edge", "height", "width")]
+        return max((int(side) for side in found if side), default=None)
+
     def __repr__(self) -> str:
         settings = json.dumps(self.processor.to_dict(), sort_keys=True, default=str)
         return f"{type(self).__name__}({settings})"

@@ -51,6 +51,11 @@ class OpenClipTransform:
 
         return image_transform_v2(PreprocessCfg(**json.loads(self.settings)), is_train=False)
 
+    @property
+    def shorter_side(self) -> int:
+        """What the shorter side is resized to, or more."""
+        return max(height_width(json.loads(self.settings)["size"]))
+
     def __call__(self, image: Image) -> Tensor:
         """Turn a PIL image into float32 pixels `(3, H, W)`."""
         pixels: Tensor = self._transform(image.convert("RGB"))
