@@ -60,7 +60,8 @@ class Classifier(ClassifierBase):
             `fit(X, y)` take the mean of each class.
         scale: Overrides the encoder's exponentiated logit scale.
         device: Where the encoder runs; the CPU when None.
-        dtype: Type that the encoder computes in; features are float32 always.
+        dtype: Type that the encoder computes in, or "auto" for bfloat16 where that is faster (see
+            `load_encoder`); float32 when None. Features are float32 always.
         cache: A `FeatureCache`, None for the default one, or False for none.
         workers: Processes that decode images; chosen by the machine when None.
         skip_bad: Leave out images that cannot be read, with a warning, instead of stopping.
@@ -278,6 +279,7 @@ class Classifier(ClassifierBase):
         *,
         encoder: str | Path | DualEncoder | None = None,
         device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
         **options: Any,
     ) -> Self:
         """Load a saved classifier of any method; nothing in the folder is trusted or executed.
@@ -286,6 +288,7 @@ class Classifier(ClassifierBase):
             directory: A local folder, or `owner/name` on the Hugging Face hub.
             encoder: The encoder, if not by the name that the model was saved with.
             device: Where the encoder runs.
+            dtype: Type that it computes in; None for that of the training, which it has to be.
             options: `cache`, `workers`, `skip_bad`, `progress`, `exact_decoding` as for the class.
 
         Raises:
@@ -293,14 +296,16 @@ class Classifier(ClassifierBase):
                 that the model was trained with; the message names the difference.
             EncoderError: If an encoder cannot be loaded.
         """
-        given = EncoderSlot(encoder, device)
+        given = EncoderSlot(encoder, device, dtype)
         fitted = load_model(
             resolve_directory(directory), encoder=given.get() if given else None, device=device
         )
         saved, model = fitted.encoder, fitted.model
         name = encoder if encoder is not None or saved is None else saved.name
-        found = cls(name, model.method.name, config=model.config, device=device, **options)
-        slot = EncoderSlot(name, device, saved=encoder is None)
+        dtype = dtype or (saved and saved.dtype)
+        options |= {"config": model.config, "device": device, "dtype": dtype}
+        found = cls(name, model.method.name, **options)
+        slot = EncoderSlot(name, device, dtype, saved=encoder is None)
         if saved is not None:
             slot.check = found.check_loaded
         found.adopt(fitted, slot)

@@ -239,7 +239,7 @@ class ClassifierBase(Estimator, NamesImages):
             return
         check_encoder(encoder, saved, self.fitted_.model.facts.dim)
         if encoder.fingerprint != saved.fingerprint:
-            renewed = EncoderId(saved.name, encoder.fingerprint)
+            renewed = dataclasses.replace(saved, fingerprint=encoder.fingerprint)
             self._fitted = dataclasses.replace(self.fitted_, encoder=renewed)
 
     def encoder_id(self) -> EncoderId | None:
@@ -251,7 +251,7 @@ class ClassifierBase(Estimator, NamesImages):
         if not self.slot and model is None:
             return None
         encoder = self.encoder_
-        return None if encoder is None else EncoderId(encoder.name, encoder.fingerprint)
+        return None if encoder is None else EncoderId.of(encoder)
 
     def _given_features(self) -> ClassSet | None:
         if self.text_features is None:

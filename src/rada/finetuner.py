@@ -414,7 +414,7 @@ def _fitted(
         data.classes,
         data.templates,
         class_features=data.text_features,
-        encoder=EncoderId(encoder.name, encoder.fingerprint),
+        encoder=EncoderId.of(encoder),
         record=record,
     )
 

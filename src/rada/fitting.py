@@ -125,12 +125,10 @@ def _needs_encoder(method: Method, found: ImageSplit | Features, inputs: Inputs)
 def _encoder_of(features: Features, inputs: Inputs) -> EncoderId | None:
     """Return the encoder of the features: as they say, else the one that they were given with."""
     name, fingerprint = features.encoder, features.encoder_fingerprint
-    if name and fingerprint:
+    loaded = inputs.slot.loaded
+    if name and fingerprint and (loaded is None or loaded.fingerprint != fingerprint):
         return EncoderId(name, fingerprint)
-    if not inputs.slot:
-        return None
-    encoder = inputs.slot.get()
-    return EncoderId(encoder.name, encoder.fingerprint)
+    return EncoderId.of(inputs.slot.get()) if inputs.slot else None
 
 
 def _fitted(plan: FitPlan, features: Features, run: Run, out: OutputFolder | None) -> Any:

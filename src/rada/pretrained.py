@@ -70,10 +70,22 @@ class EncoderId(Config):
     Attributes:
         name: What `load_encoder` takes.
         fingerprint: Hash of its weights, architecture, preprocessing and tokenizer.
+        dtype: Its precision; None for float32.
     """
 
     name: str
     fingerprint: str
+    dtype: str | None = None
+
+    @classmethod
+    def of(cls, encoder: DualEncoder) -> EncoderId:
+        """Return which encoder this is."""
+        half = None if encoder.dtype is torch.float32 else str(encoder.dtype).removeprefix("torch.")
+        return cls(encoder.name, encoder.fingerprint, half)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; float32, which is usual, is left out."""
+        return {key: value for key, value in super().to_dict().items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -155,7 +167,7 @@ class ModelConfig(Config):
     templates: tuple[str, ...]
     aliases: dict[str, str]
     strength: dict[str, Any]
-    encoder: dict[str, str] | None
+    encoder: dict[str, Any] | None
     training: dict[str, Any]
     weights_hash: str
     tuned: str | None = None
@@ -309,7 +321,7 @@ def _encoder_for(
     if "encoder" not in method.needs:
         return given
     if given is None and saved is not None:
-        given = EncoderSlot(saved.name, device, saved=True).get()
+        given = EncoderSlot(saved.name, device, saved.dtype, saved=True).get()
     if given is None:
         raise CheckpointError(
             f"{str(folder)!r} needs the encoder that it was trained with: give it"
@@ -333,8 +345,9 @@ def check_encoder(encoder: DualEncoder, saved: EncoderId, dim: int) -> None:
     if not encoder.has_fingerprint(saved.fingerprint):
         raise CheckpointError(
             f"the model was trained with the encoder {saved.name!r}, fingerprint {saved.fingerprint}; "
-            f"{encoder.name!r} has {encoder.fingerprint}: its weights, architecture, preprocessing or "
-            "tokenizer differ. Load it with the same encoder, or fit again"
+            f"{encoder.name!r} has {encoder.fingerprint}: its weights, architecture, preprocessing, "
+            f"tokenizer or precision (here {encoder.dtype}) differ. Load it with the same encoder, or fit "
+            "again"
         )
 
 

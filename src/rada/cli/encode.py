@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rada.cli.options import Decoding, JsonFlag, Model, Names, grouped, print_json
+from rada.cli.options import Extracting, JsonFlag, Model, Names, grouped, print_json
 from rada.core.terminal import echo
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def encode(
     json: JsonFlag = False,
     *,
     names: Names,
-    reading: Decoding,
+    reading: Extracting,
 ) -> None:
     """Write the features of images and of their classes to a safetensors file.
 
@@ -61,9 +61,9 @@ def encode(
             images = dataset.split(part)
             if group.rank == 0:
                 announce(dataset.name, part, images)
-            encoder = load_encoder(model, device=group.device(reading.device))
+            encoder = load_encoder(model, device=group.device(reading.device), dtype=reading.dtype)
         options: dict[str, Any] = reading.options() | {"views": views, "seed": seed}
-        del options["device"]
+        del options["device"], options["dtype"]
         features: Features | None
         if group.count == 1:
             features = extract_features(encoder, images, **options)

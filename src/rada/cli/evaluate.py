@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rada.cli.options import (
-    Decoding,
     EncoderOption,
+    Extracting,
     JsonFlag,
     ModelFolder,
     Names,
@@ -50,7 +50,7 @@ def evaluate(
     *,
     names: Names,
     test_time: TestTime,
-    reading: Decoding,
+    reading: Extracting,
 ) -> None:
     """Evaluate a model: accuracy, per class, confusion and calibration, beside zero-shot."""
     from rada.cli.opening import (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rada.cli.options import (
-    Decoding,
+    Extracting,
     JsonFlag,
     Model,
     Names,
@@ -47,7 +47,7 @@ def fit(
     *,
     training: Training,
     names: Names,
-    reading: Decoding,
+    reading: Extracting,
 ) -> None:
     """Adapt to labelled images, by any method.
 

@@ -20,8 +20,8 @@ from rada.core.printable import exact_json
 C = TypeVar("C", bound=Config)
 
 __all__ = [
-    "Decoding",
     "Encoding",
+    "Extracting",
     "Names",
     "Reading",
     "TakesSettings",
@@ -97,9 +97,16 @@ class Reading(Encoding):
 
 
 @dataclass(frozen=True)
-class Decoding(Reading):
-    """How images are read where features are all that is wanted of them."""
+class Extracting(Reading):
+    """How features are made of images, where nothing else is wanted of them."""
 
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Type that the encoder computes in: float32, bfloat16, float16, or auto for bfloat16 where "
+            "it is faster. A model keeps the type that it was fitted with."
+        ),
+    ] = None
     exact_decoding: Annotated[
         bool,
         typer.Option(
@@ -110,7 +117,7 @@ class Decoding(Reading):
 
     def options(self) -> dict[str, Any]:
         """Return them as the library's arguments."""
-        return super().options() | {"exact_decoding": self.exact_decoding}
+        return super().options() | {"dtype": self.dtype, "exact_decoding": self.exact_decoding}
 
 
 @dataclass(frozen=True)

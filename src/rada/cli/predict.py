@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rada.cli.options import (
-    Decoding,
     EncoderOption,
+    Extracting,
     JsonFlag,
     ModelFolder,
     Names,
@@ -65,7 +65,7 @@ def predict(
     *,
     names: Names,
     test_time: TestTime,
-    reading: Decoding,
+    reading: Extracting,
 ) -> None:
     """Name the class of each image: CSV, or JSON lines with --json, as predictions come."""
     from rada.cli.answer_lines import AnswerLines

@@ -68,8 +68,9 @@ def load_encoder(
             directory, a model of open_clip or transformers, or a `DualEncoder`, which is returned
             as it is.
         device: "cpu", "cuda", ...; None for the CPU, or where a built model is.
-        dtype: "float32", "bfloat16", "float16" or a `torch.dtype`; None for float32, or what a built
-            model has. Features are float32 always.
+        dtype: "float32", "bfloat16", "float16", a `torch.dtype`, or "auto" for bfloat16 where the processor
+            multiplies it faster and the family allows it, else float32; None for float32, or what a built
+            model has. Features are float32 always; the fingerprint says in which precision they were made.
         scale: Overrides the model's scale of the logits.
         processor: For a built model: its processor (transformers) or evaluation transform
             (open_clip).
@@ -85,22 +86,35 @@ def load_encoder(
     """
     if isinstance(model, DualEncoder):
         return model
-    options = LoadOptions(_device(device), _dtype(dtype), scale, processor, tokenizer, name)
+    auto = dtype == "auto"
+    chosen = None if auto else _dtype(dtype)
+    options = LoadOptions(_device(device), chosen, scale, processor, tokenizer, name)
     if isinstance(model, str | Path):
         spec = _resolve(parse_spec(str(model)))
-        return _placed(_find(spec).load(spec, options), options)
+        return _placed(_find(spec).load(spec, options), options, auto=auto)
     for family in families():
         if family.claims_object(model):
-            return _placed(family.wrap(model, options), options)
+            return _placed(family.wrap(model, options), options, auto=auto)
     raise EncoderError(
         f"cannot make an encoder of a {type(model).__name__}: give a name, a directory, a model of "
         "open_clip or transformers with its processor, or a rada.CustomEncoder"
     )
 
 
-def _placed(encoder: DualEncoder, options: LoadOptions) -> DualEncoder:
-    encoder.place(options.device, options.dtype)
+def _placed(encoder: DualEncoder, options: LoadOptions, *, auto: bool) -> DualEncoder:
+    dtype = options.dtype
+    if auto:
+        half = encoder.auto_half and _half_is_faster(options.device or encoder.device)
+        dtype = torch.bfloat16 if half else torch.float32
+    encoder.place(options.device, dtype)
     return encoder
+
+
+def _half_is_faster(device: torch.device) -> bool:
+    """Whether a device has instructions for products in bfloat16."""
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported()
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _device(device: str | torch.device | None) -> torch.device | None:
@@ -120,6 +134,6 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
         return None
     if found not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         raise EncoderError(
-            f"dtype should be 'float32', 'bfloat16' or 'float16', but the value passed is {dtype!r}"
+            f"dtype should be 'float32', 'bfloat16', 'float16' or 'auto', but the value passed is {dtype!r}"
         )
     return found

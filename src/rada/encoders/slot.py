@@ -43,6 +43,11 @@ class EncoderSlot:
     def __bool__(self) -> bool:
         return self.encoder is not None
 
+    @property
+    def loaded(self) -> DualEncoder | None:
+        """The encoder, if it was loaded already or given so."""
+        return self.encoder if isinstance(self.encoder, DualEncoder) else self._loaded
+
     def get(self) -> DualEncoder:
         """Return the encoder.
 
