@@ -109,7 +109,7 @@ def test_head_for_another_encoder_is_refused(  # type: ignore[no-untyped-def]
     config["encoder"]["fingerprint"] = "0" * 32
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(
-        CheckpointError, match=r"0000.*weights, architecture, preprocessing or tokenizer"
+        CheckpointError, match=r"0000.*weights, architecture, .* tokenizer or precision"
     ):
         Classifier.from_pretrained(tmp_path, encoder=embedded)
 

@@ -302,7 +302,8 @@ class Classifier(ClassifierBase):
         )
         saved, model = fitted.encoder, fitted.model
         name = encoder if encoder is not None or saved is None else saved.name
-        dtype = dtype or (saved and saved.dtype)
+        if dtype is None and saved is not None:
+            dtype = saved.dtype
         options |= {"config": model.config, "device": device, "dtype": dtype}
         found = cls(name, model.method.name, **options)
         slot = EncoderSlot(name, device, dtype, saved=encoder is None)

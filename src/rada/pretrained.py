@@ -167,7 +167,7 @@ class ModelConfig(Config):
     templates: tuple[str, ...]
     aliases: dict[str, str]
     strength: dict[str, Any]
-    encoder: dict[str, Any] | None
+    encoder: dict[str, str] | None
     training: dict[str, Any]
     weights_hash: str
     tuned: str | None = None
