@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from rada.core.config import Config
 from rada.core.errors import ConfigError, FeatureError, UnknownClassError
 from rada.core.values import check_seed
+from rada.encoders.protocol import evaluating
 from rada.features import ClassSet, Features
 from rada.head import RAdaHead
+from rada.methods.terms import Terms, linear_terms
 from rada.training.feature_loop import Losses, Recipe, Step, class_logits_loss, seeded, train
 from rada.training.strength import Strength, StrengthChoice, choose_strength
 
@@ -146,6 +148,22 @@ class AdaptedModel(nn.Module):
     def score(self, images: Tensor, classes: ClassSet) -> Tensor:
         """Return logits `(B, K)` of features `(B, D)` for a prepared class set, at full strength."""
 
+    def terms(self, images: Tensor, classes: ClassSet) -> Terms:
+        """Return the sum behind `score`, one term a dimension; arguments as for `score`.
+
+        A method whose logits are linear in the image features needs no more than this.
+
+        Raises:
+            ConfigError: If the logits are no such sum; the message names the method.
+        """
+        found = linear_terms(lambda rows: self.score(rows, classes), images)
+        if found is None:
+            raise ConfigError(
+                f"{self.method.title} cannot be explained dimension by dimension: its logits are no "
+                "sum over the dimensions of the image features"
+            )
+        return found
+
     def loss(self, images: Tensor, labels: Tensor, classes: ClassSet) -> Losses:
         """Return what training minimises; cross-entropy unless a method says otherwise."""
         return class_logits_loss(self(images, classes), labels)
@@ -201,20 +219,55 @@ class AdaptedModel(nn.Module):
             UnknownClassError: If the method cannot score one of the classes.
             ConfigError: If the strength is out of range.
         """
-        share = self.strength.for_classes(classes.names) if strength is None else strength
-        if not 0 <= share <= 1:
-            raise ConfigError(f"strength should be in [0, 1], not {share!r}")
-        training = self.training
-        self.eval()
-        try:
+        share = self._share(classes, strength)
+        with evaluating(self):
             prepared = classes if share == 0 else self.prepare(classes)
             parts = [
                 self._mixed(part, classes, prepared, share)
                 for part in torch.split(images, batch_size)
             ]
             return torch.cat(parts)
-        finally:
-            self.train(training)
+
+    @torch.no_grad()
+    def logit_terms(
+        self, images: Tensor, classes: ClassSet, *, strength: float | None = None
+    ) -> Terms:
+        """Return the sum behind `logits`, one term a dimension; arguments as for `logits`.
+
+        All B images are taken apart at once, into `(B, K, D)`.
+
+        Raises:
+            UnknownClassError: If the method cannot score one of the classes.
+            ConfigError: If the strength is out of range, or the method's logits are no such sum.
+        """
+        share = self._share(classes, strength)
+        with evaluating(self):
+            zero_shot = linear_terms(lambda rows: self.zero_shot_logits(rows, classes), images)
+            assert zero_shot is not None  # a scale times a cosine
+            if share == 0:
+                return zero_shot
+            found = self.terms(images, self.prepare(classes))
+            return found if share == 1 else zero_shot + share * (found - zero_shot)
+
+    def logit_function(
+        self, classes: ClassSet, *, strength: float | None = None
+    ) -> Callable[[Tensor], Tensor]:
+        """Return `logits` as a function of features `(B, D)`, differentiable in them."""
+        share = self._share(classes, strength)
+        with torch.no_grad(), evaluating(self):
+            prepared = classes if share == 0 else self.prepare(classes)
+
+        def score(images: Tensor) -> Tensor:
+            with evaluating(self):
+                return self._mixed(images, classes, prepared, share)
+
+        return score
+
+    def _share(self, classes: ClassSet, strength: float | None) -> float:
+        share = self.strength.for_classes(classes.names) if strength is None else strength
+        if not 0 <= share <= 1:
+            raise ConfigError(f"strength should be in [0, 1], not {share!r}")
+        return share
 
     def _mixed(
         self, images: Tensor, classes: ClassSet, prepared: ClassSet, strength: float

@@ -12,6 +12,7 @@ from rada.core.config import Config
 from rada.features import ClassSet, Features
 from rada.methods.base import AdaptedModel, Facts, Method, Run
 from rada.methods.registry import register_method
+from rada.methods.terms import Terms
 from rada.training.feature_loop import Recipe
 
 if TYPE_CHECKING:
@@ -57,8 +58,15 @@ class ClipAdapterModel(AdaptedModel):
 
     def score(self, images: Tensor, classes: ClassSet) -> Tensor:
         """Return `scale * cosine` of the mixed features."""
+        return self.facts.scale * self._mixed_images(images) @ classes.text_features.T
+
+    def terms(self, images: Tensor, classes: ClassSet) -> Terms:
+        """Return the products of the mixed features and the class features."""
+        return Terms.of(self._mixed_images(images), self.facts.scale * classes.text_features)
+
+    def _mixed_images(self, images: Tensor) -> Tensor:
         mixed = self.ratio * self.adapter(images) + (1 - self.ratio) * images
-        return self.facts.scale * normalize(mixed, dim=-1) @ classes.text_features.T
+        return normalize(mixed, dim=-1)
 
 
 @dataclass(frozen=True)

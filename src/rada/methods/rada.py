@@ -14,6 +14,7 @@ from rada.features import ClassSet, Features
 from rada.head import RAdaHead
 from rada.methods.base import AdaptedModel, Facts, Method, Run
 from rada.methods.registry import register_method
+from rada.methods.terms import Terms, masked_terms
 from rada.training.feature_loop import Losses, Recipe, class_logits_loss, default_subset
 from rada.training.strength import Strength
 
@@ -143,6 +144,11 @@ class HeadModel(AdaptedModel):
         text = self.adapted_text(classes.text_features)
         logits: Tensor = self.head(self.adapted_images(images), text, self.facts.scale).logits
         return logits
+
+    def terms(self, images: Tensor, classes: ClassSet) -> Terms:
+        """Return the entries of the rational matrix, each times its mask."""
+        text = self.adapted_text(classes.text_features)
+        return masked_terms(self.head, self.adapted_images(images), text, self.facts.scale)
 
     def loss(self, images: Tensor, labels: Tensor, classes: ClassSet) -> Losses:
         """Return cross-entropy plus `alpha * mean_b max |M - 1|`, at full strength."""

@@ -14,6 +14,7 @@ from rada.core.config import Config
 from rada.features import ClassSet, Features
 from rada.methods.base import AdaptedModel, Facts, Method, Run, Shapes
 from rada.methods.registry import register_method
+from rada.methods.terms import Terms
 from rada.training.feature_loop import Losses, Step, class_logits_loss
 
 if TYPE_CHECKING:
@@ -82,6 +83,13 @@ class CacheModel(AdaptedModel):
     def score(self, images: Tensor, classes: ClassSet) -> Tensor:
         """Return the mixed logits."""
         return self._logits(images, classes, None)
+
+    def terms(self, images: Tensor, classes: ClassSet) -> Terms:
+        """Return the terms of the zero-shot logits; what the shots add is no sum over dimensions."""
+        zero_shot = self.zero_shot_logits(images, classes)
+        votes = self.score(images, classes) - zero_shot
+        weights = self.facts.scale * classes.text_features
+        return Terms.of(images, weights, {"similar training images": votes})
 
     def step_loss(self, step: Step) -> Losses:
         """Return the cross-entropy of shots, each without its own key.

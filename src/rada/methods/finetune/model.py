@@ -18,6 +18,7 @@ from rada.encoders.tokens import Tokens
 from rada.features import ClassSet, Features, extract_features
 from rada.head import RAdaHead
 from rada.methods.base import AdaptedModel, Facts, Method
+from rada.methods.terms import Terms, masked_terms
 from rada.training.batches import Batch
 from rada.training.encoder_config import EncoderConfig
 from rada.training.feature_loop import Losses
@@ -244,6 +245,13 @@ class TunedModel(AdaptedModel):
         here = images.to(self.text.device)
         found: Tensor = self.head(here, classes.text_features.to(here), self.scale()).logits
         return found.float().to(images.device)
+
+    def terms(self, images: Tensor, classes: ClassSet) -> Terms:
+        """Return the entries of the rational matrix times their mask, where there is a head."""
+        if self.head is None:
+            return super().terms(images, classes)
+        here = images.to(self.text.device)
+        return masked_terms(self.head, here, classes.text_features.to(here), self.scale())
 
     def zero_shot_logits(self, images: Tensor, classes: ClassSet) -> Tensor:
         """Return logits `(N, K)` of the tuned encoder alone."""
