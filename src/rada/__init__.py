@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rada.data import few_shot, list_datasets, open_dataset
     from rada.encoders import CustomEncoder, DualEncoder, list_models, load_encoder
     from rada.evaluation import Evaluation, compare, evaluate_logits, harmonic_mean
+    from rada.explain import ExplainConfig, ImageExplanation
     from rada.features import ClassSet, FeatureCache, Features, extract_features
     from rada.finetuner import FineTuner
     from rada.head import HeadOutput, RAdaHead, rational_matrix
@@ -39,6 +40,7 @@ _HOMES = {
     "rada.data": ("few_shot", "list_datasets", "open_dataset"),
     "rada.encoders": ("CustomEncoder", "DualEncoder", "list_models", "load_encoder"),
     "rada.evaluation": ("Evaluation", "compare", "evaluate_logits", "harmonic_mean"),
+    "rada.explain": ("ExplainConfig", "ImageExplanation"),
     "rada.features": ("ClassSet", "FeatureCache", "Features", "extract_features"),
     "rada.finetuner": ("FineTuner",),
     "rada.head": ("HeadOutput", "RAdaHead", "rational_matrix"),
@@ -66,11 +68,13 @@ __all__ = [
     "DualEncoder",
     "EFTConfig",
     "Evaluation",
+    "ExplainConfig",
     "FFTConfig",
     "FeatureCache",
     "Features",
     "FineTuner",
     "HeadOutput",
+    "ImageExplanation",
     "OnlineAdapter",
     "Prediction",
     "RAdaClassifier",

@@ -22,7 +22,7 @@ from rada.data.prompts import ClassNamesSource
 from rada.encoders.slot import EncoderSlot
 from rada.evaluating import accuracy, evaluate, share_right
 from rada.evaluation import Evaluation
-from rada.features import Features
+from rada.explain import ExplainConfig, Explainer, ImageExplanation
 from rada.fitting import FitPlan, fit_model
 from rada.inputs import Data
 from rada.methods import Run
@@ -174,13 +174,10 @@ class Classifier(ClassifierBase):
             DataError: If an image cannot be read; the message names it.
             UnknownClassError: If the method cannot score one of the candidates.
         """
-        inputs, names = self.inputs, self.candidates()
-        if self._values is not None and not isinstance(images, Features):
-            images = self.rows(images)
-        features, classes = inputs.to_predict(images, names)
+        features, classes = self.to_predict(images)
         if features is None:
             return np.zeros((0, len(classes)), np.float32)
-        scale = inputs.scale_for(features)
+        scale = self.inputs.scale_for(features)
         found = self.model_logits(features.plain(), classes, scale=scale)
         logits: NDArray[np.float32] = found.numpy()
         return logits
@@ -217,6 +214,31 @@ class Classifier(ClassifierBase):
         yield from stream_predictions(
             inputs.slot.get(), images, predict, classes.names, top_k, **inputs.streaming()
         )
+
+    def explain(
+        self,
+        image: Any,
+        *,
+        target: str | None = None,
+        against: str | None = None,
+        config: ExplainConfig | None = None,
+        train: Data | None = None,
+    ) -> ImageExplanation:
+        """Tell why an image is given its class: the exact sum, words, a heat map, similar images.
+
+        Args:
+            image: One image, as for `predict`; of features there is no heat map.
+            target: The class to explain; None for the predicted one.
+            against: The class to compare it with; None for the best other one.
+            config: What to say, and how much.
+            train: The training images, as for `fit`; those in memory since `fit` when None.
+
+        Raises:
+            ConfigError: If the method's logits cannot be taken apart, or a class is no candidate.
+            DataError: If an image cannot be read.
+            MissingExtraError: If a heat map is wanted and captum is not installed.
+        """
+        return Explainer(self, config, train=train).explain(image, target=target, against=against)
 
     # -- evaluation ------------------------------------------------------------------------------
 

@@ -248,8 +248,6 @@ class ClassifierBase(Estimator, NamesImages):
         tuned = model is not None and model.method.train_encoder
         if fitted is not None and fitted.encoder is not None and not tuned:
             return fitted.encoder
-        if not self.slot and model is None:
-            return None
         encoder = self.encoder_
         return None if encoder is None else EncoderId.of(encoder)
 
@@ -293,6 +291,12 @@ class ClassifierBase(Estimator, NamesImages):
                 f"{self.n_features_in_} features as input"
             )
         return table
+
+    def to_predict(self, images: Any) -> tuple[Features | None, ClassSet]:
+        """Return features of what is to be predicted, None for nothing at all, and the candidates."""
+        if self._values is not None and not isinstance(images, Features):
+            images = self.rows(images)
+        return self.inputs.to_predict(images, self.candidates())
 
     def model_logits(
         self,

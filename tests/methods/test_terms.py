@@ -1,4 +1,4 @@
-"""Every method's logits are the sum of the terms that it tells, at every strength, or it says that they are not."""
+"""Every method's logits are the sum of its terms at every strength, or it says that they are not."""
 
 from __future__ import annotations
 

@@ -416,7 +416,7 @@ def test_a_configuration_file_sets_the_rest(saved, tmp_path):
     assert isinstance(result.exception, RadaError) and "stepz" in str(result.exception)
 
 
-@pytest.mark.parametrize("option", [["--views", "5"], ["--online"], ["--explain"]])
+@pytest.mark.parametrize("option", [["--views", "5"], ["--online"]])
 def test_options_of_test_time_need_it(saved, option):
     result = run("predict", saved[0], "x.png", *option)
     assert isinstance(result.exception, ConfigError)

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import csv
 import io
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from rada.core.printable import escape, exact_json
 from rada.core.terminal import echo
 
 if TYPE_CHECKING:
     from rada.predictions import StreamAnswer
-    from rada.test_time import Explanation
 
-__all__ = ["AnswerLines", "cell"]
+__all__ = ["AnswerLines", "Explained", "cell"]
+
+
+class Explained(Protocol):
+    """An explanation of an image, whatever predicted it."""
+
+    def lines(self) -> list[str]:
+        """Return it in words."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+
 
 # What a spreadsheet takes for a formula. A tab or a carriage return before it is skipped by some.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -47,7 +57,7 @@ class AnswerLines:
         self._begun = json
         self.skipped = 0
 
-    def write(self, answer: StreamAnswer, explanation: Explanation | None = None) -> None:
+    def write(self, answer: StreamAnswer, explanation: Explained | None = None) -> None:
         """Write one answer."""
         name, ranked, reason = answer
         if ranked is None:

@@ -20,6 +20,7 @@ from rada.cli import (
     demo,
     encode,
     evaluate,
+    explain,
     finetune,
     fit,
     methods,
@@ -68,6 +69,7 @@ app.command("fit", cls=TakesSettings)(fit.fit)
 app.command("finetune", cls=TakesSettings)(finetune.finetune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("explain")(explain.explain)
 app.command("encode")(encode.encode)
 app.command("methods")(methods.methods)
 app.command("models")(models.models)

@@ -27,6 +27,7 @@ from rada.core.terminal import bold, screen
 if TYPE_CHECKING:
     from rada.classifier import Classifier
     from rada.evaluation import Evaluation
+    from rada.explain import Learned
 
 
 @grouped
@@ -128,6 +129,9 @@ def write(
         images = found.images.rename(found.classes)
         examples = report_examples(images, found.logits["zero_shot"], found.logits.get("adapted"))
     history = classifier.fitted_.record.history if classifier.is_fitted else []
+    learned = None if runs else _learned(classifier, found)
+    if learned is not None:
+        result = result | {"learned": learned.to_dict()}
     training = result.get("training", {})
     facts = {
         "dataset": result["data"],
@@ -138,9 +142,31 @@ def write(
     }
     with claim(directory, "report") as folder:
         folder.take("index.html", "result.json")
-        page = write_report(directory, result | facts, examples=examples, curve=history, runs=runs)
+        page = write_report(
+            directory,
+            result | facts,
+            examples=examples,
+            curve=history,
+            runs=runs,
+            learned=None if learned is None else learned.to_dict() | {"mask": learned.mask},
+        )
         folder.write_json("result.json", shareable(result))
     return page
+
+
+def _learned(classifier: Classifier, found: Evaluation) -> Learned | None:
+    """Return what the model learned; None where nothing can be said."""
+    from rada.core.errors import ConfigError
+    from rada.core.warn import warn
+    from rada.explain import what_was_learned
+
+    if not classifier.is_fitted or not classifier.fitted_.model.method.learns:
+        return None
+    try:
+        return what_was_learned(classifier, found.features)
+    except ConfigError as error:
+        warn(f"the report does not say what the model learned: {error}", UserWarning, stacklevel=2)
+        return None
 
 
 def _print(result: dict[str, Any], page: Path | None) -> None:

@@ -182,14 +182,14 @@ def _classes_of(data: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def test_time_adapter(
-    group: TestTime, classifier: Classifier, strength: float | None, *, explain: bool = False
+    group: TestTime, classifier: Classifier, strength: float | None
 ) -> TestTimeAdapter | None:
     """Return the adapter that `--test-time` asks for, or None; set the strength.
 
     Raises:
         ConfigError: If an option is given without `--test-time`, or a value is out of range.
     """
-    check_test_time(group, explain=explain)
+    check_test_time(group)
     if strength is not None and classifier.is_fitted:
         classifier.strength = strength
     if group.test_time is None:
@@ -211,14 +211,13 @@ def test_time_adapter(
     return TestTimeAdapter(classifier, method.name, config=config)
 
 
-def check_test_time(group: TestTime, *, explain: bool = False) -> None:
+def check_test_time(group: TestTime) -> None:
     """Check that options of `--test-time` come with it, before anything is loaded."""
     given = {
         "--test-time-config": group.test_time_config is not None,
         "--test-time-set": bool(group.test_time_set),
         "--views": group.views is not None,
         "--online": group.online,
-        "--explain": explain,
     }
     for name, value in given.items():
         if value and group.test_time is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,13 +24,14 @@ from rada.cli.options import (
 from rada.core.terminal import echo
 
 if TYPE_CHECKING:
+    from rada.classifier import Classifier
+    from rada.cli.answer_lines import Explained
     from rada.data.images import ImageLike
     from rada.features import Features
-    from rada.predictions import StreamAnswer
-    from rada.test_time import Explanation
+    from rada.predictions import Prediction, StreamAnswer
     from rada.test_time_adapter import TestTimeAdapter
 
-    Answer = tuple[StreamAnswer, Explanation | None]
+    Answer = tuple[StreamAnswer, Explained | None]
 
 
 @grouped
@@ -53,7 +54,8 @@ def predict(
     explain: Annotated[
         bool,
         typer.Option(
-            "--explain", help="With --test-time rada: say which views were kept and what changed."
+            "--explain",
+            help="Say in a few lines why; with --test-time rada also which views were kept.",
         ),
     ] = False,
     strength: Strength = None,
@@ -82,7 +84,7 @@ def predict(
     from rada.core.storage import atomic_path
     from rada.features import Features
 
-    check_test_time(test_time, explain=explain)
+    check_test_time(test_time)
     first, places = split_arguments(model_folder, paths or [], model)
     if not places:
         raise DataError("there is nothing to predict: name images, folders, tables or -")
@@ -99,14 +101,14 @@ def predict(
         data=places[0] if len(places) == 1 else "-",
         **reading.options(),
     )
-    adapter = test_time_adapter(test_time, classifier, strength, explain=explain)
+    adapter = test_time_adapter(test_time, classifier, strength)
     if adapter is not None:
         adapter.config.kept(adapter.config.views)  # too few views: say so before the first line
     if features is None:
         classifier.inputs.slot.get()  # and whatever is wrong with the encoder
     asked = images if out is None or isinstance(images, Features) else _kept(images, out)
-    if explain and adapter is not None:
-        answers = _explained(adapter, asked, top_k, reading.skip_bad)
+    if explain:
+        answers = _explained(_explainer(adapter, classifier), asked, top_k, reading.skip_bad)
     else:
         found = (adapter or classifier).predict_stream(asked, top_k)
         answers = ((answer, None) for answer in found)
@@ -133,28 +135,54 @@ def _kept(found: Iterable[ImageLike], out: Path) -> Iterator[ImageLike]:
         yield entry
 
 
+def _explainer(
+    adapter: TestTimeAdapter | None, classifier: Classifier
+) -> Callable[[ImageLike | Features], tuple[list[Prediction], Explained]]:
+    """Return what predicts and explains one image."""
+    from rada.explain import ExplainConfig, Explainer
+    from rada.features import Features
+    from rada.predictions import Prediction
+
+    if adapter is not None:
+
+        def adapted(image: ImageLike | Features) -> tuple[list[Prediction], Explained]:
+            found = adapter.explain(image)
+            return [Prediction(entry.name, entry.after) for entry in found.classes], found
+
+        return adapted
+    explainer = Explainer(classifier, ExplainConfig(where="none", neighbours=0))
+
+    def plain(image: ImageLike | Features) -> tuple[list[Prediction], Explained]:
+        one = image if isinstance(image, Features) else [image]
+        ranked = classifier.predict(one, top_k=len(classifier.candidates()))[0]
+        return ranked, explainer.explain(one)
+
+    return plain
+
+
 def _explained(
-    adapter: TestTimeAdapter, found: Iterable[ImageLike] | Features, top_k: int, skip_bad: bool
+    explain: Callable[[ImageLike | Features], tuple[list[Prediction], Explained]],
+    found: Iterable[ImageLike] | Features,
+    top_k: int,
+    skip_bad: bool,
 ) -> Iterator[Answer]:
     """Yield predictions with their explanations, image by image."""
     from rada.core.errors import DataError
     from rada.features import Features
-    from rada.predictions import Prediction, StreamAnswer
+    from rada.predictions import StreamAnswer
 
     for index, image in enumerate(_rows(found) if isinstance(found, Features) else found):
         name = str(image) if isinstance(image, str | Path) else f"image {index}"
         if isinstance(image, Features):
             name = image.ids[0]
         try:
-            explanation = adapter.explain(image)
+            ranked, explanation = explain(image)
         except DataError as error:
             if not skip_bad:
                 raise
             yield StreamAnswer(name, None, str(error)), None
             continue
-        best = explanation.classes[:top_k]
-        ranked = [Prediction(entry.name, entry.after) for entry in best]
-        yield StreamAnswer(name, ranked, ""), explanation
+        yield StreamAnswer(name, ranked[:top_k], ""), explanation
 
 
 def _rows(features: Features) -> Iterator[Features]:

@@ -41,7 +41,7 @@ __all__ = [
     "training_folder",
 ]
 
-Kind = Literal["model", "report", "bench", "demo", "encoder"]
+Kind = Literal["model", "report", "bench", "demo", "encoder", "explanation"]
 
 STATE_FOLDER = ".rada-state"
 """Name of the hidden folder with the marker, the lock and the state of a run."""
@@ -54,6 +54,7 @@ _KINDS = {
     "bench": "a benchmark",
     "demo": "a demo",
     "encoder": "an encoder",
+    "explanation": "explanations",
 }
 _STAGE = re.compile(r"next-[A-Za-z0-9_]+")
 _READER_WAIT = 30.0

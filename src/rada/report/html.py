@@ -26,6 +26,7 @@ from rada.report.blocks import (
     thumbnail,
 )
 from rada.report.figures import training_curve
+from rada.report.learned import learned_blocks
 from rada.report.rows import SeedSummary, main_row, name_of, over_seeds
 from rada.report.tables import (
     class_blocks,
@@ -54,6 +55,7 @@ def write_report(
     examples: Sequence[Mapping[str, Any]] = (),
     curve: Sequence[Mapping[str, Any]] = (),
     runs: Sequence[Mapping[str, Any]] = (),
+    learned: Mapping[str, Any] | None = None,
     title: str | None = None,
 ) -> Path:
     """Write `index.html`, one page that needs no network and no other file.
@@ -69,6 +71,8 @@ def write_report(
         curve: The training history, one mapping an epoch with "loss", "max_deviation", "accuracy".
         runs: Runs with several shots and seeds, over which the headline is averaged, such as
             `{"method": "rada", "shots": 4, "seed": 1, "accuracy": 0.6, "balanced_accuracy": 0.5}`.
+        learned: What the model learned as a whole, as from `rada.explain.what_was_learned`, with "mask"
+            where there is a head.
         title: Heading of the page.
 
     Returns:
@@ -87,7 +91,9 @@ def write_report(
         ...     write_report(folder, result, title="Cats and dogs").name
         'index.html'
     """
-    page = build_report(result, examples=examples, curve=curve, runs=runs, title=title)
+    page = build_report(
+        result, examples=examples, curve=curve, runs=runs, learned=learned, title=title
+    )
     with claim(directory, "report") as out:
         return out.write_bytes("index.html", render_page(page).encode())
 
@@ -98,6 +104,7 @@ def build_report(
     examples: Sequence[Mapping[str, Any]] = (),
     curve: Sequence[Mapping[str, Any]] = (),
     runs: Sequence[Mapping[str, Any]] = (),
+    learned: Mapping[str, Any] | None = None,
     title: str | None = None,
 ) -> Page:
     """Return the page of `write_report` without writing it; arguments are the same."""
@@ -112,6 +119,8 @@ def build_report(
     if runs:
         place = 1 if seeds is None else 0  # what speaks of all seeds comes before one of them
         sections.insert(place, Section("Accuracy by number of shots", shots_blocks(runs, result)))
+    if learned is not None:
+        sections.append(Section("What the model learned", learned_blocks(learned)))
     figure = training_curve(curve)
     if figure is not None:
         sections.append(Section("Training", [figure]))

@@ -1,0 +1,135 @@
+"""What an adaptation learned as a whole: the words that each class gained and lost, and the mean mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rada.core.errors import ConfigError, EncoderError, FeatureError
+from rada.explain.image import vocabulary_of
+from rada.explain.words import InWords
+
+if TYPE_CHECKING:
+    from rada.classifier_base import ClassifierBase
+    from rada.features import ClassSet, Features
+    from rada.methods import AdaptedModel
+
+__all__ = ["ClassChange", "Learned", "what_was_learned"]
+
+MOST_CLASSES = 24
+"""So many classes are told of, those that changed most."""
+MOST_IMAGES = 128
+"""A mask differs from image to image; the mean of so many is taken."""
+_AT_ONCE = 1 << 24
+
+
+@dataclass(frozen=True)
+class ClassChange:
+    """What the adaptation changed in the effective class weights of a class, in the mean of some images.
+
+    Attributes:
+        name: The class.
+        size: Length of the change, the length of the weights before it being 1.
+        words: The change in words; None without words.
+    """
+
+    name: str
+    size: float
+    words: InWords | None
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """What a model learned as a whole.
+
+    Attributes:
+        classes: The classes, the most changed first.
+        total: Number of all classes.
+        images: Images over which the mean is taken.
+        mask: Mean mask `(len(classes), D)` in the same order; None of a method without a head.
+        notes: What is missing and why.
+    """
+
+    classes: tuple[ClassChange, ...]
+    total: int
+    images: int
+    mask: Tensor | None
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values, the mask left out."""
+        return {
+            "classes": [
+                {"name": entry.name, "size": entry.size} | _told(entry.words)
+                for entry in self.classes
+            ],
+            "total": self.total,
+            "images": self.images,
+            "notes": list(self.notes),
+        }
+
+
+def _told(words: InWords | None) -> dict[str, Any]:
+    if words is None:
+        return {}
+    numbers = {"share": words.share, "by_chance": words.by_chance}
+    return {"more": list(words.more), "less": list(words.less)} | numbers
+
+
+def what_was_learned(classifier: ClassifierBase, features: Features, *, words: int = 8) -> Learned:
+    """Tell what a fitted classifier learned.
+
+    Args:
+        classifier: The classifier.
+        features: Images over which masks are averaged, of the encoder in use, with class features.
+        words: Words at most for a class; 0 for none.
+
+    Raises:
+        ConfigError: If nothing is fitted, or the method's logits are no sum over dimensions.
+        UnknownClassError: If the method cannot score one of the classes.
+    """
+    model, classes = classifier.fitted_.model, features.class_set()
+    strength = model.strength.for_classes(classes.names)
+    count = min(len(features), MOST_IMAGES)
+    rows = features.plain()[torch.linspace(0, len(features) - 1, count).round().long()]
+    before, after = _mean_weights(model, rows, classes, strength)
+    change = after - before
+    sizes = change.norm(dim=-1) / before.norm(dim=-1).clamp(min=1e-12)
+    order = sizes.argsort(descending=True, stable=True)[:MOST_CLASSES].tolist()
+    notes, vocabulary = [], None
+    if words:
+        try:
+            vocabulary = vocabulary_of(classifier, classes.templates[0])
+        except (EncoderError, FeatureError) as error:
+            notes.append(f"no words: {error}")
+    told = tuple(
+        ClassChange(
+            classes.names[row],
+            float(sizes[row]),
+            None if vocabulary is None else vocabulary.describe(change[row], words, signed=True),
+        )
+        for row in order
+    )
+    mask = None
+    if model.head is not None:
+        # Weights near zero tell nothing of their mask.
+        small = before.abs() < 1e-3 * before.abs().mean()
+        mask = torch.where(small, 1.0, after / before)[order]
+    return Learned(told, len(classes), count, mask, tuple(notes))
+
+
+def _mean_weights(
+    model: AdaptedModel, images: Tensor, classes: ClassSet, strength: float
+) -> tuple[Tensor, Tensor]:
+    """Return the mean effective class weights `(K, D)` before and after adaptation."""
+    if not len(images):
+        raise ConfigError("there is no image over which the mean could be taken")
+    shape = classes.text_features.shape
+    before, after = torch.zeros(shape).double(), torch.zeros(shape).double()
+    for part in images.split(max(1, _AT_ONCE // shape.numel())):
+        before += model.logit_terms(part, classes, strength=0.0).double().weights.sum(0)
+        after += model.logit_terms(part, classes, strength=strength).double().weights.sum(0)
+    return before / len(images), after / len(images)
