@@ -19,7 +19,7 @@ import typer
 from PIL import Image
 from torch.nn.functional import normalize
 
-from rada import Classifier, Features
+from rada import Classifier, ExplainConfig, Features
 from rada.methods.rada import EFTConfig, RAda
 
 ROOT = Path(__file__).parents[1]
@@ -140,6 +140,8 @@ def test_settings_are_fields_of_a_configuration(page: Path) -> None:
         ):
             continue  # the page's own
         fields = every
+        if words[:1] == ["explain"]:
+            fields = set(ExplainConfig().to_dict())
         if method is not None and method.islower():
             fields = set(get_method(method).config().to_dict())
         for word, setting in itertools.pairwise(words):
@@ -239,6 +241,14 @@ def test_the_python_of_methods_and_features(photos: Path) -> None:
     )
     assert len(names["features"].plain()) == 3 * 16 and names["model"].method.name == "linear_probe"
     assert Features.load("mine.npz").classes == ("cat", "dog")
+
+
+def test_the_python_of_explanations(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("captum", reason="needs the extra 'explain'")
+    names = run_python("docs/explain.md")
+    assert sum(part.total for part in names["first"].parts) == pytest.approx(names["first"].adapted)
+    assert (photos / "map.png").is_file() and names["learned"].mask.shape == (3, 384)
+    assert "most similar training images" in capsys.readouterr().out
 
 
 def test_the_python_of_test_time(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,6 +56,10 @@ class Terms:
         """Return the sum of all terms, `(B, K)`."""
         return sum(self.rest.values(), self.values.sum(-1))
 
+    def to(self, other: Tensor) -> Terms:
+        """Return the same with the type and on the device of a tensor."""
+        return self._each(lambda tensor: tensor.to(other))
+
     def double(self) -> Terms:
         """Return the same in float64, on the CPU."""
         return self._each(lambda tensor: tensor.double().cpu())

@@ -18,9 +18,9 @@ __all__ = ["learned_blocks", "mask_figure"]
 
 _READING = (
     "What the adaptation changed in the class weights that it effectively uses, in plain words that the "
-    "model's own text encoder embeds. “Change” is its length, the class weights being 100 %. “Explained” is the part "
-    "of it that the words make up, “by chance” what as many words make up of the same numbers in random "
-    "order: where both are alike, the words say nothing."
+    "model's own text encoder embeds. “Change” is its length, the class weights being 100 %. “Explained” "
+    "is the part of it that the words make up, “by chance” what as many words make up of the same numbers "
+    "in random order: where both are alike, the words say nothing."
 )
 # Between the colours of the light and the dark page: legible on both.
 _MORE, _LESS = "#2f86bd", "#c4563a"

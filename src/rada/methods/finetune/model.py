@@ -251,7 +251,8 @@ class TunedModel(AdaptedModel):
         if self.head is None:
             return super().terms(images, classes)
         here = images.to(self.text.device)
-        return masked_terms(self.head, here, classes.text_features.to(here), self.scale())
+        text = classes.text_features.to(here)
+        return masked_terms(self.head, here, text, self.scale()).to(images)
 
     def zero_shot_logits(self, images: Tensor, classes: ClassSet) -> Tensor:
         """Return logits `(N, K)` of the tuned encoder alone."""
