@@ -168,14 +168,15 @@ def compare_terms(
             for terms in (zero_shot, adapted)
         )
         rest.append(Contribution(name, first, last - first))
-    sums = [_difference(terms.logits(), target, against) for terms in (zero_shot, adapted)]
+    first, last = (_difference(terms.logits(), target, against) for terms in (zero_shot, adapted))
     by_word = None
     if vocabulary is not None and words:
         by_word = _by_words(zero_shot, adapted, target, against, vocabulary, words)
     return Evidence(
         names[target],
         names[against],
-        *sums,
+        first,
+        last,
         (*parts, *rest),
         None if by_word is None else (*by_word, *rest),
     )
@@ -208,8 +209,12 @@ def _by_words(
     ]
     left = [total - float(part.sum()) for total, part in zip(whole, told, strict=True)]
     parts = [
-        Contribution(word, float(first), float(last - first))
-        for word, first, last in zip(words, *told, strict=True)
+        Contribution(
+            concept.word if concept.weight > 0 else f"not {concept.word}",
+            float(first),
+            float(last - first),
+        )
+        for concept, first, last in zip(found.concepts, *told, strict=True)
     ]
     parts.sort(key=lambda part: -abs(part.total))
     return [*parts, Contribution("what no word says", left[0], left[1] - left[0])]

@@ -243,7 +243,7 @@ class Explainer:
         rows = features.plain()
         before = model.logit_terms(rows, classes, strength=0.0).double()
         after = model.logit_terms(rows, classes, strength=strength).double()
-        logits = [terms.logits()[0] for terms in (before, after)]
+        logits = (before.logits()[0], after.logits()[0])
         looked_at = self._order(classes, logits, target, against)
         scores = class_scores(*logits, classes.names, looked_at)
         notes = list(self.notes)
@@ -283,7 +283,11 @@ class Explainer:
     # -- the classes that are looked at ----------------------------------------------------------
 
     def _order(
-        self, classes: ClassSet, logits: Sequence[Tensor], target: str | None, against: str | None
+        self,
+        classes: ClassSet,
+        logits: tuple[Tensor, Tensor],
+        target: str | None,
+        against: str | None,
     ) -> list[int]:
         """Return the classes to look at: the explained one, the one against it, then the best others."""
         asked = [self._place(classes, name) for name in (target, against) if name is not None]

@@ -21,6 +21,7 @@ from rada.report.blocks import (
     Section,
     Table,
     Text,
+    Tone,
     render_page,
     thumbnail,
 )
@@ -99,7 +100,7 @@ def _blocks(entry: ImageExplanation) -> list[Block]:
     blocks: list[Block] = [Text(_verdict(entry))]
     if entry.image is not None:
         cards = [_image_card(entry), *(_map_card(entry, one) for one in entry.maps)]
-        blocks.append(Gallery("The image, and where the evidence lies", cards))
+        blocks.append(Gallery("The image, and where the evidence lies", cards, large=True))
     blocks.append(_scores(entry))
     one = entry.evidence[0]
     blocks += [Text(_READING), _bars(entry, one, one.parts)]
@@ -135,18 +136,22 @@ def _verdict(entry: ImageExplanation) -> str:
 def _image_card(entry: ImageExplanation) -> Card:
     assert entry.image is not None
     best = entry.classes[0]
-    line = ("Predicted", best.name, percent(best.probability), "accent")
-    name = shown_name(entry.name)
-    return Card(thumbnail(entry.image), f"Image {name}", [line], name)  # type: ignore[list-item]
+    name, chance = shown_name(entry.name), percent(best.probability)
+    line: tuple[str, str, str, Tone] = ("Explained", best.name, chance, "accent")
+    return Card(thumbnail(entry.image), f"Image {name}", [line], name)
 
 
 def _map_card(entry: ImageExplanation, one: HeatMap) -> Card:
     assert entry.image is not None
     what = one.target if one.against is None else f"{one.target} against {one.against}"
+    lines: list[tuple[str, str, str, Tone]] = [(f"By {one.method}", what, "", "")]
+    if one.method == "gradients":
+        total, wanted = _number(float(one.values.sum())), _number(one.score - one.blank)
+        lines.append(("Adds up to", total, f"of {wanted}", ""))
     return Card(
         thumbnail(one.over(entry.image)),
         f"Heat map by {one.method} over the image: {what}",
-        [(f"By {one.method}", what, "", "")],
+        lines,
         "Blue speaks for it, red against it.",
     )
 

@@ -175,12 +175,13 @@ class Card:
 
 @dataclass(frozen=True)
 class Gallery(Block):
-    """Cards side by side below a heading; `empty` is said where there are none."""
+    """Cards side by side below a heading; `empty` is said where there are none, `large` makes them large."""
 
     template: ClassVar[str] = "gallery.html.j2"
     heading: str
     cards: Sequence[Card]
     empty: str = "None."
+    large: bool = False
 
 
 @dataclass(frozen=True)
