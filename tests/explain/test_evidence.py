@@ -14,10 +14,13 @@ from rada import Classifier, ExplainConfig, get_method, list_methods
 from rada.core.errors import ConfigError
 from rada.explain import Explainer
 from rada.methods.terms import Terms
+from rada.training.encoder_config import EncoderConfig
 from toy import NAMES, toy_features
 
 PLAIN = ExplainConfig(where="none", words=0)
-ON_FEATURES = [method.name for method in list_methods() if not method.needs]
+REFUSED = {"svm_probe"}
+EXPLAINED = [method for method in list_methods() if method.name not in REFUSED]
+ON_FEATURES = [method.name for method in EXPLAINED if not method.needs]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,7 @@ def images(tmp_path_factory):
 
 def fitted(name, data, encoder=None):
     method = get_method(name)
-    quick = (TUNED if method.train_encoder else {}) | QUICK.get(name, {})
+    quick = (TUNED if issubclass(method.config, EncoderConfig) else {}) | QUICK.get(name, {})
     clf = Classifier(
         encoder, name, config=method.config(**quick), workers=0, cache=False, progress=False
     )
@@ -46,10 +49,14 @@ def check_sums(found, logits, names):
     place = {name: row for row, name in enumerate(names)}
     for one in found.evidence:
         wanted = logits[place[one.target]] - logits[place[one.against]]
-        assert one.adapted == pytest.approx(wanted, abs=1e-5)
+        size = sum(abs(part.total) for part in one.parts)  # float32 rounds logits of hundreds
+        assert one.adapted == pytest.approx(wanted, abs=max(1e-5, 3e-7 * size))
         for parts in (one.parts, one.words or one.parts):
-            assert sum(part.total for part in parts) == pytest.approx(one.adapted, abs=1e-9)
-            assert sum(part.zero_shot for part in parts) == pytest.approx(one.zero_shot, abs=1e-9)
+            assert sum(part.total for part in parts) == pytest.approx(
+                one.adapted, rel=1e-9, abs=1e-9
+            )
+            before = sum(part.zero_shot for part in parts)
+            assert before == pytest.approx(one.zero_shot, rel=1e-9, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", ON_FEATURES)
@@ -62,7 +69,7 @@ def test_the_sum_behind_a_difference_is_exact(name):
     check_sums(found, logits, NAMES)
     best = NAMES[int(logits.argmax())]
     assert found.classes[0].name == best == found.evidence[0].target
-    assert found.classes[0].adapted == pytest.approx(logits.max(), abs=1e-5)
+    assert found.classes[0].adapted == pytest.approx(logits.max(), rel=1e-5, abs=1e-5)
     chances = clf.predict_proba(row)[0]
     assert found.classes[0].probability == pytest.approx(float(chances.max()), abs=1e-5)
     dimensions = [part for part in found.evidence[0].parts if part.dimension is not None]
@@ -71,7 +78,7 @@ def test_the_sum_behind_a_difference_is_exact(name):
     assert json.dumps(found.to_dict()) and found.lines()
 
 
-@pytest.mark.parametrize("name", [m.name for m in list_methods() if m.needs])
+@pytest.mark.parametrize("name", [m.name for m in EXPLAINED if m.needs])
 def test_methods_through_the_encoder_explain_themselves(name, encoder, images):
     clf = fitted(name, str(images), encoder)
     image = str(images / "red" / "1.png")
@@ -126,14 +133,11 @@ def test_biases_and_votes_are_parts_of_their_own():
     assert votes.name == "similar training images" and votes.change > 0 == votes.zero_shot
 
 
-def test_a_method_whose_logits_are_no_sum_is_refused_by_name(monkeypatch):
-    data = toy_features()
-    clf = fitted("rada", data)
-    clf.model_.terms = lambda images, classes: (
-        type(clf.model_).__mro__[1].terms(clf.model_, images, classes)
-    )
-    with pytest.raises(ConfigError, match="RAda cannot be explained dimension by dimension"):
-        clf.explain(data.subset([0]), config=PLAIN)
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_a_method_whose_logits_are_no_sum_is_refused_by_name(name):
+    clf = fitted(name, toy_features())
+    with pytest.raises(ConfigError, match=f"{clf.model_.method.title} cannot be explained"):
+        clf.explain(toy_features().subset([0]), config=PLAIN)
 
 
 def test_dimensions_that_the_mask_takes_away_are_told():

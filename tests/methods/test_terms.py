@@ -9,8 +9,9 @@ from golden.make import QUICK, TUNED, tiny_encoder, write_images
 from rada import Classifier, list_methods
 from rada.core.errors import ConfigError
 from rada.methods.terms import Terms, linear_terms
+from rada.training.encoder_config import EncoderConfig
 
-REFUSED: set[str] = set()
+REFUSED = {"svm_probe"}
 """Methods whose logits are no sum over the dimensions of the image features."""
 
 
@@ -28,7 +29,8 @@ def images(tmp_path_factory):
 
 @pytest.mark.parametrize("method", list_methods(), ids=lambda method: method.name)
 def test_the_terms_add_up_to_the_logits(method, encoder, images):
-    config = method.config(**(TUNED if method.train_encoder else {}) | QUICK.get(method.name, {}))
+    tuned = TUNED if issubclass(method.config, EncoderConfig) else {}
+    config = method.config(**tuned | QUICK.get(method.name, {}))
     clf = Classifier(encoder, method.name, config=config, workers=0, cache=False, progress=False)
     clf.fit(str(images), seed=1)
     model, classes = clf.model_, clf.class_set()
@@ -40,13 +42,18 @@ def test_the_terms_add_up_to_the_logits(method, encoder, images):
             continue
         wanted = model.logits(rows, classes, strength=strength)
         terms = model.logit_terms(rows, classes, strength=strength).double()
-        assert (terms.logits() - wanted.double()).abs().max() < 1e-5
+        size = terms.values.abs().sum(-1) + sum(part.abs() for part in terms.rest.values())
+        error = (terms.logits() - wanted.double()).abs()
+        assert (
+            error < 1e-5 + 3e-7 * size
+        ).all()  # what is over 1e-5 is the rounding of large logits
         assert terms.values.shape == terms.weights.shape == (5, 3, rows.shape[1])
         assert terms.images.shape == rows.shape
         score = model.logit_function(classes, strength=strength)
         learned = rows.clone().requires_grad_()
         score(learned)[:, 0].sum().backward()
-        assert (score(rows) - wanted).abs().max() < 1e-5 and learned.grad.abs().max() > 0
+        torch.testing.assert_close(score(rows), wanted, rtol=1e-5, atol=1e-5)
+        assert learned.grad.abs().max() > 0
 
 
 def test_a_mixture_of_models_has_the_mixture_of_their_terms():

@@ -17,6 +17,7 @@ from rada.core.config import Config
 from rada.features import ClassSet, Features
 from rada.methods.base import AdaptedModel, Facts, Method, Run
 from rada.methods.registry import register_method
+from rada.methods.terms import Terms
 from rada.training.feature_loop import Losses, Recipe, class_logits_loss
 
 __all__ = ["PROLIP_SOURCE", "MatrixConfig", "Rla", "RlaConfig", "shots_of"]
@@ -87,7 +88,14 @@ class RlaModel(AdaptedModel):
 
     def score(self, images: Tensor, classes: ClassSet) -> Tensor:
         """Return `scale * cosine` of the mapped images."""
-        return self.zero_shot_logits(normalize(images @ self.weight.T, dim=-1), classes)
+        return self.zero_shot_logits(self._mapped(images), classes)
+
+    def terms(self, images: Tensor, classes: ClassSet) -> Terms:
+        """Return the products of the mapped images and the class features."""
+        return Terms.of(self._mapped(images), self.facts.scale * classes.text_features)
+
+    def _mapped(self, images: Tensor) -> Tensor:
+        return normalize(images @ self.weight.T, dim=-1)
 
     def loss(self, images: Tensor, labels: Tensor, classes: ClassSet) -> Losses:
         """Return cross-entropy plus `pull * |A - I|^2`."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Terms", "linear_terms", "masked_terms"]
 
 EXACT = 1e-4
-"""Largest error at which float32 logits count as the sum of their terms."""
+"""Largest error, relative to the terms, at which float32 logits count as their sum."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +107,9 @@ def linear_terms(score: Callable[[Tensor], Tensor], images: Tensor) -> Terms | N
     bias, weights = axes[0], (axes[1:] - axes[0]).T
     rest = {"bias": bias.expand(len(images), -1)} if bool(bias.any()) else {}
     found, wanted = Terms.of(images, weights, rest), score(images)
-    return found if torch.allclose(found.logits(), wanted, rtol=EXACT, atol=EXACT) else None
+    size = found.values.abs().sum(-1) + bias.abs()
+    exact = (found.logits() - wanted).abs() <= EXACT * size.clamp(min=1.0)
+    return found if bool(exact.all()) else None
 
 
 def masked_terms(head: RAdaHead, images: Tensor, text: Tensor, scale: float | Tensor) -> Terms:
