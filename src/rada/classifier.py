@@ -23,6 +23,7 @@ from rada.encoders.slot import EncoderSlot
 from rada.evaluating import accuracy, evaluate, share_right
 from rada.evaluation import Evaluation
 from rada.explain import ExplainConfig, Explainer, ImageExplanation
+from rada.features import Features
 from rada.fitting import FitPlan, fit_model
 from rada.inputs import Data
 from rada.methods import Run
