@@ -268,7 +268,9 @@ def test_old_heads_of_other_weights_are_refused(old_head, saved, tmp_path):
     from safetensors.torch import save_file
 
     save_file(weights, path, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"weights, architecture, preprocessing, tokenizer or precision"):
+    with pytest.raises(
+        CheckpointError, match=r"weights, architecture, preprocessing, tokenizer or precision"
+    ):
         RAdaClassifier.from_pretrained(head, encoder=folder)
 
 

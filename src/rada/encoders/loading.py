@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from rada.core.errors import EncoderError, one_line
 from rada.encoders.base import DualEncoder
@@ -68,9 +69,10 @@ def load_encoder(
             directory, a model of open_clip or transformers, or a `DualEncoder`, which is returned
             as it is.
         device: "cpu", "cuda", ...; None for the CPU, or where a built model is.
-        dtype: "float32", "bfloat16", "float16", a `torch.dtype`, or "auto" for bfloat16 where the processor
-            multiplies it faster and the family allows it, else float32; None for float32, or what a built
-            model has. Features are float32 always; the fingerprint says in which precision they were made.
+        dtype: "float32", "bfloat16", "float16", a `torch.dtype`, or "auto": bfloat16 where the processor
+            multiplies it faster and the image encoder has no batch norms, else float32. None for float32,
+            or what a built model has. Features are float32 always; the fingerprint says in which precision
+            they were made.
         scale: Overrides the model's scale of the logits.
         processor: For a built model: its processor (transformers) or evaluation transform
             (open_clip).
@@ -104,7 +106,7 @@ def load_encoder(
 def _placed(encoder: DualEncoder, options: LoadOptions, *, auto: bool) -> DualEncoder:
     dtype = options.dtype
     if auto:
-        half = encoder.auto_half and _half_is_faster(options.device or encoder.device)
+        half = _half_is_faster(options.device or encoder.device) and _half_suits(encoder)
         dtype = torch.bfloat16 if half else torch.float32
     encoder.place(options.device, dtype)
     return encoder
@@ -115,6 +117,14 @@ def _half_is_faster(device: torch.device) -> bool:
     if device.type == "cpu":
         return torch.cpu._is_avx512_bf16_supported()
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def _half_suits(encoder: DualEncoder) -> bool:
+    """Whether bfloat16 moves the features by little, as it does those of transformers.
+
+    Batch norms say that it does not: the embedded model's features turn by a cosine of .997.
+    """
+    return not any(isinstance(part, _BatchNorm) for part in encoder.image_module.modules())
 
 
 def _device(device: str | torch.device | None) -> torch.device | None:

@@ -61,14 +61,11 @@ class EncoderProtocol(ABC):
         family: Name of the family.
         capabilities: What it can do beyond the protocol; the keys of `CAPABILITIES`.
         default_scale: Scale where the model learns none.
-        auto_half: Whether `dtype="auto"` may choose bfloat16, which moves the features of a transformer
-            by little (a cosine of .9999).
     """
 
     family: ClassVar[str] = ""
     capabilities: frozenset[str] = frozenset()
     default_scale: ClassVar[float] = 100.0
-    auto_half: ClassVar[bool] = True
 
     def __init__(
         self,

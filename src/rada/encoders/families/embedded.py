@@ -67,7 +67,6 @@ class EmbeddedEncoder(EncoderFamily):
     spelling = "embedded"
     summary = "EfficientNet-Lite0 and MiniLM from packages; works without a model hub"
     default_scale: ClassVar[float] = 50.0
-    auto_half: ClassVar[bool] = False  # bfloat16 moves its features too far: a cosine of .996
     capabilities = frozenset(
         {
             "image_gradients",
