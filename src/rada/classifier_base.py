@@ -15,6 +15,7 @@ from torch.nn.functional import normalize, one_hot
 from rada.core.config import Config
 from rada.core.errors import ConfigError, DataError, FeatureError
 from rada.core.estimator import Estimator
+from rada.core.values import DEFAULT_METHOD
 from rada.data.prompts import check_class_names, load_templates
 from rada.encoders.slot import EncoderSlot
 from rada.features import ClassSet, Features
@@ -46,7 +47,7 @@ class ClassifierBase(Estimator, NamesImages):
     def __init__(
         self,
         encoder: str | Path | DualEncoder | None = "embedded",
-        method: str | Config = "rada",
+        method: str | Config = DEFAULT_METHOD,
         classes: Sequence[str] | Mapping[str, str] | None = None,
         *,
         config: Config | None = None,

@@ -125,6 +125,7 @@ def evaluate_opened(
     if model is not None:
         adapted = classifier.model_logits(images, classes, scale=scale)
     zero_shot, row_names = _before_training(classifier, opened, features)
+    extra = _linear_probe(classifier, features) | extra
     result = compare(zero_shot, adapted, features.labels, classes.names, extra=extra)
     encoder = classifier.encoder_id()
     trained = set() if model is None else set(model.strength.classes)
@@ -146,6 +147,19 @@ def evaluate_opened(
     split = opened.found if isinstance(opened.found, ImageSplit) else None
     present = {row: logits for row, logits in rows.items() if logits is not None}
     return Evaluation(result, features, classes.names, present, split)
+
+
+def _linear_probe(classifier: ClassifierBase, features: Features) -> dict[str, Tensor]:
+    """Return the logits of the linear probe that `fit` kept, where it knows all classes."""
+    baseline = classifier.fitted_.baseline if classifier.is_fitted else None
+    if baseline is None:
+        return {}
+    found = features.class_set().rows_among(classifier.fitted_.model.facts.classes)
+    rows = [row for row in found if row is not None]
+    if len(rows) < len(found):
+        return {}
+    weight, bias = (part[rows].to(features.image_features) for part in baseline)
+    return {"linear_probe": features.plain() @ weight.T + bias}
 
 
 def _before_training(
@@ -174,8 +188,8 @@ def _pretrained_logits(classifier: ClassifierBase, opened: Opened) -> Tensor:
     if inputs is None:
         raise EncoderError("the model does not say which encoder was tuned: tune it again")
     before = inputs.features(found, opened.templates)
-    assert before.text_features is not None and before.scale is not None
-    return before.scale * before.plain() @ before.text_features.T
+    assert before.scale is not None
+    return before.class_set().zero_shot_logits(before.plain(), before.scale)
 
 
 def _warn_of_seen(classifier: ClassifierBase, found: ImageSplit | Features) -> int:
@@ -207,6 +221,8 @@ def run_facts(classifier: ClassifierBase) -> dict[str, Any]:
         "trained_classes": list(model.strength.classes),
         "strength": model.strength.value,
         "trained_strength": model.strength.trained,
+        "temperature": model.strength.temperature,
+        "trained_temperature": model.strength.trained_temperature,
         **record,
         **details,
     }

@@ -21,6 +21,7 @@ from rada.inputs import TRAIN_SPLITS, Data, Inputs, data_name, open_labelled
 from rada.methods import Method, Run
 from rada.pretrained import CONFIG_FILE, EncoderId, Fitted, Record, load_model, write_model
 from rada.training.checkpoints import RUN_FILE
+from rada.training.probe import quick_weights
 
 if TYPE_CHECKING:
     from rada.core.output import OutputFolder
@@ -110,12 +111,22 @@ def fit_model(plan: FitPlan, data: Data, out: OutputFolder | None) -> tuple[Fitt
             details=model.record,
             key=key,
         ),
+        _baseline(method, features, seed),
     )
     if out is not None:
         with out.saving() as stage:
             write_model(stage, fitted)
         out.clear_training()
     return fitted, features
+
+
+def _baseline(
+    method: Method, features: Features, seed: int
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return a linear probe on the same images, where it says something and takes seconds."""
+    if method.train_encoder or not method.learns or method.name == "linear_probe":
+        return None
+    return quick_weights(features, seed)
 
 
 def _needs_encoder(method: Method, found: ImageSplit | Features, inputs: Inputs) -> bool:

@@ -56,6 +56,7 @@ WEIGHTS_FILE = "model.safetensors"
 ENCODER_FOLDER = "encoder"
 FORMAT = "rada-model-2"
 _CLASS_FEATURES = "class_features"
+_BASELINE = ("baseline.weight", "baseline.bias")
 _MAX_CONFIG_BYTES = 64 << 20
 _PATTERNS = [CONFIG_FILE, WEIGHTS_FILE, OLD_WEIGHTS_FILE, f"{ENCODER_FOLDER}/*"]
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -143,6 +144,8 @@ class Fitted:
         class_features: `(K, D)` of the candidates, as the model takes them; None where unknown.
         encoder: The encoder of the features that were learned from; None for features of unknown origin.
         record: How the model was trained.
+        baseline: Weights `(K, D)` and biases `(K,)` of a linear probe on the same images, with which an
+            evaluation compares; None where there is none.
     """
 
     model: AdaptedModel
@@ -152,6 +155,7 @@ class Fitted:
     class_features: Tensor | None = None
     encoder: EncoderId | None = None
     record: Record = field(default_factory=Record)
+    baseline: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -210,6 +214,8 @@ def write_model(folder: Path, fitted: Fitted) -> None:
     state = model.own_state()
     if fitted.class_features is not None:
         state[_CLASS_FEATURES] = fitted.class_features
+    if fitted.baseline is not None:
+        state |= dict(zip(_BASELINE, fitted.baseline, strict=True))
     state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     config = ModelConfig(
         method=model.method.name,
@@ -272,6 +278,7 @@ def load_model(
     asked = _encoder_for(method, folder, config, saved, encoder, device)
     state = _read_tensors(weights, config)
     features = state.pop(_CLASS_FEATURES, None)
+    baseline = _baseline(weights, config, state)
     if features is not None and tuple(features.shape) != (len(config.classes), config.dim):
         raise CheckpointError(
             f"{str(weights)!r} does not fit its configuration: the class features have the shape "
@@ -280,7 +287,31 @@ def load_model(
     model = _filled(weights, method, facts, own, asked, state)
     model.strength, model.record = strength, dict(record.details)
     return Fitted(
-        model.eval(), config.classes, config.templates, config.aliases, features, saved, record
+        model.eval(),
+        config.classes,
+        config.templates,
+        config.aliases,
+        features,
+        saved,
+        record,
+        baseline,
+    )
+
+
+def _baseline(
+    path: Path, config: ModelConfig, state: dict[str, Tensor]
+) -> tuple[Tensor, Tensor] | None:
+    """Take the linear probe out of the tensors of a file."""
+    weight, bias = (state.pop(name, None) for name in _BASELINE)
+    if weight is None and bias is None:
+        return None
+    classes = len(config.trained_classes)
+    if weight is not None and bias is not None:
+        if (tuple(weight.shape), tuple(bias.shape)) == ((classes, config.dim), (classes,)):
+            return weight, bias
+    raise CheckpointError(
+        f"{str(path)!r} does not fit its configuration: its linear probe should have weights of "
+        f"the shape {(classes, config.dim)} and {classes} biases"
     )
 
 

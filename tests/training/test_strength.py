@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
+from torch.nn.functional import cross_entropy, normalize
 
 from rada import ClassSet, EFTConfig, Features, get_method, train_head
 from rada.core.errors import ConfigError
@@ -14,13 +18,18 @@ from rada.methods.rada import HeadModel
 from rada.training import strength as strength_rule
 from rada.training.schedule import warmup_cosine
 from rada.training.strength import (
+    LARGEST_NEW,
+    PLAIN_GRID,
+    SHARE_OF_GAIN,
     STRENGTHS,
-    Counts,
+    Grid,
+    Scores,
     Strength,
     StrengthChoice,
-    best_choice,
+    cautious_strength,
     choose_strength,
-    count_right,
+    fitted_temperature,
+    score,
 )
 from toy import SCALE, toy
 
@@ -41,16 +50,43 @@ def choice_of(model: HeadModel) -> StrengthChoice:
     return StrengthChoice(**model.record["strength_choice"])
 
 
-def test_counts_are_those_of_the_head_at_every_strength() -> None:
+def test_scores_are_those_of_the_head_at_every_strength() -> None:
     images, labels, text = toy()
     trained = train_head(images, labels, text, SCALE, CONFIG, 1)
-    zero_shot = trained.zero_shot_logits(images, class_set(text))
-    change = trained.adapted_logits(images, class_set(text)) - zero_shot
-    counts = count_right(zero_shot, change, labels)
-    assert counts.images == len(images)
-    for strength, correct in zip(STRENGTHS, counts.correct.tolist(), strict=True):
-        logits = trained.logits(images, class_set(text), strength=strength)
-        assert int((logits.argmax(1) == labels).sum()) == correct
+    names = class_set(text)
+    scores = score(trained.at_points(images, names, PLAIN_GRID.points), labels, prior=2.0)
+    assert scores.images == len(images)
+    middle = scores.loss.shape[1] // 2  # where the temperature is the prior
+    for place, strength in enumerate(STRENGTHS):
+        logits = trained.logits(images, names, strength=strength)
+        assert int((logits.argmax(1) == labels).sum()) == scores.correct[place]
+        entropy = cross_entropy(logits / 2.0, labels, reduction="sum")
+        assert float(scores.loss[place, middle]) == pytest.approx(float(entropy), rel=1e-4)
+    assert int(scores.changed[0]) == 0
+
+
+def test_scores_survive_json() -> None:
+    images, labels, text = toy()
+    logits = SCALE * images @ text.T
+    scores = score([logits, logits.flip(1)], labels)
+    again = Scores.from_lists(json.loads(json.dumps(scores.to_lists())))
+    assert torch.equal(again.loss, scores.loss) and torch.equal(again.correct, scores.correct)
+    assert (scores + again).images == 2 * len(images)
+
+
+def test_the_temperature_is_the_most_likely_one() -> None:
+    """Against a fine search with scipy, on logits that are three times too large."""
+    generator = torch.Generator().manual_seed(0)
+    calm = torch.randn(4000, 5, generator=generator, dtype=torch.float64) * 2
+    labels = torch.distributions.Categorical(logits=calm).sample()
+    found = fitted_temperature(3 * calm, labels)
+    best = minimize_scalar(
+        lambda one: float(cross_entropy(3 * calm / math.exp(one), labels)),
+        bounds=(-1, 4),
+        method="bounded",
+    )
+    assert found == pytest.approx(math.exp(best.x), rel=0.06)
+    assert fitted_temperature(3 * calm[:1], labels[:1]) < 30  # one image does not decide alone
 
 
 @pytest.mark.parametrize(
@@ -65,32 +101,73 @@ def test_method_by_classes_and_shots(classes: int, shots: int, method: str) -> N
     assert choice.strength in STRENGTHS
 
 
-def test_never_below_zero_shot_on_pseudo_new_classes() -> None:
+def test_the_strength_for_new_classes_is_asked_of_pseudo_new_classes_alone() -> None:
     for seed in range(3):
         trained = train_head(*toy(8, 4, seed=seed), SCALE, CONFIG, seed)
         choice = choice_of(trained)
+        assert choice.strength <= LARGEST_NEW
+        likelihood = choice.new_likelihood
         position = STRENGTHS.index(choice.strength)
-        assert choice.new_accuracy[position] >= choice.new_accuracy[0]
+        gain = likelihood[position] - likelihood[0]
+        assert gain >= 0
+        if 0 < choice.strength < LARGEST_NEW:
+            best = max(likelihood) - likelihood[0]
+            assert gain >= SHARE_OF_GAIN * best > likelihood[position - 1] - likelihood[0]
 
 
-def test_slack_is_for_one_strength_that_serves_both() -> None:
-    """Where trained classes have a strength of their own, new ones lose nothing to chance."""
-    zeros = torch.zeros(len(STRENGTHS), dtype=torch.long)
-    rising = torch.arange(len(STRENGTHS)) + 10
-    base = Counts(rising, zeros, 100)
-    correct, changed = zeros + 60, zeros + 4
-    correct[-1] = 59
-    new = Counts(correct, changed, 100)
-    both = best_choice(base, new, held_out=False)
-    assert (both.strength, both.trained_strength) == (1.0, None)
-    apart = best_choice(base, new, held_out=True)
-    assert (apart.strength, apart.trained_strength) == (0.95, 1.0)
+def test_the_cautious_strength_is_the_smallest_with_most_of_the_gain() -> None:
+    strengths = torch.tensor(STRENGTHS)
+    peak = (strengths - 0.4).square()
+    expected = next(
+        float(one) for one in strengths if 0.16 - (one - 0.4) ** 2 >= SHARE_OF_GAIN * 0.16
+    )
+    assert cautious_strength(peak) == pytest.approx(expected)
+    assert cautious_strength(-strengths) == LARGEST_NEW  # rising to the end: capped
+    assert cautious_strength(strengths) == 0.0  # nothing is gained: change nothing
+    assert cautious_strength(torch.zeros(len(STRENGTHS))) == 0.0
 
 
-def test_one_standard_error_is_the_slack() -> None:
-    correct, changed = torch.tensor([100, 97, 96, 90]), torch.tensor([0, 9, 9, 101])
-    marks = Counts(correct, changed, 200).not_below_zero_shot()
-    assert marks.tolist() == [True, True, False, True]
+def test_the_penalty_draws_a_choice_of_few_images_to_the_prior() -> None:
+    """A slight gain on a dozen images does not undo the prior, a clear one does."""
+    data = features(3, 4)
+
+    class Fixed:
+        def __init__(self, other: float) -> None:
+            self.other = other
+
+        def features_of(self, part: Features) -> torch.Tensor:
+            return part.plain()
+
+        def at_points(self, images, classes, points):  # type: ignore[no-untyped-def]
+            rows = data.plain()
+            for point in points:
+                place = (images[:, None] == rows[None]).all(-1).float().argmax(1)
+                right = torch.nn.functional.one_hot(data.labels[place], len(classes)).float()
+                yield right * (1.1 if point == (0.0,) else self.other)
+
+    grid = Grid(((0.0,), (1.0,)), (1.0,), (4.0, 0.0))
+    slight = choose_strength(lambda *_: Fixed(1.0), data, 1, grid=grid)
+    clear = choose_strength(lambda *_: Fixed(0.0), data, 1, grid=grid)
+    assert (slight.point, clear.point) == ((1.0,), (0.0,))
+
+
+def test_probabilities_are_calibrated_on_held_out_shots() -> None:
+    """A model whose zero-shot logits are far too sure of themselves is told so by its shots."""
+    images, labels, text = toy(8, 6)
+    noisy = normalize(
+        images + 0.6 * torch.randn(images.shape, generator=torch.Generator().manual_seed(1)), dim=-1
+    )
+    sure = train_head(noisy, labels, text, 200.0, CONFIG, 1)
+    strength = sure.strength
+    assert strength.temperature > 2 and (strength.trained_temperature or 0) > 1
+    names = class_set(text)
+    raw = sure.logits(noisy, names, strength=strength.for_classes(names.names))
+    torch.testing.assert_close(
+        sure.logits(noisy, names), raw / strength.temperature_for(names.names)
+    )
+    new = ClassSet((*names.names[:2], "unheard of"), text[:3])
+    raw = sure.logits(noisy, new, strength=strength.value)
+    torch.testing.assert_close(sure.logits(noisy, new), raw / strength.temperature)
 
 
 def test_trained_classes_have_a_strength_of_their_own() -> None:
@@ -100,7 +177,8 @@ def test_trained_classes_have_a_strength_of_their_own() -> None:
     trained = train_head(images[known], labels[known], text[:5], SCALE, CONFIG, 1)
     choice = choice_of(trained)
     assert trained.strength.trained == choice.trained_strength is not None
-    base = torch.tensor(choice.base_accuracy)
+    base = torch.tensor(choice.base_likelihood)
+    assert list(choice.point or ()) == [choice.trained_strength]
     assert base[STRENGTHS.index(choice.trained_strength or 0.0)] == base.max()
     trained.strength = Strength(1.0, trained=0.25, classes=trained.strength.classes)
     for rows, strength in (([0, 1, 2, 3, 4], 0.25), ([4, 1], 0.25), ([4, 5], 1.0), ([6, 7], 1.0)):
@@ -108,21 +186,24 @@ def test_trained_classes_have_a_strength_of_their_own() -> None:
         logits = trained.logits(images, asked, strength=strength)
         head = trained.head(images, text[rows], SCALE, strength).logits
         torch.testing.assert_close(head, logits, atol=1e-4, rtol=1e-5)
-        assert torch.equal(trained.logits(images, asked), logits)
+        assert torch.equal(trained.logits(images, asked), logits)  # no temperature was given
         assert trained.strength.for_classes(asked.names) == strength
     assert trained.strength.for_classes(["something else"]) == 1.0
 
 
 def test_nothing_is_held_out_of_one_shot() -> None:
-    """What was learned by heart says nothing: one strength then serves both."""
+    """What was learned by heart says nothing: the point of the prior is taken."""
     trained = train_head(*toy(5, 1), SCALE, CONFIG, 1)
-    assert trained.strength.trained is None
-    assert trained.strength.for_classes(map(str, range(5))) == trained.strength.value
+    assert trained.strength.trained == PLAIN_GRID.prior[0] == 1.0
+    choice = choice_of(trained)
+    assert not choice.base_accuracy and choice.base_images == 0
+    assert choice.new_accuracy  # whole classes can be held out all the same
 
 
 def test_given_strength_is_kept() -> None:
     trained = train_head(*toy(), SCALE, EFTConfig(epochs=1, min_steps=0, strength=0.25), 1)
     assert trained.strength.value == 0.25 and trained.strength.trained is None
+    assert trained.strength.temperature == 1.0
     assert "strength_choice" not in trained.record
     for bad in (-0.1, 1.5, float("nan")):
         with pytest.raises(ConfigError, match=r"value"):
@@ -155,8 +236,7 @@ def test_heads_of_the_folds_make_the_steps_of_the_final_head(
     monkeypatch.setattr(type(get_method("rada")), "start", watched_start)
     monkeypatch.setattr(torch.optim.AdamW, "step", watched_step)
     trained = train_head(*toy(classes, shots), SCALE, config, 1)
-    folds = 3 if classes >= 4 else 2
-    assert counts == [counts[0]] * (1 + folds)
+    assert counts == [counts[0]] * (1 + 2)
     assert counts[0] >= config.min_steps
     history = trained.record["history"]
     assert trained.record["effective"] == {"epochs": len(history), "steps": counts[0]}
@@ -179,7 +259,7 @@ def test_folds_see_neither_their_classes_nor_the_held_out_images(
     data = features(8, 4)
     learned: list[Features] = []
     evaluated: list[Features] = []
-    count = strength_rule._counted
+    asked = strength_rule._Folds._asked
 
     def fit_part(part: Features, _path: object) -> HeadModel:
         learned.append(part)
@@ -188,11 +268,11 @@ def test_folds_see_neither_their_classes_nor_the_held_out_images(
             dataclasses.replace(CONFIG, strength=1.0), 1, classes=part.classes,
         )  # fmt: skip
 
-    def watched_count(model, part):  # type: ignore[no-untyped-def]
+    def watched(runs, model, part, points):  # type: ignore[no-untyped-def]
         evaluated.append(part)
-        return count(model, part)
+        return asked(runs, model, part, points)
 
-    monkeypatch.setattr(strength_rule, "_counted", watched_count)
+    monkeypatch.setattr(strength_rule._Folds, "_asked", watched)
     choose_strength(fit_part, data, 1)
     assert len(evaluated) == 2 * len(learned)
     for fold, seen in enumerate(learned):

@@ -13,11 +13,11 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from rada.bench.tables import HM, MEAN, Runs, Values
 from rada.report.blocks import FigureBlock
 from rada.report.svg import COLOURS, MARKERS, SERIES, responsive_figure, tidy
-from rada.report.text import percent
+from rada.report.text import MAIN_ROWS, percent
 
 __all__ = ["base_new_figure", "cost_figure", "shots_figure"]
 
-_KEPT = {"zero_shot": "zero", "rada": "accent"}
+_KEPT = {"zero_shot": "zero"} | dict.fromkeys(MAIN_ROWS, "accent")
 
 
 def _styles(runs: Runs) -> dict[str, tuple[str, str]]:
@@ -76,8 +76,8 @@ def shots_figure(runs: Runs, data: Sequence[str], name: str) -> FigureBlock | No
                 {"linestyle": "-", "marker": marker} if learns else {"linestyle": "--"}
             )
             # Ten bands over one another are a haze, so with many methods the others' are faint.
-            alpha = 0.13 if label == "rada" or len(labels) <= 5 else 0.045
-            above = 3.0 if label == "rada" else 2.0
+            alpha = 0.13 if label in MAIN_ROWS or len(labels) <= 5 else 0.045
+            above = 3.0 if label in MAIN_ROWS else 2.0
             axes.fill_between(place, low, high, color=colour, alpha=alpha, linewidth=0)
             axes.plot(place, mean, color=colour, label=runs.title(label), zorder=above, **line)
         axes.set_xlabel("Images a class")

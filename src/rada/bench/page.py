@@ -15,7 +15,7 @@ from rada.bench.tables import ResultTable, Runs, load_runs, long_rows, result_ta
 from rada.core.errors import CheckpointError
 from rada.core.output import claim
 from rada.report.blocks import Block, Details, Page, Pairs, Row, Section, Table, Text, render_page
-from rada.report.text import DASH, count
+from rada.report.text import DASH, MAIN_ROWS, count
 
 __all__ = ["build_page", "latex", "markdown", "write_files"]
 
@@ -211,7 +211,7 @@ def _blocks(table: ResultTable) -> list[Block]:
 def _html(table: ResultTable) -> Table:
     labels = table.labels or [""] * len(table.rows)
     rows = [
-        Row(row[0], list(row[1:]), "accent" if label == "rada" else "")
+        Row(row[0], list(row[1:]), "accent" if label in MAIN_ROWS else "")
         for row, label in zip(table.rows, labels, strict=True)
     ]
     return Table(table.title, table.columns, rows)

@@ -18,6 +18,7 @@ FEATURE_METHODS = (
     "clap",
     "taskres",
     "gda",
+    "prior_probe",
     "clip_adapter",
     "rla",
     "tip_adapter",
@@ -25,6 +26,7 @@ FEATURE_METHODS = (
     "rada_released",
     "rada",
     "rada_adapter",
+    "rada_probe",
 )
 COOP_SETS = (
     "imagenet",
@@ -115,7 +117,7 @@ _PAPER = Options(
 )
 _RECIPES = {
     "demo": Plan(
-        methods=("rada", "linear_probe", "zero_shot"),
+        methods=("rada_probe", "rada", "linear_probe", "zero_shot"),
         datasets=("textiles",),
         shots=(1, 2, 4, 8, 16),
     ),
@@ -132,7 +134,15 @@ _RECIPES = {
     ),
     "paper-cross": Plan(
         protocols=("cross-dataset",),
-        methods=("zero_shot", "coop", "clip_adapter", "rada_released", "rada", "rada_adapter"),
+        methods=(
+            "zero_shot",
+            "coop",
+            "clip_adapter",
+            "rada_released",
+            "rada",
+            "rada_adapter",
+            "rada_probe",
+        ),
         datasets=COOP_SETS[:1],
         targets=COOP_SETS[1:],
         model=CLIP_B16,

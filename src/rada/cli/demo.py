@@ -90,20 +90,13 @@ def _runs(plan: Plan, out: Path, quiet: bool) -> list[dict[str, Any]]:
 
 def _finish(plan: Plan, out: Path) -> tuple[Classifier, Evaluation]:
     """Fit and save the model that the demo leaves behind, and evaluate it beside a linear probe."""
-    import torch
-
     from rada.classifier import Classifier
-    from rada.evaluating import evaluate_opened, open_to_evaluate
+    from rada.core.values import DEFAULT_METHOD
 
     data, shots = plan.datasets[0], max(plan.shots)
-    classifier = Classifier(plan.model, plan.configs("rada")[0])
+    classifier = Classifier(plan.model, plan.configs(DEFAULT_METHOD)[0])
     classifier.fit(data, shots=shots, seed=SAVED_SEED, output_dir=out, overwrite=True)
-    assert classifier.train_features_ is not None
-    probe = Classifier(classifier.encoder_, "linear_probe", progress=False)
-    probe.fit(classifier.train_features_, seed=SAVED_SEED)
-    opened = open_to_evaluate(classifier, data, "test")
-    logits = torch.from_numpy(probe.logits(opened.found))
-    return classifier, evaluate_opened(classifier, opened, data, linear_probe=logits)
+    return classifier, classifier.evaluate(data, split="test")
 
 
 def _print(result: dict[str, Any], found: Evaluation, out: Path, page: Path) -> None:

@@ -18,6 +18,7 @@ from rada.cli.options import (
     print_json,
 )
 from rada.core.terminal import bold, echo, screen
+from rada.core.values import DEFAULT_METHOD
 
 if TYPE_CHECKING:
     from rada.classifier import Classifier
@@ -38,7 +39,9 @@ def fit(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the model.")],
-    method: Annotated[str, typer.Option(help="How to adapt; `rada methods` lists them.")] = "rada",
+    method: Annotated[str, typer.Option(help="How to adapt; `rada methods` lists them.")] = (
+        DEFAULT_METHOD
+    ),
     model: Model = "embedded",
     scale: Annotated[
         float | None, typer.Option(help="Overrides the encoder's logit scale.")
@@ -166,18 +169,25 @@ def _effort(training: dict[str, Any]) -> str:
 
 
 def _held_out_lines(result: dict[str, Any], title: str) -> list[str]:
-    """Say how the model did on what it had not seen."""
-    from rada.report.text import percent
+    """Say how zero-shot, a linear probe and the model did on what they had not seen."""
+    from rada.report.text import count, percent
 
     if not result["held_out"]:
         return [
             "Nothing was held out: `rada evaluate` compares with zero-shot on images of your own."
         ]
-    return [
-        f"On held-out {entry['what']} ({entry['part']}): zero-shot {percent(entry['zero_shot'])}, "
-        f"{title} {percent(entry['adapted'])} at strength {entry['strength']:g}."
-        for entry in result["held_out"]
-    ]
+    lines = []
+    for entry in result["held_out"]:
+        images = count(entry["images"], "image")
+        lines.append(f"On held-out {entry['what']} ({entry['part']}; {images}):")
+        names = {"zero_shot": "zero-shot", "linear_probe": "linear probe", "adapted": title}
+        for row, name in names.items():
+            if entry.get(row) is not None:
+                low, high = entry["intervals"][row]
+                lines.append(
+                    f"  {name:<14} {percent(entry[row]):>7}  (95 %: {percent(low)} to {percent(high)})"
+                )
+    return lines
 
 
 def _strength_lines(training: dict[str, Any]) -> list[str]:
@@ -190,10 +200,14 @@ def _strength_lines(training: dict[str, Any]) -> list[str]:
         "shots": "chosen by cross-validation over shots, on the same held-out shots",
         "none": "nothing to choose it on",
     }
+    temperature = training.get("trained_temperature") or training["temperature"]
+    calibrated = f"Probabilities are calibrated: temperature {temperature:.3g}."
     reason = "given" if choice is None else how[choice["method"]]
     if among is None or among == training["strength"]:
-        return [f"Strength {training['strength']:g} ({reason})."]
-    return [
-        f"Strength {among:g} among learned classes, {training['strength']:g} where some are new "
-        f"({reason})."
-    ]
+        lines = [f"Strength {training['strength']:g} ({reason})."]
+    else:
+        lines = [
+            f"Strength {among:g} among learned classes, {training['strength']:g} where some are new "
+            f"({reason})."
+        ]
+    return lines if choice is None else [*lines, calibrated]

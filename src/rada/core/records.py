@@ -49,6 +49,16 @@ class StrengthRecord(_Record):
     base_accuracy: Sequence[Unit] = ()
     new_accuracy: Sequence[Unit] = ()
     trained_strength: Unit | None = None
+    points: Sequence[Sequence[Unit]] = ()
+    point: Sequence[Unit] | None = None
+    base_likelihood: Sequence[float] = ()
+    new_likelihood: Sequence[float] = ()
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    trained_temperature: Annotated[float, Field(gt=0)] | None = None
+    base_images: Count = 0
+    new_images: Count = 0
+    base_changed: Count = 0
+    linear_probe: Unit | None = None
 
 
 class DetailsRecord(_OpenRecord):
@@ -67,17 +77,28 @@ class StateRecord(_Record):
 
 
 class FoldRecord(_Record):
-    """What a fold of the choice of a strength counted: right predictions, changed ones, images."""
+    """What a fold of the choice of a strength said, of learned and of other classes; `Scores`."""
 
     key: str
-    counts: list[Annotated[list[list[Count] | Count], Field(min_length=3, max_length=3)]]
+    scores: Annotated[
+        list[tuple[list[Count], list[Count], list[list[float]], Count]],
+        Field(min_length=2, max_length=2),
+    ]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tuples(cls, values: Any) -> Any:
+        scores = values.get("scores") if isinstance(values, dict) else None
+        if not isinstance(scores, list):
+            return values
+        rows = [tuple(one) if isinstance(one, list) else one for one in scores]
+        return values | {"scores": rows}
 
     @model_validator(mode="after")
     def _whole(self) -> FoldRecord:
-        for correct, changed, images in self.counts:
-            lists = isinstance(correct, list) and isinstance(changed, list)
-            if not lists or isinstance(images, list) or len(correct) != len(changed):  # type: ignore[arg-type]
-                raise ValueError("a count is two lists of one length and a number")
+        for correct, changed, loss, _ in self.scores:
+            if not len(correct) == len(changed) == len(loss):
+                raise ValueError("scores are three lists of one length and a number")
         return self
 
 

@@ -9,7 +9,17 @@ from typing import Any
 from rada.core.errors import ConfigError, RadaError
 from rada.core.warn import warn
 
-__all__ = ["LARGEST_SCALE", "LARGEST_SEED", "check_count", "check_scale", "check_seed"]
+__all__ = [
+    "DEFAULT_METHOD",
+    "LARGEST_SCALE",
+    "LARGEST_SEED",
+    "check_count",
+    "check_scale",
+    "check_seed",
+]
+
+DEFAULT_METHOD = "rada_probe"
+"""How `Classifier` and `rada fit` adapt where no method is named."""
 
 LARGEST_SEED = 2**32 - 1
 """The largest seed of NumPy's generators; times the step numbers it stays within torch's 64 bits."""

@@ -29,6 +29,10 @@ class ClassSet:
     def __len__(self) -> int:
         return len(self.names)
 
+    def zero_shot_logits(self, images: Tensor, scale: float) -> Tensor:
+        """Return `scale * cosine` of image features `(N, D)` with every class, `(N, K)`."""
+        return scale * images @ self.text_features.T.to(images)
+
     def take(self, rows: Sequence[int] | Tensor) -> ClassSet:
         """Return the classes at `rows`, in that order.
 

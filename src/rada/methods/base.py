@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -26,7 +26,15 @@ from rada.features import ClassSet, Features
 from rada.head import RAdaHead
 from rada.methods.terms import Terms, linear_terms
 from rada.training.feature_loop import Losses, Recipe, Step, class_logits_loss, seeded, train
-from rada.training.strength import Strength, StrengthChoice, choose_strength
+from rada.training.probe import probe_logits
+from rada.training.strength import (
+    PLAIN_GRID,
+    Grid,
+    Point,
+    Strength,
+    StrengthChoice,
+    choose_strength,
+)
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder
@@ -120,7 +128,9 @@ class AdaptedModel(nn.Module):
         encoder: The encoder that it asks or owns, or None.
 
     Attributes:
-        strength: How far to go from zero-shot, among trained and among other candidates.
+        strength: How far to go from zero-shot, among trained and among other candidates, and the
+            temperatures there.
+        grid: What there is to choose on held-out shots among trained classes.
         record: What the fit wants to tell: curve, values that it chose. Plain JSON.
         head: The RAda head, where there is one.
     """
@@ -137,6 +147,7 @@ class AdaptedModel(nn.Module):
         self.strength = Strength(classes=facts.classes)
         self.record: dict[str, Any] = {}
         self.head: RAdaHead | None = None
+        self.grid: Grid = PLAIN_GRID
 
     # -- what a method implements ----------------------------------------------------------------
 
@@ -188,7 +199,7 @@ class AdaptedModel(nn.Module):
 
     def zero_shot_logits(self, images: Tensor, classes: ClassSet) -> Tensor:
         """Return logits `(N, K)` at strength 0: scale times cosine."""
-        return self.facts.scale * images @ classes.text_features.T.to(images)
+        return classes.zero_shot_logits(images, self.facts.scale)
 
     def adapted_logits(self, images: Tensor, classes: ClassSet) -> Tensor:
         """Return logits `(N, K)` at full strength, without gradients.
@@ -212,7 +223,8 @@ class AdaptedModel(nn.Module):
         Args:
             images: Unit-norm features; of the tuned encoder where the method trains one.
             classes: The candidates.
-            strength: 0 for zero-shot, 1 for the full adaptation; None for the model's own.
+            strength: 0 for zero-shot, 1 for the full adaptation; None for the model's own, and logits
+                that are divided by its temperature there.
             batch_size: Rows that are scored at once.
 
         Raises:
@@ -226,7 +238,7 @@ class AdaptedModel(nn.Module):
                 self._mixed(part, classes, prepared, share)
                 for part in torch.split(images, batch_size)
             ]
-            return torch.cat(parts)
+            return torch.cat(parts) / self._temperature(classes, strength)
 
     @torch.no_grad()
     def logit_terms(
@@ -244,22 +256,25 @@ class AdaptedModel(nn.Module):
         with evaluating(self):
             zero_shot = linear_terms(lambda rows: self.zero_shot_logits(rows, classes), images)
             assert zero_shot is not None  # a scale times a cosine
-            if share == 0:
-                return zero_shot
-            found = self.terms(images, self.prepare(classes))
-            return found if share == 1 else zero_shot + share * (found - zero_shot)
+            found = zero_shot
+            if share > 0:
+                found = self.terms(images, self.prepare(classes))
+                if share < 1:
+                    found = zero_shot + share * (found - zero_shot)
+            return (1 / self._temperature(classes, strength)) * found
 
     def logit_function(
         self, classes: ClassSet, *, strength: float | None = None
     ) -> Callable[[Tensor], Tensor]:
         """Return `logits` as a function of features `(B, D)`, differentiable in them."""
         share = self._share(classes, strength)
+        temperature = self._temperature(classes, strength)
         with torch.no_grad(), evaluating(self):
             prepared = classes if share == 0 else self.prepare(classes)
 
         def score(images: Tensor) -> Tensor:
             with evaluating(self):
-                return self._mixed(images, classes, prepared, share)
+                return self._mixed(images, classes, prepared, share) / temperature
 
         return score
 
@@ -268,6 +283,10 @@ class AdaptedModel(nn.Module):
         if not 0 <= share <= 1:
             raise ConfigError(f"strength should be in [0, 1], not {share!r}")
         return share
+
+    def _temperature(self, classes: ClassSet, strength: float | None) -> float:
+        """Return the temperature of the model's own strength; 1 at another, which has none."""
+        return 1.0 if strength is not None else self.strength.temperature_for(classes.names)
 
     def _mixed(
         self, images: Tensor, classes: ClassSet, prepared: ClassSet, strength: float
@@ -279,13 +298,28 @@ class AdaptedModel(nn.Module):
             return zero_shot
         return zero_shot + strength * (self.score(images, prepared) - zero_shot)
 
+    def at_points(
+        self, images: Tensor, classes: ClassSet, points: Iterable[Point]
+    ) -> Iterator[Tensor]:
+        """Yield logits `(N, K)` at points of `grid`, or at strengths, without temperature."""
+        zero_shot = self.zero_shot_logits(images, classes)
+        change = self.adapted_logits(images, classes) - zero_shot
+        for (strength,) in points:
+            yield zero_shot + strength * change
+
     def trainable_parameters(self) -> int:
         """Return how many numbers the method learned."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def keep_choice(self, choice: StrengthChoice) -> None:
-        """Take over a strength and tell in the record how it was chosen."""
-        self.strength = Strength(choice.strength, choice.trained_strength, self.strength.classes)
+        """Take over strengths and temperatures, and tell in the record how they were chosen."""
+        self.strength = Strength(
+            choice.strength,
+            choice.trained_strength,
+            self.strength.classes,
+            choice.temperature,
+            choice.trained_temperature,
+        )
         self.record["strength_choice"] = choice.to_dict()
 
     def refuse_unknown(self, names: Iterable[str]) -> None:
@@ -487,15 +521,17 @@ class Method(ABC):
         data: Features,
         run: Run,
         fit_part: Callable[[Features, Path | None], AdaptedModel],
-        folds: int = 3,
+        folds: int = 2,
     ) -> None:
-        """Choose the model's strength on its training images, by the one rule."""
+        """Choose the model's strengths and temperatures on its training images, by the one rule."""
         choice = choose_strength(
             fit_part,
             data,
             run.seed,
+            grid=model.grid,
             folds=folds,
             key=[self.name, model.config.to_dict()],
             folder=run.state_dir,
+            baseline=None if self.train_encoder else lambda a, b: probe_logits(a, b, run.seed),
         )
         model.keep_choice(choice)

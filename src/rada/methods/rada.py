@@ -49,7 +49,7 @@ class EFTConfig(Config):
             of other classes are skipped in this step); None for a half of them, at least 2 and at
             most 64, 0 for all of them.
         strength: Mask strength at inference in [0, 1], or "auto" to choose it on the training shots
-            by cross-validation over classes.
+            by cross-validation (`rada.training.strength`).
         strength_folds: Folds of that cross-validation, at least 2.
 
     Example:
@@ -69,7 +69,7 @@ class EFTConfig(Config):
     views: int = 1
     classes_per_step: int | None = None
     strength: float | Literal["auto"] = "auto"
-    strength_folds: int = 3
+    strength_folds: int = 2
 
     def validate(self) -> None:
         """Check that every field is in its range."""
@@ -139,8 +139,8 @@ class HeadModel(AdaptedModel):
         """Return what the head gets of class features `(K, D)`."""
         return text
 
-    def score(self, images: Tensor, classes: ClassSet) -> Tensor:
-        """Return the head's logits; the head sees exactly these classes."""
+    def head_logits(self, images: Tensor, classes: ClassSet) -> Tensor:
+        """Return the logits of the head alone; the head sees exactly these classes."""
         text = self.adapted_text(classes.text_features)
         logits: Tensor = self.head(self.adapted_images(images), text, self.facts.scale).logits
         return logits
@@ -149,6 +149,14 @@ class HeadModel(AdaptedModel):
         """Return the entries of the rational matrix, each times its mask."""
         text = self.adapted_text(classes.text_features)
         return masked_terms(self.head, self.adapted_images(images), text, self.facts.scale)
+
+    def with_head(self, images: Tensor, head_logits: Tensor, classes: ClassSet) -> Tensor:
+        """Return the model's logits, given those of its head `(N, K)`, as it is or adapted further."""
+        return head_logits
+
+    def score(self, images: Tensor, classes: ClassSet) -> Tensor:
+        """Return the model's logits."""
+        return self.with_head(images, self.head_logits(images, classes), classes)
 
     def loss(self, images: Tensor, labels: Tensor, classes: ClassSet) -> Losses:
         """Return cross-entropy plus `alpha * mean_b max |M - 1|`, at full strength."""
@@ -174,7 +182,7 @@ class RAda(Method):
 
         def learned(model: AdaptedModel, part: Features, path: Path | None) -> AdaptedModel:
             subset = config.subset(len(part.classes))
-            return self.learn(
+            model = self.learn(
                 model,
                 part,
                 config.recipe(),
@@ -183,6 +191,7 @@ class RAda(Method):
                 steps=steps,
                 state_path=path,
             )
+            return self.beside_head(model, part, config)
 
         def fit_part(part: Features, path: Path | None) -> AdaptedModel:
             fold = self.start(part, config, run).to(part.image_features.device)
@@ -193,6 +202,10 @@ class RAda(Method):
             self.choose_strength(model, data, run, fit_part, config.strength_folds)
         else:
             model.strength = Strength(float(config.strength), classes=model.strength.classes)
+        return model
+
+    def beside_head(self, model: AdaptedModel, data: Features, config: Any) -> AdaptedModel:
+        """Learn what a variant has beside the head; nothing here."""
         return model
 
 

@@ -35,7 +35,12 @@ _METRICS = (("accuracy", "Accuracy, %"), ("balanced_accuracy", "Balanced accurac
 
 def row_colours(names: Sequence[str]) -> dict[str, str]:
     """Give each row or method its colour: zero-shot grey, RAda the accent, the rest in order."""
-    fixed = {"zero_shot": "zero", "adapted": "accent", "rada": "accent", "linear_probe": "probe"}
+    fixed = {
+        "zero_shot": "zero",
+        "adapted": "accent",
+        "rada_probe": "accent",
+        "linear_probe": "probe",
+    }
     free = [colour for colour in SERIES if colour not in {fixed.get(name) for name in names}]
     others = [name for name in names if name not in fixed]
     chosen = fixed | {name: free[i % len(free)] for i, name in enumerate(others)}

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rada.evaluation.spread import mean_std
-from rada.report.text import count, percent, row_name, shorten
+from rada.report.text import MAIN_ROWS, count, percent, row_name, shorten
 
 __all__ = [
     "SeedSummary",
@@ -87,15 +87,15 @@ class SeedSummary(NamedTuple):
 
 
 def over_seeds(runs: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> SeedSummary | None:
-    """Return RAda's accuracy over the seeds with the shots of the result; None of a single seed.
+    """Return the default method's accuracy over the seeds with the result's shots; None of a single seed.
 
     Example:
-        >>> runs = [{"method": "rada", "shots": 4, "seed": 1, "accuracy": 0.5},
-        ...         {"method": "rada", "shots": 4, "seed": 2, "accuracy": 0.6}]
+        >>> runs = [{"method": "rada_probe", "shots": 4, "seed": 1, "accuracy": 0.5},
+        ...         {"method": "rada_probe", "shots": 4, "seed": 2, "accuracy": 0.6}]
         >>> over_seeds(runs, {"shots": 4}).values
         [0.5, 0.6]
     """
-    mine = [run for run in runs if run.get("method") in ("rada", "adapted") and run.get("shots")]
+    mine = [run for run in runs if run.get("method") in MAIN_ROWS and run.get("shots")]
     shots = result.get("shots") or max((run["shots"] for run in mine), default=0)
     values = [run["accuracy"] for run in mine if run["shots"] == shots and "accuracy" in run]
     if len(values) < 2:

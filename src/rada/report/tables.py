@@ -11,7 +11,17 @@ from rada.evaluation.spread import aggregate_runs
 from rada.report.blocks import Block, Details, Row, SideBySide, Table, TableCell, Text, Tone
 from rada.report.figures import class_bars, class_scatter, confusion_heat_map, shots_figure
 from rada.report.rows import best_rows, compared_rows, failures, main_row, name_of, rows_of
-from rada.report.text import DASH, count, interval, percent, points, row_name, shorten, spread
+from rada.report.text import (
+    DASH,
+    MAIN_ROWS,
+    count,
+    interval,
+    percent,
+    points,
+    row_name,
+    shorten,
+    spread,
+)
 
 __all__ = ["class_blocks", "confusion_blocks", "result_table", "shots_blocks"]
 
@@ -127,7 +137,7 @@ def shots_blocks(runs: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -
                 ),
                 str(row["accuracy"]["runs"]) if "accuracy" in row else DASH,
             ],
-            "accent" if row["method"] in ("rada", "adapted") else "",
+            "accent" if row["method"] in MAIN_ROWS else "",
         )
         for row in table
     ]

@@ -9,6 +9,7 @@ from rada.core.printable import clean
 
 __all__ = [
     "DASH",
+    "MAIN_ROWS",
     "MINUS",
     "count",
     "interval",
@@ -21,10 +22,14 @@ __all__ = [
 
 DASH, MINUS = "\u2013", "\u2212"
 
+MAIN_ROWS = ("rada_probe", "adapted")
+"""Keys of the rows that a page is about: the default method."""
+
 ROW_NAMES = {
     "adapted": "RAda",
     "linear_probe": "Linear probe",
     "rada": "RAda",
+    "rada_probe": "RAda + probe",
     "test_time": "RAda at test time",
     "zero_shot": "Zero-shot",
 }

@@ -1,14 +1,16 @@
-"""What training saw of its own success: zero-shot against the head on shots that were held out.
+"""What training saw of its own success, on shots that were held out.
 
-Accuracy on the images that a head was trained on says little, since it learns them by heart. The choice
-of the mask strength trains heads on a part of the shots and tests them on the rest, so its curves hold the
-honest numbers.
+Accuracy on the images that a model was trained on says little, since it learns them by heart. The choice
+of the strength trains on a part of the shots and tests on the rest, so its curves hold the honest numbers:
+of zero-shot, of a linear probe on the same shots, and of the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+from rada.evaluation.metrics import wilson_interval
 
 __all__ = ["held_out"]
 
@@ -19,43 +21,58 @@ _SHOTS = {
 
 
 def held_out(choice: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Return zero-shot and head on held-out shots, from the choice of the strength.
+    """Return zero-shot, linear probe and model on held-out shots, from the choice of the strength.
 
     Args:
         choice: `StrengthChoice.to_dict()`, or None where the strength was given.
 
     Returns:
-        `{"what", "part", "zero_shot", "adapted", "strength"}` for held-out images of learned classes (`what`
-        is "shots") and for held-out classes ("classes"): which part was held out, accuracies in [0, 1]
-        and the strength that was chosen. Empty where nothing was held out.
+        One entry for held-out images of learned classes (`what` is "shots") and one for held-out classes
+        ("classes"); empty where nothing was held out. Each has `part` (which part was held out),
+        `images` (how many), `strength` (that was chosen) and the accuracies in [0, 1] `zero_shot`,
+        `adapted` and, of learned classes, `linear_probe`, which is None where none was fitted;
+        `intervals` holds the 95 % Wilson interval of each.
 
     Example:
-        >>> choice = {"method": "shots", "strength": 1.0, "trained_strength": 1.0,
-        ...           "strengths": [0.0, 1.0], "base_accuracy": [0.5, 0.75], "new_accuracy": []}
+        >>> choice = {"method": "shots", "strength": 1.0, "trained_strength": 1.0, "points": [[0.0], [1.0]],
+        ...           "point": [1.0], "base_images": 4, "base_accuracy": [0.5, 0.75], "linear_probe": 0.5}
         >>> [(one["what"], one["zero_shot"], one["adapted"]) for one in held_out(choice)]
         [('shots', 0.5, 0.75)]
     """
     if choice is None or choice["method"] == "none":
         return []
     found = []
-    trained = choice.get("trained_strength")
-    if trained is not None:
-        part = _SHOTS[choice["method"]]
-        found.append(_entry("shots", part, choice["strengths"], choice["base_accuracy"], trained))
-    if choice["method"] == "classes":
+    if choice.get("base_accuracy") and choice.get("point"):
+        points, curve = list(map(list, choice["points"])), choice["base_accuracy"]
+        chosen = curve[points.index(list(choice["point"]))]
+        rows = {
+            "zero_shot": curve[0],
+            "linear_probe": choice.get("linear_probe"),
+            "adapted": chosen,
+        }
+        part, strength = _SHOTS[choice["method"]], choice["trained_strength"]
+        found.append(_entry("shots", part, choice["base_images"], strength, rows))
+    if choice.get("new_accuracy") and choice.get("new_images"):
         curve, strength = choice["new_accuracy"], choice["strength"]
-        found.append(_entry("classes", "a part, in turn", choice["strengths"], curve, strength))
+        place = min(range(len(curve)), key=lambda one: abs(choice["strengths"][one] - strength))
+        rows = {"zero_shot": curve[0], "adapted": curve[place]}
+        found.append(_entry("classes", "a part, in turn", choice["new_images"], strength, rows))
     return found
 
 
 def _entry(
-    what: str, part: str, strengths: Sequence[float], curve: Sequence[float], strength: float
+    what: str, part: str, images: int, strength: float, rows: Mapping[str, float | None]
 ) -> dict[str, Any]:
-    place = min(range(len(strengths)), key=lambda index: abs(strengths[index] - strength))
+    intervals = {
+        name: list(wilson_interval(round(one * images), images))
+        for name, one in rows.items()
+        if one is not None
+    }
     return {
         "what": what,
         "part": part,
-        "zero_shot": curve[0],
-        "adapted": curve[place],
+        "images": images,
         "strength": strength,
+        **rows,
+        "intervals": intervals,
     }

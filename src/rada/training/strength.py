@@ -1,29 +1,37 @@
-"""The strength of an adapted model: how far to go from the zero-shot logits to the adapted ones.
+"""The strength of an adapted model, and its temperature: chosen by likelihood on held-out shots.
 
-For a RAda head it is the mask used at inference, `M_lambda = 1 + lambda (M - 1)`; since logits are
-linear in the mask, that is the same as mixing logits, so one rule serves every method. A model that
+For a RAda head the strength is the mask used at inference, `M_lambda = 1 + lambda (M - 1)`; since logits
+are linear in the mask, that is the same as mixing logits, so one rule serves every method. A model that
 learned some classes may do worse than zero-shot on classes that it never saw; a smaller strength mends
-that. Here a part of the classes is held out as pseudo-new classes, the others are learned, and the
-strength with the best harmonic mean of pseudo-base and pseudo-new accuracy is taken, among those that are
-not below zero-shot on the pseudo-new classes. Where all candidates are classes that were trained on,
-such caution would only cost: for these the strength with the best accuracy on held-out images of
-learned classes is taken. With one image a class there are none; one strength then serves both, and
-it may fall below zero-shot on the pseudo-new classes by one standard error, so that chance does not undo
-the adaptation. The models of the folds learn for as many steps as the final one, whose curve theirs
-stands for: a model with fewer steps has another best strength. (The strength is ours; the paper has
-none.)
+that. So there are two strengths, and each is asked of the images that it is for:
+
+- where all candidates were trained on: the point (a strength, or what else a method has to choose; see
+  `Grid`) with the best log-likelihood on held-out images of learned classes;
+- where some are new: half of the classes is held out as pseudo-new classes, the other half is learned,
+  and the other way round, so that as many are new as were learned. Of the strengths up to 1/2 the
+  smallest with 70 % of the best gain in log-likelihood over zero-shot is taken; zero if nothing is gained.
+
+Log-likelihoods give smooth curves where accuracies of a few images jump. They are those of calibrated
+logits: for every point the temperature is fitted on the same images, with a weak prior at the one that fits
+the zero-shot logits of all shots (these are honest, since zero-shot does not learn). The temperatures of the
+chosen points make the model's probabilities. With one image a class nothing can be held out of the
+learned classes, and the point of the prior is taken. The models of the folds learn for as many steps as
+the final one, whose curve theirs stands for. (The paper has neither strength nor temperature; both are
+ours.)
 """
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from rada.core.config import Config
 from rada.core.errors import CheckpointError
@@ -31,32 +39,49 @@ from rada.core.hashing import fingerprint_tensors
 from rada.core.processes import process_rank
 from rada.core.records import FoldRecord, check_record
 from rada.core.storage import read_json, write_json
-from rada.evaluation import harmonic_mean
 from rada.features import ClassSet, Features
 
 __all__ = [
+    "LARGEST_NEW",
+    "PLAIN_GRID",
+    "SHARE_OF_GAIN",
     "STRENGTHS",
+    "Grid",
+    "Point",
+    "Scores",
     "Strength",
     "StrengthChoice",
-    "best_choice",
+    "cautious_strength",
     "choose_strength",
-    "count_right",
-    "largest_best",
+    "fitted_temperature",
     "position_in_class",
+    "score",
 ]
 
 STRENGTHS = tuple(round(0.05 * step, 2) for step in range(21))
 """The strengths that are compared."""
+SHARE_OF_GAIN = 0.7
+"""Part of the best gain that a strength for new classes must keep."""
+LARGEST_NEW = 0.5
+"""The largest strength for new classes: beyond it chance decides whether they lose."""
+
+_LOG_TEMPERATURES = torch.linspace(-1.5, 1.5, 13, dtype=torch.float64)
+_PRIOR_OF_LOG = 0.5  # standard deviation of log T around the prior
+_MOST_IMAGES = 4096  # of a fold are asked; more would say the same more slowly
+
+Point = tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Strength(Config):
-    """The strengths of an adapted model.
+    """The strengths of an adapted model, and the temperatures of its logits at these.
 
     Attributes:
         value: Where some of the candidates are new to the model, in [0, 1].
         trained: Where it was trained on all of them; None for `value` there too.
         classes: Names of the classes that it was trained on.
+        temperature: By which logits are divided where some candidates are new, above 0.
+        trained_temperature: Where all were trained on; None for `temperature` there too.
 
     Example:
         >>> strength = Strength(0.3, trained=0.9, classes=("cat", "dog"))
@@ -67,18 +92,52 @@ class Strength(Config):
     value: float = 1.0
     trained: float | None = None
     classes: tuple[str, ...] = ()
+    temperature: float = 1.0
+    trained_temperature: float | None = None
 
     def validate(self) -> None:
-        """Check that both are in [0, 1]."""
+        """Check that strengths are in [0, 1] and temperatures above 0."""
         self.require(0 <= self.value <= 1, "value", "in [0, 1]")
         trained = self.trained
         self.require(trained is None or 0 <= trained <= 1, "trained", "None or in [0, 1]")
+        self.require(1e-3 <= self.temperature <= 1e3, "temperature", "from 0.001 to 1000")
+        own = self.trained_temperature
+        self.require(
+            own is None or 1e-3 <= own <= 1e3, "trained_temperature", "None or from 0.001 to 1000"
+        )
+
+    def knows(self, names: Iterable[str]) -> bool:
+        """Whether the model was trained on all candidates."""
+        return set(names) <= set(self.classes)
 
     def for_classes(self, names: Iterable[str]) -> float:
         """Return the strength among candidates: another where all of them were trained on."""
-        if self.trained is None or not set(names) <= set(self.classes):
-            return self.value
-        return self.trained
+        return self.value if self.trained is None or not self.knows(names) else self.trained
+
+    def temperature_for(self, names: Iterable[str]) -> float:
+        """Return the temperature among candidates: another where all of them were trained on."""
+        own = self.trained_temperature
+        return self.temperature if own is None or not self.knows(names) else own
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What can be chosen where all candidates were trained on.
+
+    Attributes:
+        points: What is compared; the first is zero-shot.
+        prior: The point taken where nothing can be held out.
+        penalties: What the log-likelihood of the held-out images must make up for at each point, in
+            nats; it draws the choice to the prior where few images are held out.
+    """
+
+    points: tuple[Point, ...]
+    prior: Point
+    penalties: tuple[float, ...]
+
+
+PLAIN_GRID = Grid(tuple((one,) for one in STRENGTHS), (1.0,), (0.0,) * len(STRENGTHS))
+"""Of a method that has nothing but a strength to choose."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +149,22 @@ class StrengthChoice:
         method: "classes" (cross-validation over classes), "shots" (over shots, for fewer than four
             classes) or "none" (one shot of fewer than four classes: nothing to validate on).
         strengths: The strengths compared.
-        base_accuracy: Accuracy on held-out images of learned classes, one a strength.
+        base_accuracy: Accuracy on held-out images of learned classes, one a point; empty where none
+            could be held out.
         new_accuracy: Accuracy on held-out classes, one a strength; empty for "shots" and "none".
-        trained_strength: The strength for candidates that were all trained on; None where no images
-            could be held out to choose it: then `strength` serves both.
+        trained_strength: The strength for candidates that were all trained on.
+        points: The points compared on held-out images of learned classes.
+        point: The one chosen.
+        base_likelihood: Mean log-likelihood of those images, one a point, each at its best temperature.
+        new_likelihood: The same of images of held-out classes, one a strength, at the temperature that is
+            best for zero-shot.
+        temperature: Of logits where some candidates are new.
+        trained_temperature: Where all were trained on.
+        base_images: How many held-out images of learned classes there were.
+        new_images: How many images of held-out classes.
+        base_changed: Of how many of the former zero-shot and the chosen point say differently right.
+        linear_probe: Accuracy of a linear probe on the same held-out images of learned classes, from
+            the same shots; None where none was fitted.
     """
 
     strength: float
@@ -102,10 +173,25 @@ class StrengthChoice:
     base_accuracy: tuple[float, ...] = ()
     new_accuracy: tuple[float, ...] = ()
     trained_strength: float | None = None
+    points: tuple[Point, ...] = ()
+    point: Point | None = None
+    base_likelihood: tuple[float, ...] = ()
+    new_likelihood: tuple[float, ...] = ()
+    temperature: float = 1.0
+    trained_temperature: float | None = None
+    base_images: int = 0
+    new_images: int = 0
+    base_changed: int = 0
+    linear_probe: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as JSON would give them back: lists for tuples."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        found = asdict(self)
+        return {key: _listed(value) for key, value in found.items()}
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(entry) for entry in value] if isinstance(value, tuple) else value
 
 
 class Adapted(Protocol):
@@ -114,42 +200,119 @@ class Adapted(Protocol):
     def features_of(self, data: Features) -> Tensor:
         """Return the features `(N, D)` that it scores of some data."""
 
-    def adapted_logits(self, images: Tensor, classes: ClassSet) -> Tensor:
-        """Return logits `(N, K)` at full strength."""
+    def at_points(
+        self, images: Tensor, classes: ClassSet, points: Iterable[Point]
+    ) -> Iterator[Tensor]:
+        """Yield logits `(N, K)` at every point."""
 
-    def zero_shot_logits(self, images: Tensor, classes: ClassSet) -> Tensor:
-        """Return logits `(N, K)` at strength 0."""
+
+Baseline = Callable[[Features, Features], Tensor | None]
+"""Learns from the first, returns the logits of the second; None where it would take too long."""
 
 
 @dataclass
-class Counts:
-    """Right predictions at every strength, those that became right or wrong, and the images asked."""
+class Scores:
+    """What images say of every point.
+
+    Attributes:
+        correct: Right predictions, `(P,)`.
+        changed: Images that the point has right and the first has not, or the other way round, `(P,)`.
+        loss: Sums of negative log-likelihoods at every temperature, `(P, T)`.
+        images: How many there were.
+    """
 
     correct: Tensor
     changed: Tensor
+    loss: Tensor
     images: int
 
     @classmethod
-    def none(cls) -> Counts:
-        """Return the count of no images."""
-        nothing = torch.zeros(len(STRENGTHS), dtype=torch.long)
-        return cls(nothing, nothing, 0)
+    def none(cls, points: int) -> Scores:
+        """Return what no images say."""
+        zeros = torch.zeros(points, dtype=torch.long)
+        loss = torch.zeros(points, len(_LOG_TEMPERATURES), dtype=torch.float64)
+        return cls(zeros, zeros, loss, 0)
 
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(
-            self.correct + other.correct, self.changed + other.changed, self.images + other.images
+    def __add__(self, other: Scores) -> Scores:
+        return Scores(
+            self.correct + other.correct,
+            self.changed + other.changed,
+            self.loss + other.loss,
+            self.images + other.images,
         )
 
-    def accuracy(self) -> Tensor:
-        """Return the accuracy at every strength, `(S,)`."""
-        return self.correct.double() / max(1, self.images)
+    def accuracy(self) -> tuple[float, ...]:
+        """Return the accuracy at every point."""
+        return tuple((self.correct.double() / max(1, self.images)).tolist())
 
-    def not_below_zero_shot(self) -> Tensor:
-        """Mark the strengths whose loss against zero-shot is within one standard error.
+    def calibrated(self) -> tuple[Tensor, Tensor]:
+        """Return the loss at every point's best temperature, and which that is, both `(P,)`."""
+        prior = _LOG_TEMPERATURES.square() / (2 * _PRIOR_OF_LOG**2)
+        best = (self.loss + prior).min(1)
+        return best.values, best.indices
 
-        The standard error of a paired difference of n predictions, of which m changed, is sqrt(m)/n.
-        """
-        return self.correct >= self.correct[0] - self.changed.double().sqrt()
+    def to_lists(self) -> list[Any]:
+        """Return plain JSON values."""
+        return [self.correct.tolist(), self.changed.tolist(), self.loss.tolist(), self.images]
+
+    @classmethod
+    def from_lists(cls, values: list[Any]) -> Scores:
+        """Build from plain JSON values."""
+        correct, changed, loss, images = values
+        return cls(
+            torch.tensor(correct),
+            torch.tensor(changed),
+            torch.tensor(loss, dtype=torch.float64),
+            images,
+        )
+
+
+@torch.no_grad()
+def score(logits: Iterable[Tensor], labels: Tensor, prior: float = 1.0) -> Scores:
+    """Return what images say of every point.
+
+    Args:
+        logits: `(N, K)` at every point; the first is zero-shot.
+        labels: `(N,)`.
+        prior: The temperature around which others are tried.
+    """
+    correct, changed, loss, first = [], [], [], None
+    temperatures = prior * _LOG_TEMPERATURES.exp()
+    for at_point in logits:
+        right = at_point.argmax(1) == labels
+        first = right if first is None else first
+        correct.append(right.sum().cpu())
+        changed.append((right != first).sum().cpu())
+        loss.append(
+            [
+                float(cross_entropy(at_point / float(one), labels, reduction="sum"))
+                for one in temperatures
+            ]
+        )
+    table = torch.tensor(loss, dtype=torch.float64)
+    return Scores(torch.stack(correct), torch.stack(changed), table, len(labels))
+
+
+def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
+    """Return the temperature that makes logits most likely, with a weak prior at 1.
+
+    Args:
+        logits: `(N, K)` of a model that did not learn from these images.
+        labels: `(N,)`.
+
+    Example:
+        >>> logits = torch.tensor([[50.0, 0.0], [50.0, 0.0], [0.0, 50.0], [50.0, 0.0]])
+        >>> fitted_temperature(logits, torch.tensor([0, 0, 1, 1])) > 10
+        True
+    """
+    steps = torch.linspace(-1.5, 5.0, 66, dtype=torch.float64)
+    losses = torch.tensor(
+        [
+            float(cross_entropy(logits / math.exp(step), labels, reduction="sum")) + step**2 / 2
+            for step in steps.tolist()
+        ]
+    )
+    return math.exp(float(steps[losses.argmin()]))
 
 
 def choose_strength(
@@ -157,65 +320,96 @@ def choose_strength(
     data: Features,
     seed: int,
     *,
-    folds: int = 3,
+    grid: Grid = PLAIN_GRID,
+    folds: int = 2,
     key: object = None,
     folder: Path | None = None,
+    baseline: Baseline | None = None,
 ) -> StrengthChoice:
-    """Choose the strength by cross-validation on the training images.
+    """Choose strengths and temperatures by cross-validation on the training images.
 
     Args:
-        train: Adapts to a part of the data, at full strength; the path is the file for its state.
-        data: The training images with their class features.
+        train: Adapts to a part of the data; the path is the file for its state.
+        data: The training images with their class features and scale.
         seed: Draws the folds.
+        grid: What to compare where all candidates were trained on.
         folds: Parts of the classes that take turns as pseudo-new classes.
         key: A JSON value that tells runs on the same data apart.
         folder: Where the states of the folds are kept, so that a killed run goes on; None keeps none.
+        baseline: A linear probe, to be asked of the same held-out images.
 
     Returns:
         The choice with the curves that led to it.
     """
-    classes = len(data.classes)
-    shots = torch.bincount(data.labels.cpu(), minlength=classes)
-    runs = _Folds(train, folder, [seed, key])
-    if classes >= 4:
-        return _over_classes(runs, data, seed, min(folds, classes // 2))
+    assert data.scale is not None
+    classes = data.class_set()
+    prior = fitted_temperature(classes.zero_shot_logits(data.plain(), data.scale), data.labels)
+    shots = torch.bincount(data.labels.cpu(), minlength=len(classes))
+    runs = _Folds(train, grid, prior, folder, [seed, key], baseline)
+    if len(classes) >= 4:
+        return _over_classes(runs, data, seed, min(folds, len(classes) // 2))
     if int(shots.min()) >= 2:
         return _over_shots(runs, data, seed)
-    return StrengthChoice(1.0, "none")
+    return _chosen(runs, "none", None, None)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Folds:
-    """Trains on one part and counts right predictions on others; reads the counts back if they are there."""
+    """Trains on one part and scores others; reads the scores back if they are there."""
 
     train: Callable[[Features, Path | None], Adapted]
+    grid: Grid
+    prior: float
     folder: Path | None
     key: object
+    baseline: Baseline | None
+    probe_right: int = 0
+    probe_images: int = 0
 
-    def counts(
-        self, learned: Features, asked: tuple[Features | None, ...], name: str
-    ) -> list[Counts]:
-        folder = self.folder
-        record = folder and folder / f"strength-{name}.json"
-        parts = [part and part.fingerprint for part in asked]
+    def scores(
+        self, learned: Features, base: Features | None, new: Features | None, name: str
+    ) -> tuple[Scores, Scores]:
+        """Return what held-out images of learned and of other classes say."""
+        self._ask_baseline(learned, base)
+        record = self.folder and self.folder / f"strength-{name}.json"
+        parts = [part and part.fingerprint for part in (base, new)]
         identity = fingerprint_tensors(extra=[self.key, learned.fingerprint, parts])
         if record is not None and record.exists():
             saved = read_json(record, error=CheckpointError, what="the training state")
             what = f"the state {str(record)!r}"
             check_record(FoldRecord, saved, error=CheckpointError, what=what)
             if saved.get("key") == identity:
-                return [Counts(torch.tensor(c), torch.tensor(m), n) for c, m, n in saved["counts"]]
-        state = folder and folder / f"strength-{name}.safetensors"
+                first, second = map(Scores.from_lists, saved["scores"])
+                return first, second
+        state = self.folder and self.folder / f"strength-{name}.safetensors"
         model = self.train(learned, state)
-        counts = [Counts.none() if part is None else _counted(model, part) for part in asked]
-        if record is not None:
-            rows = [
-                [entry.correct.tolist(), entry.changed.tolist(), entry.images] for entry in counts
-            ]
-            if process_rank() == 0:
-                write_json(record, {"key": identity, "counts": rows})
-                _forget(state)
-        return counts
+        found = (
+            self._asked(model, base, self.grid.points),
+            self._asked(model, new, PLAIN_GRID.points),
+        )
+        if record is not None and process_rank() == 0:
+            write_json(record, {"key": identity, "scores": [one.to_lists() for one in found]})
+            _forget(state)
+        return found
+
+    def _asked(self, model: Adapted, part: Features | None, points: tuple[Point, ...]) -> Scores:
+        if part is None:
+            return Scores.none(len(points))
+        if len(part) > _MOST_IMAGES:
+            part = part.subset(torch.linspace(0, len(part) - 1, _MOST_IMAGES).long())
+        with torch.no_grad():
+            logits = model.at_points(model.features_of(part), part.class_set(), points)
+            return score(logits, part.labels, self.prior)
+
+    def _ask_baseline(self, learned: Features, base: Features | None) -> None:
+        if self.baseline is None or base is None:
+            return
+        logits = self.baseline(learned, base)
+        if logits is None:
+            self.baseline = None
+            return
+        self.probe_right += int((logits.argmax(1) == base.labels).sum())
+        self.probe_images += len(base)
 
 
 def _forget(state: Path | None) -> None:
@@ -229,21 +423,22 @@ def _over_classes(runs: _Folds, data: Features, seed: int, folds: int) -> Streng
     order = torch.randperm(len(data.classes), generator=_generator(seed))
     held_out = _last_part_of_each_class(data, seed)
     some = bool(held_out.any())
-    base, new = Counts.none(), Counts.none()
+    base, new = Scores.none(len(runs.grid.points)), Scores.none(len(STRENGTHS))
+    everything = torch.ones_like(held_out)
     for fold, part in enumerate(order.tensor_split(folds)):
         pseudo_new = part.sort().values.tolist()
         pseudo_base = order[~torch.isin(order, part)].sort().values.tolist()
         learned = _part(data, ~held_out, pseudo_base)
         if learned is None:
             continue
-        everything = torch.ones_like(held_out)
-        asked = (
-            _part(data, held_out if some else everything, pseudo_base),
+        base_scores, new_scores = runs.scores(
+            learned,
+            _part(data, held_out, pseudo_base),
             _part(data, everything, pseudo_new),
+            f"classes-{fold}",
         )
-        base_counts, new_counts = runs.counts(learned, asked, f"classes-{fold}")
-        base, new = base + base_counts, new + new_counts
-    return best_choice(base, new, held_out=some)
+        base, new = base + base_scores, new + new_scores
+    return _chosen(runs, "classes", base if some else None, new)
 
 
 def _part(data: Features, rows: Tensor, classes: list[int]) -> Features | None:
@@ -254,67 +449,72 @@ def _part(data: Features, rows: Tensor, classes: list[int]) -> Features | None:
 
 def _over_shots(runs: _Folds, data: Features, seed: int) -> StrengthChoice:
     part = position_in_class(data, seed) % 2
-    total = Counts.none()
+    base = Scores.none(len(runs.grid.points))
     for fold in range(2):
         learned = data.subset((part != fold).nonzero())
         asked = data.subset((part == fold).nonzero())
-        total += runs.counts(learned, (asked,), f"shots-{fold}")[0]
-    accuracy = total.accuracy()
-    strength = largest_best(accuracy)
+        base += runs.scores(learned, asked, None, f"shots-{fold}")[0]
+    return _chosen(runs, "shots", base, None)
+
+
+def _chosen(runs: _Folds, method: str, base: Scores | None, new: Scores | None) -> StrengthChoice:
+    """Choose from what held-out images said; None where there were none."""
+    grid, temperatures = runs.grid, runs.prior * _LOG_TEMPERATURES.exp()
+    point, trained_temperature = grid.prior, runs.prior
+    found: dict[str, Any] = {}
+    if base is not None:
+        losses, best = base.calibrated()
+        place = int((losses + torch.tensor(grid.penalties, dtype=torch.float64)).argmin())
+        point, trained_temperature = grid.points[place], float(temperatures[best[place]])
+        found = {
+            "points": grid.points,
+            "base_accuracy": base.accuracy(),
+            "base_likelihood": tuple((-losses / base.images).tolist()),
+            "base_images": base.images,
+            "base_changed": int(base.changed[place]),
+        }
+        if runs.baseline is not None and runs.probe_images:
+            found["linear_probe"] = runs.probe_right / runs.probe_images
+    # A method with more than a strength to choose keeps its choice; its strength is then whole.
+    trained = point[0] if len(point) == 1 else 1.0
+    strength, temperature = min(trained, LARGEST_NEW), runs.prior
+    if new is not None and new.images:
+        at_zero = int(new.calibrated()[1][0])
+        losses = new.loss[:, at_zero]
+        strength = cautious_strength(losses)
+        temperature = float(temperatures[new.calibrated()[1][STRENGTHS.index(strength)]])
+        found |= {
+            "new_accuracy": new.accuracy(),
+            "new_likelihood": tuple((-losses / new.images).tolist()),
+            "new_images": new.images,
+        }
     return StrengthChoice(
-        strength, "shots", base_accuracy=tuple(accuracy.tolist()), trained_strength=strength
+        strength,
+        method,
+        trained_strength=trained,
+        point=point,
+        temperature=temperature,
+        trained_temperature=trained_temperature,
+        **found,
     )
 
 
-def best_choice(base: Counts, new: Counts, *, held_out: bool) -> StrengthChoice:
-    """Choose from what cross-validation over classes counted.
+def cautious_strength(losses: Tensor) -> float:
+    """Return the smallest strength up to `LARGEST_NEW` with most of the gain over zero-shot; 0 for no gain.
 
     Args:
-        base: On learned classes.
-        new: On held-out classes.
-        held_out: Whether the images behind `base` were held out; what a model learned by heart says
-            nothing of how it does on others.
+        losses: Negative log-likelihoods at all `STRENGTHS`, `(S,)`.
+
+    Example:
+        >>> cautious_strength((torch.tensor(STRENGTHS) - 0.4).square())
+        0.2
     """
-    base_accuracy, new_accuracy = base.accuracy(), new.accuracy()
-    means = torch.tensor(
-        [harmonic_mean(b, n) for b, n in zip(base_accuracy, new_accuracy, strict=True)]
-    )
-    allowed = new.correct >= new.correct[0] if held_out else new.not_below_zero_shot()
-    means[~allowed] = -1.0
-    return StrengthChoice(
-        STRENGTHS[int(means.argmax())],
-        "classes",
-        base_accuracy=tuple(base_accuracy.tolist()),
-        new_accuracy=tuple(new_accuracy.tolist()),
-        trained_strength=largest_best(base_accuracy) if held_out else None,
-    )
-
-
-def largest_best(accuracy: Tensor) -> float:
-    """Return the largest of the strengths with the best accuracy, `(S,)`."""
-    return STRENGTHS[int((accuracy == accuracy.max()).nonzero().max())]
-
-
-@torch.no_grad()
-def _counted(model: Adapted, part: Features) -> Counts:
-    """Count right predictions at every strength; logits are linear in it, so two passes serve all."""
-    images, classes = model.features_of(part), part.class_set()
-    zero_shot = model.zero_shot_logits(images, classes)
-    return count_right(zero_shot, model.adapted_logits(images, classes) - zero_shot, part.labels)
-
-
-def count_right(zero_shot: Tensor, change: Tensor, labels: Tensor) -> Counts:
-    """Count right predictions at every strength.
-
-    Args:
-        zero_shot: Logits without adaptation, `(N, K)`.
-        change: What adaptation adds to them at full strength.
-        labels: `(N,)`.
-    """
-    right = torch.stack(
-        [(zero_shot + strength * change).argmax(1) == labels for strength in STRENGTHS]
-    )
-    return Counts(right.sum(1).cpu(), (right != right[0]).sum(1).cpu(), len(labels))
+    gains = (losses[0] - losses).tolist()
+    wanted = SHARE_OF_GAIN * max(gains)
+    if wanted <= 0:
+        return 0.0
+    enough = (one for one, gain in zip(STRENGTHS, gains, strict=True) if gain >= wanted)
+    return min(LARGEST_NEW, next(enough))
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -11,8 +11,8 @@ from rada.methods.base import Run
 from rada.methods.finetune.base import ImageEncoderConfig
 from rada.methods.finetune.ft import FineTuning
 from rada.methods.finetune.model import TunedModel
-from rada.methods.linear_probe import class_weights
 from rada.methods.registry import register_method
+from rada.training.probe import class_weights
 
 __all__ = ["ProbeThenFineTuning", "ProbeThenFineTuningConfig"]
 

@@ -38,7 +38,7 @@ class RAdaFTConfig(EncoderConfig):
         temperature: Temperature of its joint softmax.
         strength: Mask strength at inference in [0, 1], or "auto" to choose it on the training images by
             the one rule. A whole run of as many steps as the final one is made for every fold: with
-            three folds it takes four times as long as with a number.
+            two folds it takes three times as long as with a number.
         strength_folds: Folds of that cross-validation, at least 2.
         classes_per_step: Classes that a step draws, or as many as its images have, if that is more;
             None for at most 64, 0 for all. In the first stage None is the rule of `EFTConfig`.
@@ -51,7 +51,7 @@ class RAdaFTConfig(EncoderConfig):
     num_heads: int = 8
     temperature: float = 1.0
     strength: float | Literal["auto"] = "auto"
-    strength_folds: int = 3
+    strength_folds: int = 2
     classes_per_step: int | None = None
 
     def validate(self) -> None:

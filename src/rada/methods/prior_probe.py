@@ -1,0 +1,243 @@
+"""Prior probe: class weights learned as a correction to zero-shot, trusted near the training images.
+
+Logistic regression whose logits begin at the zero-shot ones, `s x h_k / T + (x - m) w_k + b_k`, with a
+Gaussian prior on `w` and `b` at zero: the maximum a posteriori, found by L-BFGS in a second. Residual
+class weights that start at zero-shot are TaskRes' idea (Yu et al., CVPR 2023), a prior there is CLAP's
+(Silva-Rodriguez et al., CVPR 2024); ours are the temperature T, fitted on the shots first (an
+overconfident zero-shot model leaves the correction nothing to say), the scale of the prior, which is that
+of the spread of the images, so that one value serves every encoder, and the gate.
+
+The gate: a linear correction grows without bound away from the images that it was learned from, where it
+knows nothing. So it is weighted by `exp(-max(0, d / r - 1))`, where `d` is the image's cosine distance to the
+nearest training image, and `r` how far nine of ten training images are from their nearest other. With one
+image of some class that distance is one between classes, and half of them must do. An image from
+another domain so keeps the zero-shot answer, and so does an image among classes that were never seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, one_hot
+
+from rada.core.config import Config
+from rada.features import ClassSet, Features
+from rada.methods.base import AdaptedModel, Facts, Method, Run, Shapes
+from rada.methods.registry import register_method
+from rada.training.strength import Strength, fitted_temperature
+
+if TYPE_CHECKING:
+    from rada.encoders import DualEncoder
+
+__all__ = ["Correction", "PriorProbe", "PriorProbeConfig"]
+
+_MOST_SUPPORT = 16_384  # training images that the gate remembers
+_CHUNK = 1 << 24  # logits that are held at once while the weights are fitted
+
+
+@dataclass(frozen=True)
+class PriorProbeConfig(Config):
+    """Configuration of the prior probe.
+
+    Attributes:
+        variance: Variance of the prior of the class weights for one image a class, in units where the
+            mean squared distance of the images from their mean is one; it grows with the root of
+            the images a class. Large values trust the shots, 0 would be zero-shot.
+        iterations: Most steps of L-BFGS.
+    """
+
+    variance: float = 10.0
+    iterations: int = 100
+
+    def validate(self) -> None:
+        """Check that every field is in its range."""
+        self.require(self.variance > 0, "variance", "above 0")
+        self.require(self.iterations >= 1, "iterations", "a positive integer")
+
+
+class Correction(nn.Module):
+    """What images say against the zero-shot logits of the classes that they were labelled with.
+
+    Args:
+        classes: K.
+        dim: D.
+        support: Training images that are remembered for the gate.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    support: Tensor
+    radius: Tensor
+    temperature: Tensor
+
+    def __init__(self, classes: int, dim: int, support: int) -> None:
+        super().__init__()
+        # buffers: they are solved for, and no optimiser of a head beside them may touch them
+        self.register_buffer("weight", torch.zeros(classes, dim))
+        self.register_buffer("bias", torch.zeros(classes))
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("support", torch.zeros(support, dim))
+        self.register_buffer("radius", torch.ones(()))
+        self.register_buffer("temperature", torch.ones(()))
+
+    def numbers(self) -> int:
+        """Return how many numbers it learns."""
+        return self.weight.numel() + self.bias.numel()
+
+    def fit(self, data: Features, variance: float, iterations: int) -> None:
+        """Learn from labelled features.
+
+        Args:
+            data: Labelled features with class features and scale.
+            variance: Of the prior.
+            iterations: Most steps.
+        """
+        assert data.scale is not None
+        images, labels = data.plain(), data.labels
+        zero_shot = data.class_set().zero_shot_logits(images, data.scale)
+        temperature = fitted_temperature(zero_shot, labels)
+        mean = images.mean(0)
+        variance *= (len(labels) / len(labels.unique())) ** 0.5
+        spread = (images - mean).square().sum(1).mean().sqrt().clamp(min=1e-6)
+        weight, bias = _solved(
+            (images - mean) / spread, labels, zero_shot / temperature, variance, iterations
+        )
+        support = images
+        if len(images) > _MOST_SUPPORT:
+            support = images[torch.linspace(0, len(images) - 1, _MOST_SUPPORT).long()]
+        self.weight, self.bias = (weight / spread.to(weight)).to(images), bias.to(images)
+        self.mean, self.support = mean, support.clone()
+        self.temperature = images.new_tensor(temperature)
+        self.radius = _radius(support, torch.bincount(labels, minlength=len(data.classes)))
+
+    def forward(self, images: Tensor, rows: Tensor) -> Tensor:
+        """Return what is added to zero-shot logits near the training images; `gate` says how near.
+
+        Args:
+            images: Unit-norm features `(N, D)`.
+            rows: Of the classes that are asked about, `(K,)`.
+
+        Returns:
+            `(N, K)`, in the units of the zero-shot logits before any temperature.
+        """
+        found = (images - self.mean) @ self.weight[rows].T + self.bias[rows]
+        return self.temperature * found
+
+    def gate(self, images: Tensor) -> Tensor:
+        """Return how far the correction is trusted, `(N, 1)` in (0, 1]."""
+        distance = 1 - (images @ self.support.T).amax(1, keepdim=True)
+        near: Tensor = torch.exp(-(distance / self.radius - 1).clamp(min=0))
+        return near
+
+
+def _radius(images: Tensor, counts: Tensor) -> Tensor:
+    """Return how far training images are from their nearest other, `()`."""
+    nearest = []
+    for start in range(0, len(images), 1024):
+        cosine = images[start : start + 1024] @ images.T
+        cosine[torch.arange(len(cosine)), torch.arange(len(cosine)) + start] = -1.0
+        nearest.append(1 - cosine.amax(1))
+    part = 0.9 if int(counts[counts > 0].min()) >= 2 else 0.5
+    return torch.cat(nearest).quantile(part).clamp(min=1e-3)
+
+
+def _solved(
+    images: Tensor, labels: Tensor, start: Tensor, variance: float, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """Return the most likely weights `(K, D)` and biases `(K,)` given the prior."""
+    precise = torch.float32 if images.device.type == "mps" else torch.float64
+    images, start = images.to(precise), start.to(precise)
+    targets = one_hot(labels, start.shape[1]).to(precise)
+    weight = images.new_zeros(start.shape[1], images.shape[1])
+    bias = images.new_zeros(start.shape[1])
+    weight.requires_grad_(), bias.requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=iterations,
+        history_size=10,
+        tolerance_grad=1e-6,
+        line_search_fn="strong_wolfe",
+    )
+    rows = max(1, _CHUNK // start.shape[1])
+
+    def closure() -> Tensor:
+        # the gradient of a softmax regression is known: no graph is kept, and chunks bound the memory
+        with torch.no_grad():
+            loss = (weight.square().sum() + bias.square().sum()) / (2 * variance)
+            slope, shift = weight / variance, bias / variance
+            for part, first, wanted in zip(
+                images.split(rows), start.split(rows), targets.split(rows), strict=True
+            ):
+                logits = first + part @ weight.T + bias
+                loss = loss + cross_entropy(logits, wanted, reduction="sum")
+                error = logits.softmax(1) - wanted
+                slope, shift = slope + error.T @ part, shift + error.sum(0)
+            weight.grad, bias.grad = slope / len(images), shift / len(images)
+            return loss / len(images)
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call,unused-ignore]
+    return weight.detach(), bias.detach()
+
+
+class PriorProbeModel(AdaptedModel):
+    """Zero-shot logits and a correction, where all candidates were trained on."""
+
+    def __init__(
+        self, method: Method, facts: Facts, config: Config, encoder: object, support: int
+    ) -> None:
+        super().__init__(method, facts, config)
+        self.correction = Correction(len(facts.classes), facts.dim, support)
+
+    def score(self, images: Tensor, classes: ClassSet) -> Tensor:
+        """Return corrected logits; zero-shot where a candidate is new."""
+        logits = self.zero_shot_logits(images, classes)
+        found = classes.rows_among(self.facts.classes)
+        rows = [row for row in found if row is not None]
+        if len(rows) < len(found):
+            return logits
+        added = self.correction(images, torch.tensor(rows, device=images.device))
+        return logits + self.correction.gate(images) * added
+
+    def trainable_parameters(self) -> int:
+        """Return how many numbers the method learned."""
+        return self.correction.numbers()
+
+
+@dataclass(frozen=True)
+class PriorProbe(Method):
+    """Starts as zero-shot; solved for, not trained step by step."""
+
+    config: ClassVar[type[Config]] = PriorProbeConfig
+
+    def build(
+        self, facts: Facts, config: Any, shapes: Shapes, encoder: DualEncoder | None
+    ) -> AdaptedModel:
+        """Return a model that remembers as many images as the file has."""
+        support = shapes["correction.support"][0] if "correction.support" in shapes else 0
+        return PriorProbeModel(self, facts, config, encoder, support)
+
+    def train(
+        self, model: AdaptedModel, data: Features, config: PriorProbeConfig, run: Run
+    ) -> AdaptedModel:
+        """Solve for the correction; its temperature is that of the zero-shot logits."""
+        assert isinstance(model, PriorProbeModel)
+        model.correction.fit(data, config.variance, config.iterations)
+        temperature = float(model.correction.temperature)
+        model.strength = Strength(1.0, classes=data.classes, temperature=temperature)
+        model.record["temperature"] = temperature
+        return model
+
+
+register_method(
+    PriorProbe(
+        "prior_probe",
+        "Prior probe",
+        "ours; residual class weights: TaskRes, Yu et al., CVPR 2023; a prior at zero-shot: CLAP, "
+        "Silva-Rodriguez et al., CVPR 2024",
+        trains="one vector for each class, as a correction to zero-shot",
+    )
+)
