@@ -306,9 +306,9 @@ def _baseline(
     if weight is None and bias is None:
         return None
     classes = len(config.trained_classes)
-    if weight is not None and bias is not None:
-        if (tuple(weight.shape), tuple(bias.shape)) == ((classes, config.dim), (classes,)):
-            return weight, bias
+    shapes = [None if part is None else tuple(part.shape) for part in (weight, bias)]
+    if weight is not None and bias is not None and shapes == [(classes, config.dim), (classes,)]:
+        return weight, bias
     raise CheckpointError(
         f"{str(path)!r} does not fit its configuration: its linear probe should have weights of "
         f"the shape {(classes, config.dim)} and {classes} biases"
