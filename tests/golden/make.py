@@ -29,6 +29,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "tip_adapter_f": {"epochs": 6},
     "cross_modal_probe": {"iterations": 20},
     "rada": {"epochs": 4, "min_steps": 30, "batch_size": 8},
+    "rada_probe": {"epochs": 4, "min_steps": 30, "batch_size": 8},
     "rada_released": {"epochs": 2},
     "rada_adapter": {"epochs": 4, "min_steps": 30, "batch_size": 8, "hidden": 4},
     "coop": {"epochs": 4},

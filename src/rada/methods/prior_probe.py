@@ -129,6 +129,8 @@ class Correction(nn.Module):
 
     def gate(self, images: Tensor) -> Tensor:
         """Return how far the correction is trusted, `(N, 1)` in (0, 1]."""
+        if not len(self.support):  # nothing is learned yet
+            return images.new_ones(len(images), 1)
         distance = 1 - (images @ self.support.T).amax(1, keepdim=True)
         near: Tensor = torch.exp(-(distance / self.radius - 1).clamp(min=0))
         return near
