@@ -47,7 +47,7 @@ class ClassifierBase(Estimator, NamesImages):
     def __init__(
         self,
         encoder: str | Path | DualEncoder | None = "embedded",
-        method: str | Config = DEFAULT_METHOD,
+        method: str | Config | None = None,
         classes: Sequence[str] | Mapping[str, str] | None = None,
         *,
         config: Config | None = None,
@@ -88,12 +88,15 @@ class ClassifierBase(Estimator, NamesImages):
         """
         if isinstance(self.method, Config):
             return method_of(self.method), self.method
-        if not isinstance(self.method, str):
+        if self.method is None and self.config is not None:
+            return method_of(self.config), self.config
+        name = DEFAULT_METHOD if self.method is None else self.method
+        if not isinstance(name, str):
             raise ConfigError(
                 f"method should be a name or a configuration, not {self.method!r}: name the classes with "
                 "classes="
             )
-        method = get_method(self.method)
+        method = get_method(name)
         return method, method.config() if self.config is None else self.config
 
     @property
