@@ -50,8 +50,8 @@ class Classifier(ClassifierBase):
     Args:
         encoder: Name of a dual encoder (`rada models` lists them), a loaded one, anything else that
             `load_encoder` takes, or None to work on features alone.
-        method: Name of a method (`rada methods` lists them), or a method's configuration. None is the method of
-            `config`, or else the default, `rada_probe`.
+        method: Name of a method (`rada methods` lists them), or a method's configuration. None takes
+            the method of `config`, or else the default, `rada_probe`.
         classes: Candidate class names, which the data's are matched with by name, or a mapping from
             names of the data (folders, labels) to class names; see `rada.data.Naming`. None takes
             the names from the data on `fit`. Assign others after `fit` to classify among them.

@@ -278,13 +278,14 @@ def load_model(
     asked = _encoder_for(method, folder, config, saved, encoder, device)
     state = _read_tensors(weights, config)
     features = state.pop(_CLASS_FEATURES, None)
-    baseline = _baseline(weights, config, state)
+    probe = [state.pop(name, None) for name in _BASELINE]
     if features is not None and tuple(features.shape) != (len(config.classes), config.dim):
         raise CheckpointError(
             f"{str(weights)!r} does not fit its configuration: the class features have the shape "
             f"{tuple(features.shape)}, {(len(config.classes), config.dim)} is needed"
         )
     model = _filled(weights, method, facts, own, asked, state)
+    baseline = _baseline(weights, config, *probe)
     model.strength, model.record = strength, dict(record.details)
     return Fitted(
         model.eval(),
@@ -299,10 +300,9 @@ def load_model(
 
 
 def _baseline(
-    path: Path, config: ModelConfig, state: dict[str, Tensor]
+    path: Path, config: ModelConfig, weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor] | None:
-    """Take the linear probe out of the tensors of a file."""
-    weight, bias = (state.pop(name, None) for name in _BASELINE)
+    """Return the linear probe of a file, if it has one of the right shape."""
     if weight is None and bias is None:
         return None
     classes = len(config.trained_classes)
