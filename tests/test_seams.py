@@ -16,7 +16,7 @@ from rada.data import ImageDataset, ImageSplit
 from rada.features import extract_features
 from rada.methods import AdaptedModel
 from rada.methods.rada import HeadModel
-from rada.training.strength import Strength
+from rada.methods.rada_probe import RAdaProbeConfig
 from test_time.tiny_views import TinyEncoder, write_images
 from toy import SCALE, toy
 
@@ -62,12 +62,17 @@ def views(count: int = 12, width: int = 16) -> Features:
 
 
 @pytest.mark.parametrize("episodic", [True, False])
-def test_test_time_adaptation_starts_from_the_strength_that_evaluate_uses(episodic: bool) -> None:
+@pytest.mark.parametrize("config", [QUICK, RAdaProbeConfig(**QUICK.to_dict())])
+def test_test_time_adaptation_starts_from_the_strength_that_evaluate_uses(
+    config: EFTConfig, episodic: bool
+) -> None:
     features = views()
-    clf = Classifier(None, config=QUICK, progress=False).fit(features)
+    clf = Classifier(None, config=config, progress=False).fit(features)
     model = clf.model_
     assert model is not None
-    model.strength = Strength(1.0, trained=0.25, classes=model.strength.classes)
+    model.strength = dataclasses.replace(
+        model.strength, value=1.0, trained=0.25, temperature=2.0, trained_temperature=3.0
+    )
     # With a rate of next to nothing, adaptation is the model that it starts from.
     still = TTTConfig(learning_rate=1e-30, weight_decay=0.0, selection=0.2, episodic=episodic)
     result = TestTimeAdapter(clf, still).evaluate(features)

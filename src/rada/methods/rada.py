@@ -150,8 +150,17 @@ class HeadModel(AdaptedModel):
         text = self.adapted_text(classes.text_features)
         return masked_terms(self.head, self.adapted_images(images), text, self.facts.scale)
 
-    def with_head(self, images: Tensor, head_logits: Tensor, classes: ClassSet) -> Tensor:
-        """Return the model's logits, given those of its head `(N, K)`, as it is or adapted further."""
+    def with_head(
+        self, images: Tensor, head_logits: Tensor, classes: ClassSet, strength: float = 1.0
+    ) -> Tensor:
+        """Return the model's logits, given those of its head at a strength, as it is or adapted further.
+
+        Args:
+            images: Features `(N, D)`.
+            head_logits: `(N, K)`.
+            classes: The candidates.
+            strength: At which the head answered.
+        """
         return head_logits
 
     def score(self, images: Tensor, classes: ClassSet) -> Tensor:

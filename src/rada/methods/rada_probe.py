@@ -92,14 +92,15 @@ class ProbedHeadModel(HeadModel):
             return None
         return torch.tensor(rows, device=self.correction.weight.device)
 
-    def with_head(self, images: Tensor, head_logits: Tensor, classes: ClassSet) -> Tensor:
+    def with_head(
+        self, images: Tensor, head_logits: Tensor, classes: ClassSet, strength: float = 1.0
+    ) -> Tensor:
         """Return the mixture where all candidates were trained on, else the head's logits."""
         rows = self.rows(classes)
         if rows is None:
             return head_logits
-        return next(
-            self._mixtures(images, head_logits, classes, rows, [tuple(self.mixture.tolist())])
-        )
+        point = tuple(self.mixture.tolist())
+        return next(self._mixtures(images, head_logits, classes, rows, [point], strength))
 
     def _mixtures(
         self,
@@ -108,9 +109,10 @@ class ProbedHeadModel(HeadModel):
         classes: ClassSet,
         rows: Tensor,
         points: Iterable[Point],
+        whole: float = 1.0,
     ) -> Iterator[Tensor]:
         zero_shot = self.zero_shot_logits(images, classes)
-        change, added = head_logits - zero_shot, self.correction(images, rows)
+        change, added = head_logits - zero_shot, whole * self.correction(images, rows)
         gate = self.correction.gate(images)
         for strength, share in points:
             part = share * gate

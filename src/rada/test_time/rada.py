@@ -58,7 +58,7 @@ class RAdaTestTime(TestTimeMethod):
         start = _Start(model, classes, config)
         if not config.episodic:
             online = OnlineAdapter(start.text, start.scale, start.head, start.config)
-            return lambda views: online.predict(start.views(views))
+            return lambda views: start.finished(views, online.predict(start.views(views)))
         return lambda views: start.adapt(views, batch_size, progress).logits
 
     def in_detail(
@@ -72,11 +72,13 @@ class _Start:
     """The head to start from, and the features as it wants them."""
 
     def __init__(self, model: AdaptedModel, classes: ClassSet, config: TTTConfig) -> None:
-        self.model, self.scale = model, model.facts.scale
+        self.model, self.classes, self.scale = model, classes, model.facts.scale
         self.head: RAdaHead | None = model.head
         strength = config.strength
+        self.temperature = 1.0
         if strength is None:
             strength = 1.0 if self.head is None else model.strength.for_classes(classes.names)
+            self.temperature = model.strength.temperature_for(classes.names)
         self.config = dataclasses.replace(config, strength=strength)
         # The strength mixes what adapters do, too; at full strength the head alone does the same.
         self.paired = isinstance(model, AdaptedHeadModel) and strength != 1
@@ -99,7 +101,7 @@ class _Start:
         return self._adapted(check_views(views, self.dim))
 
     def adapt(self, views: Tensor, batch_size: int | None, progress: bool | None) -> Adaptation:
-        return adapt_in_detail(
+        found = adapt_in_detail(
             self.views(views),
             self.text,
             self.scale,
@@ -108,6 +110,21 @@ class _Start:
             batch_size,
             progress=progress,
         )
+        return dataclasses.replace(
+            found,
+            logits=self.finished(views, found.logits),
+            before=self.finished(views, found.before),
+        )
+
+    @torch.no_grad()
+    def finished(self, views: Tensor, head_logits: Tensor) -> Tensor:
+        """Return the model's logits, given those of its head, as `AdaptedModel.logits` gives them."""
+        if not isinstance(self.model, HeadModel):
+            return head_logits / self.temperature
+        images = views[:, 0].to(head_logits)
+        strength = float(self.config.strength or 0.0)
+        found = self.model.with_head(images, head_logits, self.classes, strength)
+        return found / self.temperature
 
 
 register_test_time_method(
