@@ -102,10 +102,8 @@ def test_fine_tuning_keeps_no_bad_checkpoint(
 
 def test_test_time_adaptation() -> None:
     images, _, text = toy(views=10)
-    with pytest.raises(TrainingDivergedError, match="lower the learning rate"):
-        adapt_views(
-            images, text, SCALE, None, TTTConfig(learning_rate=HUGE, selection=0.2, steps=3)
-        )
+    with pytest.raises(TrainingDivergedError, match="lower max_step"):
+        adapt_views(images, text, SCALE, None, TTTConfig(max_step=HUGE, selection=0.2, steps=3))
 
 
 def test_logits_that_are_not_finite_are_no_prediction(features: Features) -> None:

@@ -74,7 +74,7 @@ def test_test_time_adaptation_starts_from_the_strength_that_evaluate_uses(
         model.strength, value=1.0, trained=0.25, temperature=2.0, trained_temperature=3.0
     )
     # With a rate of next to nothing, adaptation is the model that it starts from.
-    still = TTTConfig(learning_rate=1e-30, weight_decay=0.0, selection=0.2, episodic=episodic)
+    still = TTTConfig(max_step=1e-30, selection=0.2, episodic=episodic)
     result = TestTimeAdapter(clf, still).evaluate(features)
     assert result["strength"] == result["test_time_config"]["strength"] == 0.25
     tested = TestTimeAdapter(clf, still).predict_proba(features)

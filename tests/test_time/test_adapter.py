@@ -228,7 +228,7 @@ MODELS = (
 )
 TUNED_MODELS = ("ft", "rada_ft")
 STARTS = {
-    "rada": {"zero_shot", "rada", "rada_released", "rada_adapter", "rada_ft"},
+    "rada": {"zero_shot", "rada", "rada_released", "rada_adapter", "rada_probe", "rada_ft"},
     "tpt": {"zero_shot"},
 }
 
@@ -333,7 +333,7 @@ def test_evaluation_holds_every_row(encoder, images):
     assert result.images is images
     json.dumps(result.to_dict(), allow_nan=False)
     told = TestTimeAdapter(fitted(encoder, images), CONFIG).evaluate(images, baselines=False)
-    assert told["rows"] == ["zero_shot", "adapted", "test_time"]
+    assert told["rows"] == ["zero_shot", "adapted", "linear_probe", "test_time"]
     assert told["test_time_config"]["strength"] == told["strength"] == 0.5
 
 

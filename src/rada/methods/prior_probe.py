@@ -201,7 +201,7 @@ class PriorProbeModel(AdaptedModel):
         rows = [row for row in found if row is not None]
         if len(rows) < len(found):
             return logits
-        added = self.correction(images, torch.tensor(rows, device=images.device))
+        added: Tensor = self.correction(images, torch.tensor(rows, device=images.device))
         return logits + self.correction.gate(images) * added
 
     def trainable_parameters(self) -> int:
