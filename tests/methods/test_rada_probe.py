@@ -134,6 +134,21 @@ def test_a_class_that_was_never_seen_leaves_the_answer_to_the_head() -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["prior_probe", "rada_probe"])
+def test_the_terms_add_up_to_the_logits(name: str) -> None:
+    found = data()
+    config = QUICK if name == "rada_probe" else None
+    model = get_method(name).fit(found, config, Run(seed=1)).float()
+    classes = found.class_set()
+    classes = ClassSet(classes.names, classes.text_features.float())
+    images = data(seed=3).plain().float()  # some near the training images, some not
+    for candidates in (classes, ClassSet(("0", "unheard of"), classes.text_features[:2])):
+        for strength in (None, 0.0, 0.5, 1.0):
+            terms = model.logit_terms(images, candidates, strength=strength)
+            logits = model.logits(images, candidates, strength=strength)
+            torch.testing.assert_close(terms.logits(), logits, atol=1e-3, rtol=1e-4)
+
+
 def test_one_shot_takes_the_prior_and_the_grid_holds_every_single_part() -> None:
     one = get_method("rada_probe").fit(data(shots=1), QUICK, Run(seed=1))
     assert isinstance(one, ProbedHeadModel)

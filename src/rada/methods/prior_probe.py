@@ -16,7 +16,7 @@ another domain so keeps the zero-shot answer, and so does an image among classes
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -27,6 +27,7 @@ from rada.core.config import Config
 from rada.features import ClassSet, Features
 from rada.methods.base import AdaptedModel, Facts, Method, Run, Shapes
 from rada.methods.registry import register_method
+from rada.methods.terms import Terms
 from rada.training.strength import Strength, fitted_temperature
 
 if TYPE_CHECKING:
@@ -127,11 +128,18 @@ class Correction(nn.Module):
         found = (images - self.mean) @ self.weight[rows].T + self.bias[rows]
         return self.temperature * found
 
+    def terms(self, images: Tensor, rows: Tensor) -> Terms:
+        """Return the sum behind `forward`; its weights come on top of those of zero-shot."""
+        weights = self.temperature * self.weight[rows]
+        rest = self.temperature * self.bias[rows] - weights @ self.mean
+        found = Terms.of(images, weights, {"bias": rest.expand(len(images), -1)})
+        return replace(found, images=torch.zeros_like(images))
+
     def gate(self, images: Tensor) -> Tensor:
         """Return how far the correction is trusted, `(N, 1)` in (0, 1]."""
         if not len(self.support):  # nothing is learned yet
             return images.new_ones(len(images), 1)
-        distance = 1 - (images @ self.support.T).amax(1, keepdim=True)
+        distance = 1 - (images @ self.support.T.to(images)).amax(1, keepdim=True)
         near: Tensor = torch.exp(-(distance / self.radius - 1).clamp(min=0))
         return near
 
@@ -185,6 +193,13 @@ def _solved(
     return weight.detach(), bias.detach()
 
 
+def trained_rows(classes: ClassSet, facts: Facts, device: torch.device) -> Tensor | None:
+    """Return the rows of candidates among the trained classes, `(K,)`; None if one is new."""
+    found = classes.rows_among(facts.classes)
+    rows = [row for row in found if row is not None]
+    return torch.tensor(rows, device=device) if len(rows) == len(found) else None
+
+
 class PriorProbeModel(AdaptedModel):
     """Zero-shot logits and a correction, where all candidates were trained on."""
 
@@ -194,15 +209,25 @@ class PriorProbeModel(AdaptedModel):
         super().__init__(method, facts, config)
         self.correction = Correction(len(facts.classes), facts.dim, support)
 
+    def rows(self, classes: ClassSet) -> Tensor | None:
+        """Return the rows of the candidates among the trained classes; None if one is new."""
+        return trained_rows(classes, self.facts, self.correction.weight.device)
+
     def score(self, images: Tensor, classes: ClassSet) -> Tensor:
         """Return corrected logits; zero-shot where a candidate is new."""
-        logits = self.zero_shot_logits(images, classes)
-        found = classes.rows_among(self.facts.classes)
-        rows = [row for row in found if row is not None]
-        if len(rows) < len(found):
+        logits, rows = self.zero_shot_logits(images, classes), self.rows(classes)
+        if rows is None:
             return logits
-        added: Tensor = self.correction(images, torch.tensor(rows, device=images.device))
+        added: Tensor = self.correction(images, rows)
         return logits + self.correction.gate(images) * added
+
+    def terms(self, images: Tensor, classes: ClassSet) -> Terms:
+        """Return the terms of zero-shot and of the correction."""
+        zero_shot = Terms.of(images, self.facts.scale * classes.text_features.to(images))
+        rows = self.rows(classes)
+        if rows is None:
+            return zero_shot
+        return zero_shot + self.correction.gate(images) * self.correction.terms(images, rows)
 
     def trainable_parameters(self) -> int:
         """Return how many numbers the method learned."""

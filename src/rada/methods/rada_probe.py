@@ -25,9 +25,10 @@ from torch import Tensor
 from rada.core.config import Config
 from rada.features import ClassSet, Features
 from rada.methods.base import AdaptedModel, Facts, Method, Shapes
-from rada.methods.prior_probe import Correction, PriorProbeConfig
+from rada.methods.prior_probe import Correction, PriorProbeConfig, trained_rows
 from rada.methods.rada import SOURCE, EFTConfig, HeadModel, RAda
 from rada.methods.registry import register_method
+from rada.methods.terms import Terms
 from rada.training.strength import Grid, Point, StrengthChoice
 
 if TYPE_CHECKING:
@@ -86,11 +87,18 @@ class ProbedHeadModel(HeadModel):
 
     def rows(self, classes: ClassSet) -> Tensor | None:
         """Return the rows of the candidates among the trained classes; None if one is new."""
-        found = classes.rows_among(self.facts.classes)
-        rows = [row for row in found if row is not None]
-        if len(rows) < len(found):
-            return None
-        return torch.tensor(rows, device=self.correction.weight.device)
+        return trained_rows(classes, self.facts, self.correction.weight.device)
+
+    def terms(self, images: Tensor, classes: ClassSet) -> Terms:
+        """Return the terms of the mixture, part by part."""
+        head, rows = super().terms(images, classes), self.rows(classes)
+        if rows is None:
+            return head
+        zero_shot = Terms.of(images, self.facts.scale * classes.text_features.to(images))
+        strength, share = self.mixture.tolist()
+        part = share * self.correction.gate(images)
+        change = ((1 - part) * strength) * (head - zero_shot)
+        return zero_shot + change + part * self.correction.terms(images, rows)
 
     def with_head(
         self, images: Tensor, head_logits: Tensor, classes: ClassSet, strength: float = 1.0

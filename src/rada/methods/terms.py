@@ -22,8 +22,8 @@ EXACT = 1e-4
 class Terms:
     """Logits of B images among K classes, taken apart into D dimensions.
 
-    Terms can be added and multiplied by numbers, as logits can: a mixture of models has the mixture of
-    their terms.
+    Terms can be added and multiplied by numbers, one for each image if need be, as logits can: a mixture
+    of models has the mixture of their terms.
 
     Attributes:
         images: Image features `(B, D)` that the class weights multiply.
@@ -74,7 +74,10 @@ class Terms:
             {name: self.rest.get(name, zero) + other.rest.get(name, zero) for name in names},
         )
 
-    def __mul__(self, factor: float) -> Terms:
+    def __mul__(self, factor: float | Tensor) -> Terms:
+        if isinstance(factor, Tensor):  # one for each image, `(B, 1)`
+            each = factor.flatten()
+            return self._each(lambda tensor: tensor * each.view(-1, *[1] * (tensor.ndim - 1)))
         return self._each(lambda tensor: tensor * factor)
 
     __rmul__ = __mul__
