@@ -239,10 +239,11 @@ class Explainer:
         if features is None or count != 1:
             raise ConfigError(f"one image is explained at a time, not {count}")
         model = self._model(classes, features)
-        strength = self.classifier.strength_for(classes.names)
         rows = features.plain()
-        before = model.logit_terms(rows, classes, strength=0.0).double()
-        after = model.logit_terms(rows, classes, strength=strength).double()
+        # Both at the model's temperature: another would look like a change of the evidence.
+        calm = 1 / model.strength.temperature_for(classes.names)
+        before = calm * model.logit_terms(rows, classes, strength=0.0).double()
+        after = model.logit_terms(rows, classes).double()
         logits = (before.logits()[0], after.logits()[0])
         looked_at = self._order(classes, logits, target, against)
         scores = class_scores(*logits, classes.names, looked_at)
@@ -267,7 +268,7 @@ class Explainer:
             scores,
             evidence,
             self._in_words(classes, before, after, looked_at, vocabulary),
-            self._maps(model, classes, strength, looked_at, features, notes),
+            self._maps(model, classes, looked_at, features, notes),
             self._nearest(rows[0], classes.names[looked_at[1]]),
             tuple(notes),
             _shown(features),
@@ -346,7 +347,6 @@ class Explainer:
         self,
         model: AdaptedModel,
         classes: ClassSet,
-        strength: float,
         rows: Sequence[int],
         features: Features,
         notes: list[str],
@@ -357,7 +357,7 @@ class Explainer:
         if features.images is None or encoder is None:
             notes.append("no heat map: there are features alone, and no image behind them")
             return ()
-        logits = model.logit_function(classes, strength=strength)
+        logits = model.logit_function(classes)
         target, against = rows[0], rows[1] if self.config.difference else None
 
         def score(images: Tensor) -> Tensor:
