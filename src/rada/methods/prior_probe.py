@@ -227,7 +227,7 @@ class PriorProbeModel(AdaptedModel):
         rows = self.rows(classes)
         if rows is None:
             return zero_shot
-        return zero_shot + self.correction.gate(images) * self.correction.terms(images, rows)
+        return zero_shot + self.correction.terms(images, rows) * self.correction.gate(images)
 
     def trainable_parameters(self) -> int:
         """Return how many numbers the method learned."""

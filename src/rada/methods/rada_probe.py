@@ -97,8 +97,8 @@ class ProbedHeadModel(HeadModel):
         zero_shot = Terms.of(images, self.facts.scale * classes.text_features.to(images))
         strength, share = self.mixture.tolist()
         part = share * self.correction.gate(images)
-        change = ((1 - part) * strength) * (head - zero_shot)
-        return zero_shot + change + part * self.correction.terms(images, rows)
+        change: Terms = (head - zero_shot) * ((1 - part) * strength)
+        return zero_shot + change + self.correction.terms(images, rows) * part
 
     def with_head(
         self, images: Tensor, head_logits: Tensor, classes: ClassSet, strength: float = 1.0
