@@ -11,6 +11,7 @@ from rada.core.errors import DataError
 from rada.core.storage import parse_json, read_json
 from rada.data.align import fold_name, without_invisible
 from rada.data.sources import id_bytes
+from rada.data.templates import asks_for_choice
 from rada.data.wordnet import IMAGENET, imagenet_names
 
 __all__ = [
@@ -136,6 +137,11 @@ def load_templates(source: str | Path | Sequence[str] | None) -> tuple[str, ...]
     templates = [source] if isinstance(source, str) else source
     if not isinstance(templates, Sequence) or not templates:
         raise DataError(f"templates should be a text or a list of texts, not {templates!r}")
+    if asks_for_choice(templates):
+        raise DataError(
+            "the templates 'auto' are chosen on labelled images, which only a fit has: use `rada fit --template "
+            "auto` (any method) or Classifier(..., templates='auto').fit(data), or write the templates out"
+        )
     for template in templates:
         if not isinstance(template, str) or template.count("{}") != 1:
             raise DataError(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rada.core.config import Config
 from rada.core.errors import ConfigError
+from rada.data.templates import ENSEMBLE
 from rada.features import ClassSet
 from rada.methods.base import AdaptedModel, Facts, Method, Shapes
 from rada.methods.registry import register_method
@@ -17,17 +18,6 @@ if TYPE_CHECKING:
     from rada.encoders import DualEncoder
 
 __all__ = ["ENSEMBLE", "ZeroShot", "ZeroShotEnsemble"]
-
-ENSEMBLE = (
-    "itap of a {}.",
-    "a bad photo of the {}.",
-    "a origami {}.",
-    "a photo of the large {}.",
-    "a {} in a video game.",
-    "art of the {}.",
-    "a photo of the small {}.",
-)
-"""The seven templates that CLIP's authors chose for ImageNet among eighty."""
 
 
 class ZeroShotModel(AdaptedModel):

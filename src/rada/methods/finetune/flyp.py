@@ -11,6 +11,7 @@ from torch import Tensor
 from rada.core.config import Config
 from rada.core.processes import gather_with_gradient, process_rank
 from rada.data.prompts import DEFAULT_TEMPLATE
+from rada.data.templates import IMAGENET_TEMPLATES
 from rada.methods.finetune.base import EncoderConfig, EncoderMethod, weighted
 from rada.methods.finetune.model import TunedModel
 from rada.methods.registry import register_method
@@ -63,9 +64,7 @@ class FLYP(EncoderMethod):
         """Return OpenAI's 80 templates, as published, unless the data set has templates of its own."""
         if found != (DEFAULT_TEMPLATE,):
             return found
-        from open_clip import OPENAI_IMAGENET_TEMPLATES
-
-        return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+        return IMAGENET_TEMPLATES
 
     def loss(self, model: TunedModel, batch: Batch) -> Losses:
         """Return the symmetric contrastive loss over the images of all processes."""
