@@ -57,7 +57,8 @@ class Classifier(ClassifierBase):
             the names from the data on `fit`. Assign others after `fit` to classify among them.
         config: The method's configuration where `method` is a name; its defaults when None.
         templates: Prompt templates with `{}` for the class name; several are averaged. None takes the
-            data's own, or "a photo of a {}.".
+            data's own, or "a photo of a {}."; "auto" chooses on the labelled images of `fit`, as
+            `rada.features.template_choice.choose_templates` says.
         text_features: Class features by class name, for work on features alone. Without any, features
             `fit(X, y)` take the mean of each class.
         scale: Overrides the encoder's exponentiated logit scale.

@@ -17,6 +17,7 @@ from rada.core.errors import ConfigError, DataError, FeatureError
 from rada.core.estimator import Estimator
 from rada.core.values import DEFAULT_METHOD
 from rada.data.prompts import check_class_names, load_templates
+from rada.data.templates import asks_for_choice
 from rada.encoders.slot import EncoderSlot
 from rada.features import ClassSet, Features
 from rada.fitting import labelled_arrays, unit_rows
@@ -181,7 +182,7 @@ class ClassifierBase(Estimator, NamesImages):
         """Reads data for a fit: nothing of an earlier one is in it."""
         return Inputs(
             self.slot,
-            None if self.templates is None else load_templates(self.templates),
+            self._given_templates(),
             self._given_features(),
             self.scale,
             None,
@@ -190,6 +191,7 @@ class ClassifierBase(Estimator, NamesImages):
             self.skip_bad,
             self.progress,
             self.exact_decoding,
+            asks_for_choice(self.templates),
         )
 
     @property
@@ -197,8 +199,16 @@ class ClassifierBase(Estimator, NamesImages):
         """Reads data into features of the encoder in use."""
         fresh, fitted = self.fresh_inputs, self._fitted
         if fitted is None:
+            if fresh.choose:
+                raise ConfigError(
+                    "the templates 'auto' are chosen on labelled images: call fit first, or name templates"
+                )
             return fresh
-        changes: dict[str, Any] = {}
+        changes: dict[str, Any] = {"choose": False}
+        if fresh.templates is None and "template_choice" in fitted.record.details:
+            changes["templates"] = (
+                fitted.templates or None
+            )  # rather than those that other data may name
         if self.scale is None:
             changes["scale"] = fitted.model.facts.scale
         if fitted.encoder is not None:
@@ -259,8 +269,11 @@ class ClassifierBase(Estimator, NamesImages):
         if self.text_features is None:
             return None
         rows = [torch.as_tensor(row).float() for row in self.text_features.values()]
-        templates = () if self.templates is None else load_templates(self.templates)
-        return ClassSet(tuple(self.text_features), torch.stack(rows), templates)
+        return ClassSet(tuple(self.text_features), torch.stack(rows), self._given_templates() or ())
+
+    def _given_templates(self) -> tuple[str, ...] | None:
+        named = self.templates is not None and not asks_for_choice(self.templates)
+        return load_templates(self.templates) if named else None
 
     def class_set(self, classes: Sequence[str] | None = None) -> ClassSet:
         """Return candidates with their class features `(K, D)`; None for the classifier's own.

@@ -17,6 +17,7 @@ from rada.data import ImageSplit, Naming
 from rada.data.checks import check_labelled
 from rada.evaluation.seen import image_keys, remembered
 from rada.features import Features
+from rada.features.template_choice import choose_templates
 from rada.inputs import TRAIN_SPLITS, Data, Inputs, data_name, open_labelled
 from rada.methods import Method, Run
 from rada.pretrained import CONFIG_FILE, EncoderId, Fitted, Record, load_model, write_model
@@ -78,8 +79,14 @@ def fit_model(plan: FitPlan, data: Data, out: OutputFolder | None) -> tuple[Fitt
     views = method.views(plan.config)
     features = inputs.features(found, opened.templates, views=views, seed=seed)
     encoder = inputs.slot.get() if _needs_encoder(method, found, inputs) else None
-    if inputs.templates is None:
+    choice: dict[str, Any] | None = None
+    if inputs.choose:
+        features, found_choice = choose_templates(features, inputs.slot.get(), seed)
+        choice = found_choice.to_dict()
+    elif inputs.templates is None:
         features = method.with_templates(features, encoder)
+    else:
+        choice = {"how": "given", "templates": list(inputs.templates)}
     key = fingerprint_tensors(
         extra=[method.name, plan.config.to_dict(), seed, features.fingerprint]
     )
@@ -91,6 +98,8 @@ def fit_model(plan: FitPlan, data: Data, out: OutputFolder | None) -> tuple[Fitt
     state = None if out is None else out.training
     run = dataclasses.replace(plan.run, encoder=encoder, state_dir=state)
     model = _fitted(plan, features, run, out)
+    if choice is not None:
+        model.record["template_choice"] = choice
     skipped = [*skipped, *features.skipped]
     fitted = Fitted(
         model,

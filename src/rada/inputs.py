@@ -79,6 +79,10 @@ class Inputs:
         skip_bad: Leave out images that cannot be read.
         progress: Show bars.
         exact_decoding: Decode large JPEGs whole, as for `iter_features`.
+        choose: Choose the templates on the labelled images of a fit.
+
+    Raises:
+        ConfigError: If there is nothing to choose templates with, or no use in it.
     """
 
     slot: EncoderSlot
@@ -91,9 +95,24 @@ class Inputs:
     skip_bad: bool = False
     progress: bool | None = None
     exact_decoding: bool = False
+    choose: bool = False
     _text: dict[tuple[tuple[str, ...], tuple[str, ...]], torch.Tensor] = dataclasses.field(
         default_factory=dict
     )
+
+    def __post_init__(self) -> None:
+        if not self.choose:
+            return
+        if not self.slot:
+            raise ConfigError(
+                "the templates 'auto' need the encoder, which embeds the prompts to choose from: give "
+                "the one that made the features (--model), or leave the templates out"
+            )
+        if self.known is not None:
+            raise ConfigError(
+                "the templates 'auto' choose class features, but text_features are given: leave one of "
+                "them out"
+            )
 
     def draw(
         self, found: ImageSplit | Features, shots: int | None, seed: int, allow_fewer: bool

@@ -9,16 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageColor
+from PIL import ImageColor
 
 import rada.methods.registry
-from bench_samples import QUICK, write_features
+from bench_samples import QUICK, colored, write_features
 from rada.bench import Plan, run_plan
 from rada.bench.cells import Folder
 from rada.methods import AdaptedModel, Method, list_methods, register_method
 from rada.training import feature_loop
-
-COLORS = ("red", "lime", "blue", "yellow")
 
 
 def seen(images) -> torch.Tensor:
@@ -66,20 +64,6 @@ def methods(monkeypatch):
     images = frozenset({"images"})
     register_method(Colors("colors", "Colours", "here", needs=images | {"encoder"}))
     register_method(Colors("names", "Names", "here", needs=images, learns=False))
-
-
-def colored(folder, domains):
-    """Noisy images of four colours, in folders `domain/class` of unequal size."""
-    generator = np.random.default_rng(0)
-    for domain in domains:
-        for place, name in enumerate(COLORS):
-            for number in range(4 + place):
-                noise = generator.integers(-40, 40, (24, 24, 3))
-                pixels = np.clip(np.array(ImageColor.getrgb(name)) + noise, 0, 255)
-                path = folder / domain / name / f"{number}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(pixels.astype(np.uint8)).save(path)
-    return [str(folder / domain) for domain in domains]
 
 
 @pytest.mark.parametrize("protocol", ["few-shot", "base-to-new", "cross-dataset", "domain"])

@@ -14,6 +14,7 @@ from rada.bench.cells import Cell
 from rada.core.config import Config, parse_value
 from rada.core.errors import ConfigError
 from rada.core.values import check_seed
+from rada.data.templates import asks_for_choice
 from rada.methods import get_method
 from rada.test_time import get_test_time_method
 
@@ -41,7 +42,8 @@ class Plan(Config):
         model: The encoder for images.
         options: Fields of the configuration by method or variant; a variant has an entry "method". Fields
             of a test-time method's are written `test_time.FIELD`.
-        templates: Prompt templates instead of the data sets' own.
+        templates: Prompt templates instead of the data sets' own; "auto" chooses them on the shots of every
+            cell, and zero-shot then has cells of its own for shots and seeds.
         class_names: Class names of every data set, as JSON or a file with it; see `rada.data.Naming`.
         allow_fewer: Go on where a class has fewer images than `shots`.
         recipe: Name of the recipe that the plan came from.
@@ -163,7 +165,11 @@ class Plan(Config):
     def _cells(self, protocol: str, dataset: str, targets: tuple[str, ...]) -> Iterable[Cell]:
         runs = [(shots, seed) for shots in self.shots for seed in self.seeds]
         # Zero-shot first: it shows at once whether the test set can be read.
-        learners = [label for label in self.methods if get_method(self.method(label)).learns]
+        learners = [
+            label
+            for label in self.methods
+            if asks_for_choice(self.templates) or get_method(self.method(label)).learns
+        ]
         others = [label for label in self.methods if label not in learners]
         for shots, seed in [(0, 0), *runs]:
             for label in learners if shots else others:

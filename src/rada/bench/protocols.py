@@ -6,10 +6,11 @@ since a head's logits depend on what stands beside a class.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,8 +19,12 @@ from rada.bench.cells import Cell
 from rada.bench.sources import Source
 from rada.core.errors import DataError
 from rada.features import ClassSet, Features
+from rada.features.template_choice import TemplateChoice, choose_templates
 from rada.methods import Method
 from rada.test_time import ViewConfig
+
+if TYPE_CHECKING:
+    from rada.encoders import DualEncoder
 
 __all__ = ["Part", "Setup", "base_and_new", "set_up"]
 
@@ -40,6 +45,14 @@ class Part:
     classes: ClassSet
     groups: tuple[int, ...] | None = None
 
+    def with_templates(self, encoder: DualEncoder, templates: tuple[str, ...]) -> Part:
+        """Return the part with class features of other templates."""
+        if self.classes.templates == templates:
+            return self
+        names = self.classes.names
+        classes = ClassSet(names, encoder.encode_classes(names, templates), templates)
+        return dataclasses.replace(self, classes=classes)
+
     def merge(self, logits: Tensor) -> Tensor:
         """Turn logits over candidates into logits over classes: the largest of each group."""
         if self.groups is None:
@@ -55,6 +68,12 @@ class Setup:
 
     train: Features
     parts: tuple[Part, ...]
+
+    def choose_templates(self, encoder: DualEncoder, seed: int) -> tuple[Setup, TemplateChoice]:
+        """Choose templates on what is learned from; whatever is tested on gets the chosen ones."""
+        train, choice = choose_templates(self.train, encoder, seed)
+        parts = tuple(part.with_templates(encoder, choice.templates) for part in self.parts)
+        return Setup(train, parts), choice
 
 
 def base_and_new(labels: list[int]) -> tuple[list[int], list[int]]:

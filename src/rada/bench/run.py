@@ -239,14 +239,20 @@ def run_cell(
     with alone(cell) if alone is not None else contextlib.nullcontext():
         setup = set_up(cell, method, config, sources, views)
     run = Run(seed=cell.seed, encoder=source.encoder, state_dir=state_dir)
+    choice = None
+    if source.choose and source.encoder is not None:
+        setup, choice = setup.choose_templates(source.encoder, cell.seed)
+    train = setup.train if choice else method.with_templates(setup.train, source.encoder)
     if test_time is not None:  # what cannot start from this method is refused before it is trained
         method.check(setup.train, config, run)
         test_time[0].check(method.start(setup.train, config, run))
     with PeakMemory() as memory:
-        model = method.fit(method.with_templates(setup.train, source.encoder), config, run)
+        model = method.fit(train, config, run)
         started = time.perf_counter()
         parts = [_evaluated(model, part, test_time) for part in setup.parts]
         seconds = time.perf_counter() - started
+    if choice is not None:
+        model.record["template_choice"] = choice.to_dict()
     result: dict[str, Any] = {
         "parts": {part["name"]: part for part in parts},
         "config": config.to_dict(),

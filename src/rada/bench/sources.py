@@ -18,6 +18,7 @@ from rada.core.hashing import fingerprint_tensors
 from rada.data import ImageDataset, ImageSplit, Naming, data_identity, few_shot, open_dataset
 from rada.data.checks import check_labelled
 from rada.data.sources import id_bytes
+from rada.data.templates import AUTO, asks_for_choice
 from rada.features import ClassSet, FeatureCache, Features, ViewTransform, extract_features
 from rada.inputs import open_labelled
 from rada.test_time import ViewConfig
@@ -42,6 +43,7 @@ class Source(ABC):
         encoder: The encoder; None for features.
         groups: For each candidate of `class_set` the class that it stands for, where several
             candidates share one; None where every class is its own candidate.
+        choose: Whether templates are chosen on the shots.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Source(ABC):
     scale: float
     encoder: DualEncoder | None
     groups: tuple[int, ...] | None = None
+    choose: bool = False
 
     @abstractmethod
     def identity(self, shots: int, seed: int, *, whole: bool = False) -> dict[str, str]:
@@ -106,8 +109,10 @@ class EncodedSource(Source):
         encoder: DualEncoder,
         cache: FeatureCache | Literal[False] | None,
         progress: bool | None,
+        *,
+        choose: bool = False,
     ) -> None:
-        self.dataset, self.encoder = dataset, encoder
+        self.dataset, self.encoder, self.choose = dataset, encoder, choose
         self.name, self.classes = dataset.name, dataset.classes
         self.scale = float(encoder.scale)
         self._cache, self._progress = cache, progress
@@ -128,7 +133,7 @@ class EncodedSource(Source):
             if shots:
                 drawn = few_shot(self._train, shots, seed, allow_fewer=True)
             common: list[object] = [self._candidates, self.groups, self.dataset.templates]
-            common += [self.encoder.fingerprint, self.trained()]
+            common += [self.encoder.fingerprint, self.trained(), *([AUTO] if self.choose else [])]
             self._identities[key] = {
                 name: fingerprint_tensors(extra=[data_identity(part), *common])
                 for name, part in (("train", drawn), ("test", test))
@@ -307,13 +312,19 @@ def open_source(
         DataError: If there is no such data or it cannot be used.
         FeatureError: If features cannot be used.
     """
-    files = _feature_files(spec)
+    files, choose = _feature_files(spec), asks_for_choice(templates)
+    if files is not None and choose:
+        raise FeatureError(
+            f"the templates 'auto' need the encoder, but {spec!r} is a features file: name the images, or "
+            "leave the templates out"
+        )
     if files is not None:
         name = files.train.stem if files.test is None else files.train.parent.name
         test = None if files.test is None else _features(files.test, naming)
         return FeatureSource(name, _features(files.train, naming), test)
-    dataset = open_dataset(spec, class_names=naming, templates=tuple(templates) or None)
-    return EncodedSource(dataset, encoder.get(), cache, progress)
+    named = None if choose else tuple(templates) or None
+    dataset = open_dataset(spec, class_names=naming, templates=named)
+    return EncodedSource(dataset, encoder.get(), cache, progress, choose=choose)
 
 
 def _features(path: Path, naming: Naming | None) -> Features:

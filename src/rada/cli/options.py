@@ -162,7 +162,12 @@ class Names:
     ] = None
     template: Annotated[
         list[str] | None,
-        typer.Option(help="Prompt with {} for the class; repeat to average several."),
+        typer.Option(
+            "--template",
+            "--templates",
+            help="Prompt with {} for the class; repeat to average several. `auto` chooses among CLIP's 80 by "
+            "likelihood on the labelled images of a fit.",
+        ),
     ] = None
 
 

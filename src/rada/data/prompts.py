@@ -139,8 +139,8 @@ def load_templates(source: str | Path | Sequence[str] | None) -> tuple[str, ...]
         raise DataError(f"templates should be a text or a list of texts, not {templates!r}")
     if asks_for_choice(templates):
         raise DataError(
-            "the templates 'auto' are chosen on labelled images, which only a fit has: use `rada fit --template "
-            "auto` (any method) or Classifier(..., templates='auto').fit(data), or write the templates out"
+            "the templates 'auto' are chosen on the labelled images of a fit: use `rada fit --template auto` "
+            "(any method) or Classifier(..., templates='auto').fit(data), or write the templates out"
         )
     for template in templates:
         if not isinstance(template, str) or template.count("{}") != 1:

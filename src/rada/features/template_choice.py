@@ -7,7 +7,9 @@ from can compare templates honestly, from one image of each class on.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import statistics
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,8 +30,10 @@ MOST_CLASSES = 100
 """Classes that are asked, evenly spaced among all: 80 prompts of each have to be embedded."""
 MOST_IMAGES = 16
 """Images of each class that are asked."""
+OWN = "the data's own"
 FEW = (2, 3, 5, 10)
 """How many of the best single templates are averaged."""
+_LOGGER = logging.getLogger(__name__)
 _SCALES = (0.05, 5.0)  # times the encoder's own, between which the scale is fitted
 
 
@@ -58,8 +62,19 @@ class TemplateChoice:
     log_likelihoods: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return dataclasses.asdict(self)
+        """Return plain JSON values, under "how" that the likelihood chose."""
+        return {"how": "likelihood"} | dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        best = next(name for name in self.log_likelihoods if name != OWN)
+        asked = f"an image, on {self.images} images of {self.classes} classes"
+        if self.changed:
+            shown = self.templates[0] if len(self.templates) == 1 else best
+            return f"templates: {shown} (log-likelihood {self.gain:+.3f} against the data's own {asked})"
+        return (
+            f"templates: the data's own (the best of {len(self.log_likelihoods) - 1} others, {best}, gains "
+            f"{self.gain:.3f} log-likelihood {asked}, not above the standard error {self.standard_error:.3f})"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,13 +89,14 @@ def choose_templates(
 ) -> tuple[Features, TemplateChoice]:
     """Return features with the class features of the best templates, and the choice.
 
-    Candidates are the data's own templates, each of the 80 that CLIP's authors wrote for ImageNet, the
-    mean of their 7, the mean of the 80, and the means of the best few. A candidate is as good as the mean
-    log-likelihood of the labelled images under its zero-shot logits, with one scale fitted to them. The best
-    one is taken if its gain over the data's own is above one standard error. Images of one class share a
-    prompt, so the standard error is that of the classes' mean gains, with Student's factor for their number.
+    Candidates are the data's own templates, each of the 80 that CLIP's authors wrote for ImageNet, the mean
+    of their 7, the mean of the 80, and the means of the best few. A candidate is as good as the mean
+    log-likelihood of the labelled images under its zero-shot logits, with one scale fitted to them. The
+    best one is taken if its gain over the data's own is above one standard error. Images of one class
+    share a prompt, so the error is that of the classes' mean gains, with Student's factor for their number.
 
-    At most `MOST_CLASSES` classes and `MOST_IMAGES` images of each are asked, whatever there is.
+    At most `MOST_CLASSES` classes and `MOST_IMAGES` images of each are asked, whatever there is. Where there
+    are more classes, the mean of the 80 is no candidate: all of them would need 80 prompts.
 
     Args:
         features: Labelled features with class features and scale.
@@ -88,7 +104,7 @@ def choose_templates(
         seed: Chooses the images where there are more.
     """
     asked = _asked(features, seed)
-    candidates = _candidates(asked, encoder)
+    candidates = _candidates(asked, encoder, whole=len(features.classes) <= MOST_CLASSES)
     own = candidates[0]
     best = max(candidates[1:], key=lambda one: float(one.likelihoods.mean()))
     gain, error = _gain(best.likelihoods - own.likelihoods, asked.labels)
@@ -105,6 +121,7 @@ def choose_templates(
         len(asked.classes),
         {one.name: float(one.likelihoods.mean()) for one in order},
     )
+    _LOGGER.info("%s", choice)
     if not changed:
         return features, choice
     text = encoder.encode_classes(features.classes, chosen.templates)
@@ -119,26 +136,38 @@ def _asked(features: Features, seed: int) -> Features:
     return features.select_classes(classes).few_shot(MOST_IMAGES, seed, allow_fewer=True)
 
 
-def _candidates(asked: Features, encoder: DualEncoder) -> list[_Candidate]:
+def _candidates(asked: Features, encoder: DualEncoder, *, whole: bool) -> list[_Candidate]:
     """Return all candidates, the data's own first."""
-    own = asked.class_set()
+    own, names = asked.class_set(), IMAGENET_TEMPLATES
+    rows = _embedded(encoder, asked.classes)
 
-    def candidate(name: str, templates: Sequence[str], text: Tensor) -> _Candidate:
-        return _Candidate(name, tuple(templates), _likelihoods(asked, text))
+    def candidate(name: str, places: Sequence[int]) -> _Candidate:
+        text = normalize(rows[list(places)].mean(0), dim=-1)
+        return _Candidate(name, tuple(names[row] for row in places), _likelihoods(asked, text))
 
-    names = IMAGENET_TEMPLATES
-    rows = torch.stack([encoder.encode_classes(asked.classes, (name,)) for name in names])
-    found = [candidate("the data's own", own.templates, own.text_features)]
-    singles = [candidate(name, (name,), text) for name, text in zip(names, rows, strict=True)]
+    singles = [candidate(name, [row]) for row, name in enumerate(names)]
     order = sorted(range(len(names)), key=lambda row: -float(singles[row].likelihoods.mean()))
     means = {f"mean of CLIP's {len(ENSEMBLE)}": [names.index(name) for name in ENSEMBLE]}
-    means |= {f"mean of CLIP's {len(names)}": list(range(len(names)))}
     means |= {f"mean of the best {count}": order[:count] for count in FEW}
-    mixed = [
-        candidate(name, [names[row] for row in places], normalize(rows[places].mean(0), dim=-1))
-        for name, places in means.items()
-    ]
-    return [*found, *(one for one in (*singles, *mixed) if one.templates != own.templates)]
+    if whole:
+        means[f"mean of CLIP's {len(names)}"] = list(range(len(names)))
+    others = [*singles, *(candidate(name, places) for name, places in means.items())]
+    first = _Candidate(OWN, own.templates, _likelihoods(asked, own.text_features))
+    return [first, *(one for one in others if one.templates != own.templates)]
+
+
+# The last classes of an encoder: cells of a benchmark ask for the same ones again and again.
+_KEPT: weakref.WeakKeyDictionary[DualEncoder, tuple[object, Tensor]] = weakref.WeakKeyDictionary()
+
+
+def _embedded(encoder: DualEncoder, classes: tuple[str, ...]) -> Tensor:
+    """Return class features `(80, K, D)`, one set for each template."""
+    key = (encoder.fingerprint, classes)
+    kept = _KEPT.get(encoder)
+    if kept is None or kept[0] != key:
+        rows = [encoder.encode_classes(classes, (name,)) for name in IMAGENET_TEMPLATES]
+        kept = _KEPT[encoder] = (key, torch.stack(rows))
+    return kept[1]
 
 
 def _likelihoods(asked: Features, text: Tensor) -> Tensor:
