@@ -180,10 +180,11 @@ class ClassifierBase(Estimator, NamesImages):
     @property
     def fresh_inputs(self) -> Inputs:
         """Reads data for a fit: nothing of an earlier one is in it."""
+        templates = _named(self.templates)
         return Inputs(
             self.slot,
-            self._given_templates(),
-            self._given_features(),
+            templates,
+            _class_set(self.text_features, templates),
             self.scale,
             None,
             self.cache,
@@ -199,16 +200,10 @@ class ClassifierBase(Estimator, NamesImages):
         """Reads data into features of the encoder in use."""
         fresh, fitted = self.fresh_inputs, self._fitted
         if fitted is None:
-            if fresh.choose:
-                raise ConfigError(
-                    "the templates 'auto' are chosen on labelled images: call fit first, or name templates"
-                )
-            return fresh
+            return fresh.for_use()
         changes: dict[str, Any] = {"choose": False}
         if fresh.templates is None and "template_choice" in fitted.record.details:
-            changes["templates"] = (
-                fitted.templates or None
-            )  # rather than those that other data may name
+            changes["templates"] = fitted.templates or None
         if self.scale is None:
             changes["scale"] = fitted.model.facts.scale
         if fitted.encoder is not None:
@@ -217,8 +212,7 @@ class ClassifierBase(Estimator, NamesImages):
         if tuned is not None:
             changes |= {"slot": EncoderSlot(tuned), "origin": (tuned.name, tuned.fingerprint)}
         elif fitted.class_features is not None:
-            known = ClassSet(fitted.classes, fitted.class_features, fitted.templates)
-            changes["known"] = known
+            changes["known"] = ClassSet(fitted.classes, fitted.class_features, fitted.templates)
         return dataclasses.replace(fresh, **changes)
 
     @property
@@ -264,16 +258,6 @@ class ClassifierBase(Estimator, NamesImages):
             return fitted.encoder
         encoder = self.encoder_
         return None if encoder is None else EncoderId.of(encoder)
-
-    def _given_features(self) -> ClassSet | None:
-        if self.text_features is None:
-            return None
-        rows = [torch.as_tensor(row).float() for row in self.text_features.values()]
-        return ClassSet(tuple(self.text_features), torch.stack(rows), self._given_templates() or ())
-
-    def _given_templates(self) -> tuple[str, ...] | None:
-        named = self.templates is not None and not asks_for_choice(self.templates)
-        return load_templates(self.templates) if named else None
 
     def class_set(self, classes: Sequence[str] | None = None) -> ClassSet:
         """Return candidates with their class features `(K, D)`; None for the classifier's own.
@@ -353,3 +337,18 @@ class ClassifierBase(Estimator, NamesImages):
         scale = self.inputs.scale_for() if scale is None else scale
         asked = self.slot.get() if encoder and self.slot else None
         return method.build(Facts(dim, scale, classes), method.config(), {}, asked)
+
+
+def _named(templates: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    known = templates is not None and not asks_for_choice(templates)
+    return load_templates(templates) if known else None
+
+
+def _class_set(
+    text_features: Mapping[str, Any] | None, templates: tuple[str, ...] | None
+) -> ClassSet | None:
+    """Return class features as a user gives them."""
+    if text_features is None:
+        return None
+    rows = [torch.as_tensor(row).float() for row in text_features.values()]
+    return ClassSet(tuple(text_features), torch.stack(rows), templates or ())

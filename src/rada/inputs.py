@@ -114,6 +114,18 @@ class Inputs:
                 "them out"
             )
 
+    def for_use(self) -> Inputs:
+        """Return it, for anything but a fit.
+
+        Raises:
+            ConfigError: If the templates are yet to be chosen.
+        """
+        if self.choose:
+            raise ConfigError(
+                "the templates 'auto' are chosen on labelled images: call fit first, or name templates"
+            )
+        return self
+
     def draw(
         self, found: ImageSplit | Features, shots: int | None, seed: int, allow_fewer: bool
     ) -> tuple[ImageSplit | Features, list[tuple[str, str]]]:
