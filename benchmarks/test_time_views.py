@@ -4,9 +4,9 @@
     python benchmarks/test_time_views.py out/views --part train           # to choose defaults on
 
 Images: PACS (art, cartoon, sketch) and CIFAR-10, clean and with five corruptions that torchvision and
-Pillow make from the clean images. They are encoded in pieces of 35 images, of all conditions and two seeds
-in turns, so that a run may be stopped at any time: it goes on with the first piece that is not there, and
-what is there is about the same number of images of each condition and seed.
+Pillow make from the clean images. They are encoded in pieces of 35 images, of all conditions in turns and of
+each seed a piece behind the one before it, so that a run may be stopped at any time: it goes on with the
+first piece that is not there, and what is there is about as many images of each condition.
 """
 
 from __future__ import annotations
@@ -115,12 +115,13 @@ class Piece(NamedTuple):
 def pieces(found: dict[str, ImageSplit], seeds: list[int]) -> Iterator[Piece]:
     """Yield every piece, in the order of encoding."""
     most = max(-(-len(images) // PIECE) for images in found.values())
-    for some in (seeds[:2], seeds[2:]):
-        for number in range(most):
-            for seed in some:
-                for name, images in found.items():
-                    if number * PIECE < len(images):
-                        yield Piece(name, seed, number)
+    rounds = [
+        (number + place, seed, number) for place, seed in enumerate(seeds) for number in range(most)
+    ]
+    for _, seed, number in sorted(rounds):
+        for name, images in found.items():
+            if number * PIECE < len(images):
+                yield Piece(name, seed, number)
 
 
 def encode(encoder: DualEncoder, images: ImageSplit, piece: Piece, views: int, path: Path) -> None:

@@ -93,8 +93,8 @@ class TTTConfig(ViewConfig):
     """
 
     steps: int = 1
-    max_step: float = 0.02
-    agreement: float = 0.5
+    max_step: float = 0.1
+    agreement: float = 0.7
     alpha: float = 0.0
     strength: float | None = None
     predict_with: Literal["original", "kept"] = "original"
