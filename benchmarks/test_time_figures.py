@@ -268,7 +268,9 @@ def grouped(found: dict[str, Condition]) -> dict[str, list[Condition]]:
 def extremes(tables: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return of each row its worst condition, and the conditions that are surely better or worse."""
     found: dict[str, dict[str, Any]] = {}
-    for row in {row for table in tables.values() for row in table} - {NOTHING}:
+    for row in dict.fromkeys(row for table in tables.values() for row in table):
+        if row == NOTHING:
+            continue
         own = {name: table[row] for name, table in tables.items() if row in table}
         worst = min(own, key=lambda name: own[name]["gain"])
         found[row] = {
@@ -344,19 +346,40 @@ def measured(options: argparse.Namespace) -> tuple[dict[str, Condition], dict[st
     return found, spread
 
 
+def table(result: dict[str, Any]) -> str:
+    """Return the groups, the worst condition, calibration and order as a table in Markdown."""
+    groups = result["groups"]
+    lines = [
+        f"| | {' | '.join(groups)} | worst condition | calibration error | orders |",
+        f"|---|{'---|' * (len(groups) + 3)}",
+    ]
+    whole = groups["all images"] if "all images" in groups else groups["all"]
+    for row in dict.fromkeys(row for part in groups.values() for row in part):
+        cells = []
+        for part in groups.values():
+            if row not in part:
+                cells.append("-")
+            elif row == NOTHING:
+                cells.append(f"{100 * part[row]['accuracy']:.1f}")
+            else:
+                low, high = (f"{100 * bound:+.1f}" for bound in part[row]["gain_interval"])
+                cells.append(f"{100 * part[row]['gain']:+.1f} [{low}, {high}]")
+        worst = result["extremes"].get(row)
+        cells.append(f"{100 * worst['worst_gain']:+.1f} {worst['worst']}" if worst else "-")
+        cells.append(f"{100 * whole[row]['calibration_error']:.1f}" if row in whole else "-")
+        spread = [max(own[row]) - min(own[row]) for own in result["orders"].values() if row in own]
+        cells.append(f"{100 * sum(spread) / len(spread):.1f}" if spread else "-")
+        lines.append(f"| {row.replace('_', ' ')} | {' | '.join(cells)} |")
+    return "\n".join(lines).replace("-0.0", "0.0").replace("+0.0", "0.0")
+
+
 def report(result: dict[str, Any]) -> None:
-    """Print the groups and what is best and worst."""
-    for group, table in result["groups"].items():
-        for row, entry in table.items():
-            low, high = entry["gain_interval"]
-            print(
-                f"{group:20} {row:28} {100 * entry['accuracy']:5.1f}  gain {100 * entry['gain']:+6.2f} "
-                f"[{100 * low:+.2f}, {100 * high:+.2f}]  ECE {100 * entry['calibration_error']:.1f}"
-            )
+    """Print the table, and which conditions are surely better or worse."""
+    print(table(result))
     for row, entry in result["extremes"].items():
         print(
-            f"{row:28} mean {100 * entry['mean_gain']:+.2f}, worst {100 * entry['worst_gain']:+.2f} "
-            f"({entry['worst']}); surely worse {entry['worse']}, surely better {entry['better']}"
+            f"{row:28} mean over conditions {100 * entry['mean_gain']:+.2f}; surely worse "
+            f"{entry['worse']}, surely better {entry['better']}"
         )
 
 
