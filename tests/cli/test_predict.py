@@ -20,7 +20,8 @@ from cli.test_cli import rada
 from rada import Classifier
 from rada.cli import opening
 from rada.cli.places import is_image
-from test_time.tiny_views import TinyEncoder
+from rada.test_time import list_test_time_methods
+from test_time.tiny_views import TinyEncoder, write_images
 
 NAMES = ("cat", "dog")
 KINDS = ("png", "jpg", "gif", "bmp", "tif", "webp", "ppm", "jp2", "avif", "heic")
@@ -316,3 +317,33 @@ def test_no_command_loads_a_model_for_data_that_is_not_there(
 def test_evaluate_looks_for_its_data_first(predict: Run, tmp_path: Path, data: str) -> None:
     done = rada("evaluate", "a-head", tmp_path / data, environment={})
     assert done.returncode == 2 and data in done.stderr and predict.loaded == 0
+
+
+@pytest.mark.parametrize(
+    "method", [method.name for method in list_test_time_methods() if not method.needs]
+)
+def test_every_test_time_method_predicts_a_stream(
+    predict: Run, tmp_path: Path, method: str
+) -> None:
+    first, second = write_images(tmp_path / "images", count=2).ids
+    views = () if method == "tda" else ("--views", "10")  # its default is the image itself
+    images = [tmp_path / "images" / name for name in (first, second)]
+    found = predict.answers(*images, "--test-time", method, *views, "--top-k", "2")
+    assert [line["path"] for line in found] == [str(path) for path in images]
+    for line in found:
+        chances = [entry["probability"] for entry in line["predictions"]]  # type: ignore[attr-defined]
+        assert sum(chances) == pytest.approx(1)
+
+
+def test_a_method_that_keeps_some_views_says_how_many_it_needs(
+    predict: Run, tmp_path: Path
+) -> None:
+    image = draw(tmp_path / "one.png")
+    done = predict(image, "--test-time", "zero", "--views", "5")
+    assert done.returncode == 2 and "give at least 10 views" in done.stderr
+    for method in ("mta", "mean_of_views"):  # all views have a part
+        assert len(predict.answers(image, "--test-time", method, "--views", "5")) == 1
+    kept = ("--test-time", "tda", "--test-time-set", "predict_with=kept")
+    assert "1 views are too few" in predict(image, *kept).stderr
+    online = predict(image, "--test-time", "tda", "--online")
+    assert online.returncode == 2 and "--online belongs to --test-time rada" in online.stderr

@@ -204,6 +204,11 @@ def test_time_adapter(
     if group.views is not None:
         settings.append(f"views={group.views}")
     if group.online:
+        if not hasattr(method.config(), "episodic"):
+            raise ConfigError(
+                f"--online belongs to --test-time rada, not to {method.name} (tda always goes on from image "
+                "to image): leave it out"
+            )
         settings.append("episodic=false")
     if strength is not None and hasattr(method.config(), "strength"):
         settings.append(f"strength={strength}")

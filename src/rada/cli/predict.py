@@ -103,7 +103,7 @@ def predict(
     )
     adapter = test_time_adapter(test_time, classifier, strength)
     if adapter is not None:
-        adapter.config.kept(adapter.config.views)  # too few views: say so before the first line
+        adapter.method.check_config(adapter.config)  # too few views: say so before the first line
     if features is None:
         classifier.inputs.slot.get()  # and whatever is wrong with the encoder
     asked = images if out is None or isinstance(images, Features) else _kept(images, out)

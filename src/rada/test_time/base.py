@@ -70,6 +70,14 @@ class TestTimeMethod(ABC):
             assert model.encoder is not None
             model.encoder.require(capability)
 
+    def check_config(self, config: Any) -> None:
+        """Check that a configuration makes as many views as the method needs, before any is made.
+
+        Raises:
+            FeatureError: If it keeps no view of them.
+        """
+        config.kept(config.views)
+
     @abstractmethod
     def predictor(
         self,

@@ -21,6 +21,9 @@ __all__ = ["ConfidentViews", "MeanOfViews"]
 class MeanOfViews(TestTimeMethod):
     """The logarithm of the mean probability of all views, by any model."""
 
+    def check_config(self, config: ViewConfig) -> None:
+        """Do nothing: every view has a part, and one is enough."""
+
     def predictor(
         self,
         model: AdaptedModel,

@@ -50,6 +50,9 @@ class MTA(TestTimeMethod):
 
     config: ClassVar[type[ViewConfig]] = MTAConfig
 
+    def check_config(self, config: ViewConfig) -> None:
+        """Do nothing: every view has a part, and one is enough."""
+
     def predictor(
         self,
         model: AdaptedModel,

@@ -83,6 +83,11 @@ class TDA(TestTimeMethod):
 
     config: ClassVar[type[ViewConfig]] = TDAConfig
 
+    def check_config(self, config: TDAConfig) -> None:
+        """Check the number of views where the confident ones are taken."""
+        if config.predict_with == "kept":
+            super().check_config(config)
+
     def predictor(
         self,
         model: AdaptedModel,
