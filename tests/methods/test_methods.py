@@ -17,7 +17,7 @@ from rada.training.strength import Strength
 
 # Full fine-tuning has the same matrix, on images, in tests/finetune.
 NAMES = [method.name for method in list_methods() if "images" not in method.needs]
-GRADIENTS = ["clip_adapter", "tip_adapter_f", "cross_modal_probe", "coop"]
+GRADIENTS = ["clip_adapter", "tip_adapter_f", "cross_modal_probe", "coop", "kgcoop", "prograd"]
 GRADIENTS += ["rada", "rada_released", "rada_adapter", "taskres", "clap", "lp_plus_plus", "rla"]
 ZERO_SHOT_START = ["zero_shot", "cross_modal_probe", "rada", "rada_released", "rada_adapter"]
 ZERO_SHOT_START += ["taskres", "clap", "rla"]
@@ -29,6 +29,10 @@ QUICK = {
     "rada_released": {"epochs": 2},
     "rada_adapter": {"epochs": 2, "min_steps": 0, "batch_size": 8, "hidden": 4, "strength": 1.0},
     "coop": {"epochs": 2},
+    "kgcoop": {"epochs": 2},
+    "prograd": {"epochs": 2, "length": 6},
+    "rada_coop": {"epochs": 2, "min_steps": 0, "prompt_epochs": 2, "strength": 1.0},
+    "rada_kgcoop": {"epochs": 2, "min_steps": 0, "prompt_epochs": 2, "strength": 1.0},
     "taskres": {"epochs": 3},
     "clap": {"epochs": 3},
     "lp_plus_plus": {"iterations": 20},
@@ -47,7 +51,7 @@ def case_of(request):
     def find(name, **options):
         if "encoder" not in get_method(name).needs:
             return request.getfixturevalue("data"), Run(seed=1, **options)
-        encoder = request.getfixturevalue("embedded")
+        encoder = request.getfixturevalue("clip")
         return request.getfixturevalue("text_data"), Run(seed=1, encoder=encoder, **options)
 
     return find
@@ -87,7 +91,7 @@ def test_start(name, case_of):
     assert found.shape == zero_shot.shape and found.isfinite().all()
     if name in ZERO_SHOT_START:
         torch.testing.assert_close(found, zero_shot)
-    elif name == "coop":  # the context spells the default template
+    elif name in ("coop", "kgcoop", "rada_coop", "rada_kgcoop"):  # the context spells the default template
         torch.testing.assert_close(found, zero_shot, atol=1e-3, rtol=0)
     elif name in ("linear_probe", "svm_probe"):
         assert (found == 0).all()
@@ -119,8 +123,11 @@ def test_learns_the_shots(name, case_of):
     wanted = get_method(name).config()
     if name in ("rada_adapter", "rada"):
         wanted = dataclasses.replace(wanted, strength=1.0, min_steps=50)
-    if name == "coop":
-        wanted = dataclasses.replace(wanted, epochs=10)
+    if name in ("coop", "kgcoop", "prograd"):
+        wanted = dataclasses.replace(wanted, **QUICK[name] | {"epochs": 50})
+    if name in ("rada_coop", "rada_kgcoop"):
+        changes = {"strength": 1.0, "min_steps": 50, "prompt_epochs": 4}
+        wanted = dataclasses.replace(wanted, **changes)
     after = cross_entropy(logits(get_method(name).fit(data, wanted, run), data), data.labels)
     assert after < before
 
@@ -286,15 +293,16 @@ def test_trainable_parameters(data):
     assert {name: fitted(name, data).trainable_parameters() for name in expected} == expected
 
 
-def test_coop_trains_the_context_alone(text_data, embedded):
-    before = {key: value.clone() for key, value in embedded.model.state_dict().items()}
-    wanted = [p.requires_grad for p in embedded.model.parameters()]
-    model = fitted("coop", text_data, Run(seed=1, encoder=embedded))
-    assert model.trainable_parameters() == 4 * 384
-    after = embedded.model.state_dict()
+@pytest.mark.parametrize("name", ["coop", "kgcoop", "prograd"])
+def test_prompts_train_the_context_alone(name, text_data, clip):
+    before = {key: value.clone() for key, value in clip.model.state_dict().items()}
+    wanted = [p.requires_grad for p in clip.model.parameters()]
+    model = fitted(name, text_data, Run(seed=1, encoder=clip))
+    assert model.trainable_parameters() == {"prograd": 6}.get(name, 4) * 32
+    after = clip.model.state_dict()
     assert all(torch.equal(value, after[key]) for key, value in before.items())
-    assert wanted == [p.requires_grad for p in embedded.model.parameters()]
-    assert all(p.grad is None for p in embedded.model.parameters())
+    assert wanted == [p.requires_grad for p in clip.model.parameters()]
+    assert all(p.grad is None for p in clip.model.parameters())
 
 
 def test_tip_adapter_mixture_comes_from_the_shots(data):
