@@ -91,7 +91,12 @@ def test_start(name, case_of):
     assert found.shape == zero_shot.shape and found.isfinite().all()
     if name in ZERO_SHOT_START:
         torch.testing.assert_close(found, zero_shot)
-    elif name in ("coop", "kgcoop", "rada_coop", "rada_kgcoop"):  # the context spells the default template
+    elif name in (
+        "coop",
+        "kgcoop",
+        "rada_coop",
+        "rada_kgcoop",
+    ):  # the context spells the default template
         torch.testing.assert_close(found, zero_shot, atol=1e-3, rtol=0)
     elif name in ("linear_probe", "svm_probe"):
         assert (found == 0).all()

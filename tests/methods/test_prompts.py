@@ -67,7 +67,9 @@ def test_kgcoop_is_coop_with_a_pull_to_the_written_prompts(clip, text_data):
     model = method.fit(text_data, method.config(epochs=20), Run(seed=1, encoder=clip))
     torch.testing.assert_close(model.context.detach(), expected, atol=1e-5, rtol=1e-3)
     assert (expected - start).abs().max() > 1e-3
-    free = trained(clip, text_data, start, 20, lambda c, logits, _: free_gradient(c, logits, text_data))
+    free = trained(
+        clip, text_data, start, 20, lambda c, logits, _: free_gradient(c, logits, text_data)
+    )
     far = [drift(text_of(clip, c), text_data.text_features) for c in (expected, free)]
     assert far[0] < far[1]  # the pull holds it
 

@@ -28,6 +28,7 @@ FEATURE_METHODS = (
     "rada_adapter",
     "rada_probe",
 )
+PROMPT_METHODS = ("coop", "kgcoop", "prograd", "rada_coop", "rada_kgcoop")
 COOP_SETS = (
     "imagenet",
     "caltech101",
@@ -126,7 +127,7 @@ _RECIPES = {
     ),
     "paper-eft": Plan(
         protocols=("base-to-new",),
-        methods=(*FEATURE_METHODS, "coop"),
+        methods=(*FEATURE_METHODS, *PROMPT_METHODS),
         datasets=COOP_SETS,
         model=CLIP_B16,
         options=_PAPER,
@@ -135,13 +136,8 @@ _RECIPES = {
     "paper-cross": Plan(
         protocols=("cross-dataset",),
         methods=(
-            "zero_shot",
-            "coop",
-            "clip_adapter",
-            "rada_released",
-            "rada",
-            "rada_adapter",
-            "rada_probe",
+            *("zero_shot", *PROMPT_METHODS, "clip_adapter", "rada_released"),
+            *("rada", "rada_adapter", "rada_probe"),
         ),
         datasets=COOP_SETS[:1],
         targets=COOP_SETS[1:],
@@ -149,7 +145,7 @@ _RECIPES = {
     ),
     "paper-dg": Plan(
         protocols=("domain",),
-        methods=(*FEATURE_METHODS, "coop"),
+        methods=(*FEATURE_METHODS, *PROMPT_METHODS),
         datasets=COOP_SETS[:1],
         targets=IMAGENET_SHIFTS,
         model=CLIP_B16,

@@ -24,6 +24,5 @@ class CoOp(PromptMethod):
     config: ClassVar[type[Config]] = CoOpConfig
 
 
-COOP = register_method(
-    CoOp("coop", "CoOp", "Zhou et al., Learning to Prompt for Vision-Language Models, IJCV 2022")
-)
+COOP = CoOp("coop", "CoOp", "Zhou et al., Learning to Prompt for Vision-Language Models, IJCV 2022")
+register_method(COOP)

@@ -58,10 +58,9 @@ class KgCoOp(PromptMethod):
     model = KgCoOpModel
 
 
-KGCOOP = register_method(
-    KgCoOp(
-        "kgcoop",
-        "KgCoOp",
-        "Yao et al., Visual-Language Prompt Tuning with Knowledge-guided Context Optimization, CVPR 2023",
-    )
+KGCOOP = KgCoOp(
+    "kgcoop",
+    "KgCoOp",
+    "Yao et al., Visual-Language Prompt Tuning with Knowledge-guided Context Optimization, CVPR 2023",
 )
+register_method(KGCOOP)
