@@ -108,8 +108,8 @@ def test_clap_leaves_a_class_without_shots_to_the_pull():
     assert model.multipliers[2] == 1 and (model.multipliers < 1).sum() == 5
 
 
-def lp_plus_plus(data):
-    """The loop of the public code, without its bias: the text's gradient is never reset there."""
+def lp_plus_plus(data, gradient):
+    """The loop of the public code without its bias; the paper resets the text's gradient ("last")."""
     images, text, labels = data.plain(), data.text_features, data.labels
     count, shots = len(images), 8
     sums = torch.stack([images[labels == k].sum(0) for k in range(6)])
@@ -123,6 +123,8 @@ def lp_plus_plus(data):
     for step in range(1, 301):
         loss = cross_entropy(classifier(images) + blend * (images @ text.T), labels)
         optimizer.zero_grad()
+        if gradient == "last":
+            blend.grad = None
         loss.backward()
         optimizer.step()
         if step % 10 == 0:
@@ -130,15 +132,18 @@ def lp_plus_plus(data):
     return classifier.weight.detach(), blend.detach()
 
 
-def test_lp_plus_plus_is_its_public_code_without_the_bias():
+@pytest.mark.parametrize(("gradient", "moves"), [("last", 0.02), ("sum", 2.0)])
+def test_lp_plus_plus_is_its_public_code_without_the_bias(gradient, moves):
     data, images, _ = crowded(shots=8)
-    weight, blend = lp_plus_plus(data)
+    weight, blend = lp_plus_plus(data, gradient)
     method = get_method("lp_plus_plus")
     start = method.start(data, method.config(), RUN)
-    assert (blend - start.blend).abs().max() > 0.5 and (weight - start.vectors).norm() > 1
-    model = method.fit(data, run=RUN)
+    assert (blend - start.blend).abs().max() > moves and (weight - start.vectors).norm() > 1
+    model = method.fit(data, method.config(blend_gradient=gradient), RUN)
     torch.testing.assert_close(model.vectors.detach(), weight, atol=1e-2, rtol=1e-3)
-    torch.testing.assert_close(model.blend.detach(), blend, atol=1e-2, rtol=1e-3)
+    torch.testing.assert_close(
+        model.blend.detach() - start.blend, blend - start.blend, atol=1e-3, rtol=1e-2
+    )
     expected = images @ weight.T + blend * (images @ data.text_features.T)
     found = model.logits(images, data.class_set())
     torch.testing.assert_close(found, expected, atol=5e-2, rtol=1e-3)
@@ -201,7 +206,7 @@ def test_gda_of_new_classes_is_the_public_code_of_its_base_to_new_experiments():
 
 def test_gda_chooses_its_weight_on_shots_that_are_held_out():
     data, _, _ = crowded(shots=8)
-    right = dict.fromkeys(ALPHAS, (0, 0.0))
+    right = {alpha: [] for alpha in ALPHAS}
     seen = []
     for learned, asked in shot_folds(data, RUN.seed):
         assert not set(learned.ids) & set(asked.ids)
@@ -211,11 +216,16 @@ def test_gda_chooses_its_weight_on_shots_that_are_held_out():
         for alpha in ALPHAS:
             added = alpha * (asked.plain().double() @ weights.T + biases)
             logits = SCALE * asked.plain() @ data.text_features.T + added
-            hits = int((logits.argmax(1) == asked.labels).sum())
-            loss = float(cross_entropy(logits, asked.labels, reduction="sum"))
-            right[alpha] = (right[alpha][0] + hits, right[alpha][1] - loss)
+            right[alpha] += (logits.argmax(1) == asked.labels).tolist()
     assert sorted(seen) == sorted(data.ids)
-    assert get_method("gda").fit(data, run=RUN).record["alpha"] == max(ALPHAS, key=right.get)
+    best = max(right.values(), key=sum)
+    good = []
+    for alpha in ALPHAS:
+        changed = sum(a != b for a, b in zip(right[alpha], best, strict=True))
+        if sum(best) - sum(right[alpha]) <= changed**0.5:
+            good.append(alpha)
+    chosen = get_method("gda").fit(data, run=RUN).record["alpha"]
+    assert chosen == good[len(good) // 2] and 1 < len(good) < len(ALPHAS)
 
 
 def test_folds_leave_every_class_an_image():

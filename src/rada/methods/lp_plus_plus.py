@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +31,8 @@ class BlockDescent(torch.optim.Optimizer):
         blend: The parameter `(K,)`.
         rate: Factor of both step sizes.
         steps: Step size of each block.
-        momentum: Momentum of the vectors.
-        every: The weights of the text move in every so many steps, by the sum of all their gradients so
-            far.
+        momentum: Momentum of each block.
+        every: Steps between two steps of the weights of the text.
     """
 
     def __init__(
@@ -42,12 +41,12 @@ class BlockDescent(torch.optim.Optimizer):
         blend: nn.Parameter,
         rate: float,
         steps: tuple[float, float],
-        momentum: float,
+        momentum: tuple[float, float],
         every: int,
     ) -> None:
         groups = [
-            {"params": [vectors], "size": steps[0], "momentum": momentum, "every": 1},
-            {"params": [blend], "size": steps[1], "momentum": 1.0, "every": every},
+            {"params": [vectors], "size": steps[0], "momentum": momentum[0], "every": 1},
+            {"params": [blend], "size": steps[1], "momentum": momentum[1], "every": every},
         ]
         super().__init__(groups, {"lr": rate})
 
@@ -75,6 +74,8 @@ class LPConfig(Config):
         iterations: Steps, each on all images.
         momentum: Momentum of the class vectors.
         blend_every: Steps between two steps of the weights of the text.
+        blend_gradient: What these steps follow: "last" gradient, as in the paper, or the "sum" of all so far, as
+            in the public code, which never resets it.
         blend_scale: The weights of the text start at so many times the mean cosine of an image and the text
             of its class.
     """
@@ -82,6 +83,7 @@ class LPConfig(Config):
     iterations: int = 300
     momentum: float = 0.9
     blend_every: int = 10
+    blend_gradient: Literal["last", "sum"] = "last"
     blend_scale: float = 250.0
 
     def validate(self) -> None:
@@ -97,15 +99,16 @@ class _Descent(Recipe):
     """The recipe of a run: `LPConfig`, and the step sizes of its data."""
 
     sizes: tuple[float, ...] = (1.0, 1.0)
-    momentum: float = 0.9
+    momenta: tuple[float, ...] = (0.9, 0.0)
     blend_every: int = 10
 
     def optimizer_for(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """Return the descent over the two blocks."""
         vectors, blend = parameters
         first, second = self.sizes
-        rate = self.learning_rate
-        return BlockDescent(vectors, blend, rate, (first, second), self.momentum, self.blend_every)
+        own, other = self.momenta
+        rate, every = self.learning_rate, self.blend_every
+        return BlockDescent(vectors, blend, rate, (first, second), (own, other), every)
 
 
 class LPModel(AdaptedModel):
@@ -160,7 +163,7 @@ class LPPlusPlus(Method):
             learning_rate=1.0,
             schedule="constant",
             sizes=sizes,
-            momentum=config.momentum,
+            momenta=(config.momentum, 1.0 if config.blend_gradient == "sum" else 0.0),
             blend_every=config.blend_every,
         )
         # The step sizes are those of these very rows, so a step sees no random view.

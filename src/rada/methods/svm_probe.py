@@ -14,7 +14,7 @@ from rada.core.config import Config
 from rada.features import ClassSet, Features
 from rada.methods.base import AdaptedModel, Facts, Method, Run, Shapes
 from rada.methods.registry import register_method
-from rada.training.folds import Held, best_weight, shot_folds
+from rada.training.folds import Held, likeliest_weight, shot_folds
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder
@@ -160,7 +160,7 @@ class SvmProbe(Method):
             votes = self._fitted(learned, config).score(asked.plain(), asked.class_set())
             parts.append(Held(torch.zeros_like(votes), votes, asked.labels))
         if parts:
-            fitted.sharpness.fill_(best_weight(parts, SHARPNESSES))
+            fitted.sharpness.fill_(likeliest_weight(parts, SHARPNESSES))
         fitted.record |= {"sharpness": float(fitted.sharpness), "vectors": len(fitted.vectors)}
         return fitted
 

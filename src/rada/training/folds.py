@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from rada.features import Features
 from rada.training.strength import position_in_class
 
-__all__ = ["Held", "best_weight", "shot_folds"]
+__all__ = ["Held", "best_weight", "likeliest_weight", "shot_folds"]
 
 
 def shot_folds(data: Features, seed: int, folds: int = 4) -> Iterator[tuple[Features, Features]]:
@@ -50,26 +50,50 @@ class Held(NamedTuple):
 
 
 def best_weight(parts: Sequence[Held], weights: Sequence[float]) -> float:
-    """Return the weight of the added logits with the most right predictions.
+    """Return the middle one of the weights of the added logits that are as good as the best.
 
-    Of equally many, the lower cross-entropy decides, then the smaller weight.
+    The best has the most right predictions. Of few images many weights have nearly as many: those within one
+    standard error of the best, which for a difference of n predictions that differ in m is sqrt(m) / n. The
+    upper one of two in the middle is taken.
+
+    Args:
+        parts: At least one.
+        weights: What is compared, in ascending order.
+
+    Example:
+        >>> part = Held(torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
+        >>> best_weight([part], (0.5, 2.0, 3.0, 4.0))
+        3.0
+    """
+    right = torch.stack(
+        [
+            torch.cat([(p.base + weight * p.added).argmax(1) == p.labels for p in parts])
+            for weight in weights
+        ]
+    )
+    counts = right.sum(1)
+    best = right[int(counts.argmax())]
+    near = (best.sum() - counts) <= (right != best).sum(1).double().sqrt()
+    places = near.nonzero().flatten()
+    return weights[int(places[len(places) // 2])]
+
+
+def likeliest_weight(parts: Sequence[Held], weights: Sequence[float]) -> float:
+    """Return the weight of the added logits with the lowest cross-entropy.
 
     Args:
         parts: At least one.
         weights: What is compared.
 
     Example:
-        >>> part = Held(torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
-        >>> best_weight([part], (0.5, 2.0))
+        >>> part = Held(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
+        >>> likeliest_weight([part], (0.5, 2.0))
         2.0
     """
 
-    def quality(weight: float) -> tuple[int, float, float]:
-        right, likelihood = 0, 0.0
-        for part in parts:
-            logits = (part.base + weight * part.added).double()
-            right += int((logits.argmax(1) == part.labels).sum())
-            likelihood -= float(cross_entropy(logits, part.labels, reduction="sum"))
-        return right, likelihood, -weight
+    def loss(weight: float) -> float:
+        logits = [(part.base + weight * part.added).double() for part in parts]
+        pairs = zip(logits, parts, strict=True)
+        return sum(float(cross_entropy(x, part.labels, reduction="sum")) for x, part in pairs)
 
-    return max(weights, key=quality)
+    return min(weights, key=loss)
