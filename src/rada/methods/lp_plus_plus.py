@@ -74,8 +74,8 @@ class LPConfig(Config):
         iterations: Steps, each on all images.
         momentum: Momentum of the class vectors.
         blend_every: Steps between two steps of the weights of the text.
-        blend_gradient: What these steps follow: "last" gradient, as in the paper, or the "sum" of all so far, as
-            in the public code, which never resets it.
+        blend_gradient: What these steps follow: the "last" gradient, as in the paper, or the "sum" of all so
+            far, as in the public code, which never resets it.
         blend_scale: The weights of the text start at so many times the mean cosine of an image and the text
             of its class.
     """
