@@ -77,7 +77,7 @@ def shots_of(data: Features) -> float:
 class RlaConfig(MatrixConfig):
     """Configuration of the regularised linear adapter.
 
-    Its public configurations compare rates from 1e-5 to 1e-2 and name none; at 1e-5 the identity barely moves.
+    Its public configurations compare rates from 1e-5 to 1e-2; at 1e-5 the identity barely moves.
     """
 
     learning_rate: float = 1e-3
