@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     encoder = load_encoder("embedded")
-    classes = encoder.encode_classes(IMAGENET_CLASSNAMES)
+    classes = encoder.encode_classes(list(dict.fromkeys(IMAGENET_CLASSNAMES)))
     paths = large(options.folder)
     rows = [compare(encoder, path, classes) for path in paths]
     for row in rows:
