@@ -260,6 +260,7 @@ class Classifier(ClassifierBase):
         split: str | None = None,
         class_names: ClassNamesSource | None = None,
         ood: Mapping[str, Data] | None = None,
+        train: Data | None = None,
     ) -> Evaluation:
         """Evaluate the zero-shot and the adapted model side by side, among the classes of the data.
 
@@ -271,11 +272,13 @@ class Classifier(ClassifierBase):
             class_names: Names for the classes of the data, as for `open_dataset`. Default: what they were
                 called in training, else their own.
             ood: Further data by name, out of distribution.
+            train: The training images, in which near duplicates of test images are looked for; those in
+                memory since `fit` when None.
 
         Returns:
             Metrics of both, the logits behind them, and the test images.
         """
-        return evaluate(self, data, split, class_names, ood or {})
+        return evaluate(self, data, split, class_names, ood or {}, train)
 
     # -- on disk ---------------------------------------------------------------------------------
 

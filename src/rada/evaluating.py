@@ -16,14 +16,22 @@ from rada.data import ImageSplit, Naming
 from rada.data.checks import check_labelled
 from rada.data.prompts import ClassNamesSource
 from rada.evaluation import Evaluation, compare, evaluate_logits
-from rada.evaluation.seen import seen_images
+from rada.evaluation.duplicates import near_duplicates
+from rada.evaluation.seen import image_keys, seen_images
 from rada.features import Features
-from rada.inputs import TEST_SPLITS, Data, Opened, data_name, open_labelled
+from rada.inputs import TEST_SPLITS, TRAIN_SPLITS, Data, Opened, data_name, open_labelled
 
 if TYPE_CHECKING:
     from rada.classifier_base import ClassifierBase
 
-__all__ = ["accuracy", "evaluate", "evaluate_opened", "open_to_evaluate", "run_facts"]
+__all__ = [
+    "accuracy",
+    "evaluate",
+    "evaluate_opened",
+    "open_to_evaluate",
+    "run_facts",
+    "training_features",
+]
 
 
 def open_to_evaluate(
@@ -89,16 +97,18 @@ def evaluate(
     split: str | None,
     class_names: ClassNamesSource | None,
     ood: Mapping[str, Data],
+    train: Data | None = None,
 ) -> Evaluation:
     """Do what `Classifier.evaluate` says."""
     opened = open_to_evaluate(classifier, data, split, class_names)
-    found = evaluate_opened(classifier, opened, data_name(data))
+    learned = None if train is None else training_features(classifier, train)
+    found = evaluate_opened(classifier, opened, data_name(data), learned)
     if not ood:
         return found
     shifted: dict[str, Any] = {}
     for name, other in ood.items():
         part = open_to_evaluate(classifier, other, None, class_names)
-        result = evaluate_opened(classifier, part, data_name(other)).result
+        result = evaluate_opened(classifier, part, data_name(other), learned).result
         shifted[name] = {row: result[row] for row in result["rows"]} | {"images": result["images"]}
     rows = found.result["rows"]
     shifted["mean"] = {
@@ -107,8 +117,32 @@ def evaluate(
     return dataclasses.replace(found, result=found.result | {"out_of_distribution": shifted})
 
 
+def training_features(classifier: ClassifierBase, data: Data | None = None) -> Features | None:
+    """Return the training images as features of the encoder in use; None where nobody has them.
+
+    Args:
+        classifier: The classifier.
+        data: The training images; None for those that it has in memory since its fit.
+    """
+    found: ImageSplit | Features | None = classifier.train_features_
+    if data is not None:
+        naming = Naming(aliases=aliases(classifier), lenient=True)
+        known = classifier.candidates()
+        skip_bad = classifier.skip_bad
+        opened = open_labelled(data, TRAIN_SPLITS, naming, skip_bad=skip_bad, known=known)
+        found = opened.found
+    model = classifier.model_
+    if isinstance(found, Features) and model is not None and model.method.train_encoder:
+        found = found.labelled_images()  # their features are those of the encoder before
+    return None if found is None else classifier.inputs.encode(found)
+
+
 def evaluate_opened(
-    classifier: ClassifierBase, opened: Opened, name: str | None, **extra: Tensor
+    classifier: ClassifierBase,
+    opened: Opened,
+    name: str | None,
+    train: Features | None = None,
+    **extra: Tensor,
 ) -> Evaluation:
     """Evaluate on data that is open already.
 
@@ -116,6 +150,7 @@ def evaluate_opened(
         classifier: The classifier.
         opened: Labelled data.
         name: What it is called.
+        train: The training images; None for those in memory, if there are any.
         extra: Logits `(N, K)` of further rows by name.
     """
     features = classifier.inputs.features(opened.found, opened.templates)
@@ -142,6 +177,7 @@ def evaluate_opened(
         "tuned": model is not None and model.method.train_encoder,
         "trained_classes": sum(name in trained for name in classes.names),
         "seen_in_training": _warn_of_seen(classifier, opened.found),
+        "near_duplicates": _warn_of_duplicates(classifier, features, train),
     }
     rows = {"zero_shot": zero_shot, "adapted": adapted, **extra}
     split = opened.found if isinstance(opened.found, ImageSplit) else None
@@ -205,6 +241,36 @@ def _warn_of_seen(classifier: ClassifierBase, found: ImageSplit | Features) -> i
             stacklevel=4,
         )
     return seen
+
+
+def _warn_of_duplicates(
+    classifier: ClassifierBase, features: Features, train: Features | None
+) -> list[dict[str, Any]]:
+    """Return test images that are training images under another name; warn if there are any."""
+    if train is None:
+        train = training_features(classifier) if classifier.is_fitted else None
+    if train is None:
+        return []
+    # An image at the very same place has its own warning.
+    known, asked = (image_keys(_behind(one)) for one in (train, features))
+    found = [
+        {"test": features.ids[row], "train": train.ids[other], "similarity": similarity}
+        for row, other, similarity in near_duplicates(features, train)
+        if asked[row] != known[other]
+    ]
+    if found:
+        first = found[0]
+        warn(
+            f"{len(found)} of the {len(features)} test images are near duplicates of training images "
+            f"({first['test']!r} of {first['train']!r}), so that the accuracy is too high: leave them out",
+            UserWarning,
+            stacklevel=4,
+        )
+    return found
+
+
+def _behind(features: Features) -> ImageSplit | Features:
+    return features if features.images is None else features.images
 
 
 def run_facts(classifier: ClassifierBase) -> dict[str, Any]:

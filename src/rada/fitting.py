@@ -13,8 +13,10 @@ from rada.core.config import Config
 from rada.core.errors import CheckpointError
 from rada.core.hashing import fingerprint_tensors
 from rada.core.printable import escape
+from rada.core.warn import warn
 from rada.data import ImageSplit, Naming
 from rada.data.checks import check_labelled
+from rada.evaluation.duplicates import near_duplicates
 from rada.evaluation.seen import image_keys, remembered
 from rada.features import Features
 from rada.features.template_choice import choose_templates
@@ -26,6 +28,9 @@ from rada.training.probe import quick_weights
 
 if TYPE_CHECKING:
     from rada.core.output import OutputFolder
+
+MOST_COMPARED = 8192
+"""More training images are not compared with each other."""
 
 __all__ = ["FitPlan", "fit_model", "labelled_arrays", "unit_rows"]
 
@@ -87,6 +92,7 @@ def fit_model(plan: FitPlan, data: Data, out: OutputFolder | None) -> tuple[Fitt
         features = method.with_templates(features, encoder)
     else:
         choice = {"how": "given", "templates": list(inputs.templates)}
+    _warn_of_conflicts(features)
     key = fingerprint_tensors(
         extra=[method.name, plan.config.to_dict(), seed, features.fingerprint]
     )
@@ -136,6 +142,25 @@ def _baseline(
     if method.train_encoder or not method.learns or method.name == "linear_probe":
         return None
     return quick_weights(features, seed)
+
+
+def _warn_of_conflicts(features: Features) -> None:
+    """Warn of images that are there twice, with different labels."""
+    if len(features) > MOST_COMPARED:
+        return
+    found = near_duplicates(features)
+    if found:
+        row, other, _ = found[0]
+        one, two = (
+            f"{features.ids[place]!r} ({features.classes[int(features.labels[place])]})"
+            for place in (row, other)
+        )
+        warn(
+            f"{len(found)} training images have a near duplicate with another label, such as {one} and "
+            f"{two}: one of the two labels is wrong",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _needs_encoder(method: Method, found: ImageSplit | Features, inputs: Inputs) -> bool:

@@ -16,7 +16,7 @@ from rada.core.errors import ConfigError
 from rada.data import ImageSplit
 from rada.data.prompts import ClassNamesSource
 from rada.encoders import DualEncoder
-from rada.evaluating import evaluate_opened, open_to_evaluate
+from rada.evaluating import evaluate_opened, open_to_evaluate, training_features
 from rada.evaluation import Evaluation
 from rada.features import ClassSet, Features
 from rada.inputs import Data, data_name
@@ -193,6 +193,7 @@ class TestTimeAdapter(NamesImages):
         split: str | None = None,
         class_names: ClassNamesSource | None = None,
         baselines: bool = True,
+        train: Data | None = None,
     ) -> Evaluation:
         """Evaluate the zero-shot, the adapted and the test-time model on labelled data.
 
@@ -204,6 +205,7 @@ class TestTimeAdapter(NamesImages):
             split: Name of the split to use instead of `test`, else `val`, else all.
             class_names: Names for the classes of the data, as for `Classifier.evaluate`.
             baselines: Also evaluate the mean of all views and of the confident ones, if there are several.
+            train: The training images, as for `Classifier.evaluate`.
 
         Returns:
             What `Classifier.evaluate` returns, with the row "test_time" and the configuration under
@@ -222,7 +224,8 @@ class TestTimeAdapter(NamesImages):
             for name in BASELINES:
                 predict = get_test_time_method(name).predictor(model, classes, self.config)
                 rows[name] = predict(views.image_features)
-        found = evaluate_opened(clf, opened._replace(found=views), data_name(data), **rows)
+        learned = None if train is None else training_features(clf, train)
+        found = evaluate_opened(clf, opened._replace(found=views), data_name(data), learned, **rows)
         used: dict[str, Any] = {"method": self.method.name, "views": views.num_views}
         if getattr(self.config, "strength", 0) is None and clf.is_fitted:
             used["strength"] = clf.strength_for(classes.names)

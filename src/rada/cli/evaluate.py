@@ -43,6 +43,10 @@ def evaluate(
         str | None, typer.Option(help="Split to use: test, else val, else all, if not given.")
     ] = None,
     ood: OutOfDistribution = None,
+    train: Annotated[
+        str | None,
+        typer.Option(help="The training images, to look for near duplicates of test images."),
+    ] = None,
     strength: Strength = None,
     model: OnlyModel = None,
     encoder: EncoderOption = None,
@@ -71,7 +75,7 @@ def evaluate(
     if len(places) != 1:
         raise DataError("one folder, table or data set is evaluated: rada evaluate MODEL DATA")
     others = named_data(ood)
-    for spec in (places[0], *others.values()):
+    for spec in (places[0], *others.values(), *([] if train is None else [train])):
         check_named(spec)
     if report is not None:
         with claim(report, "report", inputs=places):  # refused before the work, not after it
@@ -86,10 +90,12 @@ def evaluate(
         )
         adapter = test_time_adapter(test_time, classifier, strength)
         if adapter is not None:
-            found = adapter.evaluate(places[0], split=split, class_names=names.class_names)
+            found = adapter.evaluate(
+                places[0], split=split, class_names=names.class_names, train=train
+            )
         else:
             found = classifier.evaluate(
-                places[0], split=split, class_names=names.class_names, ood=others
+                places[0], split=split, class_names=names.class_names, ood=others, train=train
             )
     result = found.result | {
         "head": first if classifier.is_fitted else None,
@@ -163,7 +169,8 @@ def _learned(classifier: Classifier, found: Evaluation) -> Learned | None:
     if not classifier.is_fitted or not classifier.fitted_.model.method.learns:
         return None
     try:
-        return what_was_learned(classifier, found.features)
+        row = found["adapted"] or {}
+        return what_was_learned(classifier, found.features, confusion=row.get("confusion"))
     except ConfigError as error:
         warn(f"the report does not say what the model learned: {error}", UserWarning, stacklevel=2)
         return None

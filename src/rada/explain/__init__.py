@@ -2,7 +2,7 @@
 
 from rada.explain.evidence import ClassScore, Contribution, Evidence
 from rada.explain.image import ExplainConfig, Explainer, ImageExplanation, Nearest, Words
-from rada.explain.learned import ClassChange, Learned, what_was_learned
+from rada.explain.learned import ClassChange, ConfusedPair, Learned, what_was_learned
 from rada.explain.neighbours import Neighbour
 from rada.explain.where import HeatMap
 from rada.explain.words import Concept, InWords, Vocabulary
@@ -11,6 +11,7 @@ __all__ = [
     "ClassChange",
     "ClassScore",
     "Concept",
+    "ConfusedPair",
     "Contribution",
     "Evidence",
     "ExplainConfig",

@@ -12,8 +12,8 @@ from torch import Tensor
 from rada.core.config import Config
 from rada.core.errors import ConfigError, EncoderError, FeatureError
 from rada.core.warn import warn
-from rada.data import ImageSplit, Naming
-from rada.evaluating import aliases
+from rada.data import ImageSplit
+from rada.evaluating import training_features
 from rada.evaluation.seen import seen_images
 from rada.explain.evidence import (
     ClassScore,
@@ -26,7 +26,7 @@ from rada.explain.neighbours import Neighbour, nearest
 from rada.explain.where import HeatMap, check_captum, gradient_map, occlusion_map
 from rada.explain.words import InWords, Vocabulary
 from rada.features import ClassSet, Features
-from rada.inputs import TRAIN_SPLITS, Data, open_labelled
+from rada.inputs import Data
 from rada.methods import AdaptedModel
 from rada.methods.terms import Terms
 
@@ -391,29 +391,15 @@ class Explainer:
 
     def _training_images(self, data: Data | None) -> Features | None:
         """Return the training images as features of the encoder in use, None where nobody has them."""
-        clf = self.classifier
-        if data is None:
-            data = clf.train_features_
-            if data is None:
-                self.notes.append(
-                    "no similar training images: they are not saved with a model, so name them "
-                    "(--train DATA, train= in Python)"
-                )
-                return None
-            found: ImageSplit | Features = data
-        else:
-            naming = Naming(aliases=aliases(clf), lenient=True)
-            found = open_labelled(
-                data, TRAIN_SPLITS, naming, skip_bad=clf.skip_bad, known=clf.candidates()
-            ).found
-            self._warn_of_others(found)
-        if (
-            clf.model_ is not None
-            and clf.model_.method.train_encoder
-            and isinstance(found, Features)
-        ):
-            found = found.labelled_images()  # their features are those of the encoder before
-        return clf.inputs.encode(found)
+        found = training_features(self.classifier, data)
+        if found is None:
+            self.notes.append(
+                "no similar training images: they are not saved with a model, so name them "
+                "(--train DATA, train= in Python)"
+            )
+        elif data is not None:
+            self._warn_of_others(found if found.images is None else found.images)
+        return found
 
     def _warn_of_others(self, found: ImageSplit | Features) -> None:
         if not self.classifier.is_fitted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,12 @@ if TYPE_CHECKING:
     from rada.features import ClassSet, Features
     from rada.methods import AdaptedModel
 
-__all__ = ["ClassChange", "Learned", "what_was_learned"]
+__all__ = ["ClassChange", "ConfusedPair", "Learned", "what_was_learned"]
 
 MOST_CLASSES = 24
 """So many classes are told of, those that changed most."""
+MOST_PAIRS = 8
+"""So many confused pairs of classes are told of, those with the most images."""
 MOST_IMAGES = 128
 """A mask differs from image to image; the mean of so many is taken."""
 _AT_ONCE = 1 << 24
@@ -41,12 +44,32 @@ class ClassChange:
     words: InWords | None
 
 
+@dataclass(frozen=True)
+class ConfusedPair:
+    """A class that is taken for another one, and the concepts that tell them apart.
+
+    Attributes:
+        name: The class.
+        taken_for: The class that is predicted in its place.
+        images: How many of its images.
+        total: Of how many.
+        words: What the model's class weights have more in the first and in the second; None without words.
+    """
+
+    name: str
+    taken_for: str
+    images: int
+    total: int
+    words: InWords | None
+
+
 @dataclass(frozen=True, eq=False)
 class Learned:
     """What a model learned as a whole.
 
     Attributes:
         classes: The classes, the most changed first.
+        pairs: The pairs of classes that are confused most, the most images first.
         total: Number of all classes.
         images: Images over which the mean is taken.
         mask: Mean mask `(len(classes), D)` in the same order; None of a method without a head.
@@ -57,6 +80,7 @@ class Learned:
     total: int
     images: int
     mask: Tensor | None
+    pairs: tuple[ConfusedPair, ...] = ()
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,6 +89,16 @@ class Learned:
             "classes": [
                 {"name": entry.name, "size": entry.size} | _told(entry.words)
                 for entry in self.classes
+            ],
+            "pairs": [
+                {
+                    "name": pair.name,
+                    "taken_for": pair.taken_for,
+                    "images": pair.images,
+                    "total": pair.total,
+                }
+                | _told(pair.words)
+                for pair in self.pairs
             ],
             "total": self.total,
             "images": self.images,
@@ -86,6 +120,7 @@ def what_was_learned(classifier: ClassifierBase, features: Features, *, words: i
         classifier: The classifier.
         features: Images over which masks are averaged, of the encoder in use, with class features.
         words: Words at most for a class; 0 for none.
+        confusion: `(K, K)` counts among the classes of the features, rows true, for the confused pairs.
 
     Raises:
         ConfigError: If nothing is fitted, or the method's logits are no sum over dimensions.
@@ -93,8 +128,8 @@ def what_was_learned(classifier: ClassifierBase, features: Features, *, words: i
     """
     model, classes = classifier.fitted_.model, features.class_set()
     strength = model.strength.for_classes(classes.names)
-    count = min(len(features), MOST_IMAGES)
-    rows = features.plain()[torch.linspace(0, len(features) - 1, count).round().long()]
+    drawn = min(len(features), MOST_IMAGES)
+    rows = features.plain()[torch.linspace(0, len(features) - 1, drawn).round().long()]
     before, after = _mean_weights(model, rows, classes, strength)
     change = after - before
     sizes = change.norm(dim=-1) / before.norm(dim=-1).clamp(min=1e-12)
@@ -105,20 +140,45 @@ def what_was_learned(classifier: ClassifierBase, features: Features, *, words: i
             vocabulary = vocabulary_of(classifier, classes.templates[0])
         except (EncoderError, FeatureError) as error:
             notes.append(f"no words: {error}")
+
+    def described(vector: Tensor) -> InWords | None:
+        return None if vocabulary is None else vocabulary.describe(vector, words, signed=True)
+
     told = tuple(
-        ClassChange(
+        ClassChange(classes.names[row], float(sizes[row]), described(change[row])) for row in order
+    )
+    pairs = tuple(
+        ConfusedPair(
             classes.names[row],
-            float(sizes[row]),
-            None if vocabulary is None else vocabulary.describe(change[row], words, signed=True),
+            classes.names[other],
+            count,
+            total,
+            described(after[row] - after[other]),
         )
-        for row in order
+        for row, other, count, total in _most_confused(confusion or ())
     )
     mask = None
     if model.head is not None:
         # Weights near zero tell nothing of their mask.
         small = before.abs() < 1e-3 * before.abs().mean()
         mask = torch.where(small, 1.0, after / before)[order]
-    return Learned(told, len(classes), count, mask, tuple(notes))
+    return Learned(told, len(classes), drawn, mask, pairs, tuple(notes))
+
+
+def _most_confused(confusion: Sequence[Sequence[int]]) -> list[tuple[int, int, int, int]]:
+    """Return class, other class, images and total of the pairs with the most errors.
+
+    Example:
+        >>> _most_confused([[5, 1], [3, 2]])
+        [(1, 0, 3, 5), (0, 1, 1, 6)]
+    """
+    errors = [
+        (row, other, count, sum(counts))
+        for row, counts in enumerate(confusion)
+        for other, count in enumerate(counts)
+        if row != other and count
+    ]
+    return sorted(errors, key=lambda error: (-error[2], -error[2] / error[3]))[:MOST_PAIRS]
 
 
 def _mean_weights(

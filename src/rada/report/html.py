@@ -26,7 +26,7 @@ from rada.report.blocks import (
     thumbnail,
 )
 from rada.report.figures import training_curve
-from rada.report.learned import learned_blocks
+from rada.report.learned import learned_blocks, pair_blocks
 from rada.report.rows import SeedSummary, main_row, name_of, over_seeds
 from rada.report.tables import (
     class_blocks,
@@ -114,7 +114,7 @@ def build_report(
     sections = [
         Section("Results", [*one, result_table(result), Text(_READING, note=True)]),
         Section("Accuracy per class", class_blocks(result)),
-        Section("Confusion", confusion_blocks(result)),
+        Section("Confusion", [*confusion_blocks(result), *pair_blocks(learned or {})]),
     ]
     if runs:
         place = 1 if seeds is None else 0  # what speaks of all seeds comes before one of them

@@ -14,7 +14,7 @@ from rada.report.blocks import Block, FigureBlock, Row, Table, Text
 from rada.report.svg import responsive_figure
 from rada.report.text import DASH, count, percent, shorten
 
-__all__ = ["learned_blocks", "mask_figure"]
+__all__ = ["learned_blocks", "mask_figure", "pair_blocks"]
 
 _READING = (
     "What the adaptation changed in the class weights that it effectively uses, in plain words that the "
@@ -54,6 +54,26 @@ def learned_blocks(learned: Mapping[str, Any]) -> list[Block]:
         *blocks,
         *(Text(f"{note[:1].upper()}{note[1:]}.", note=True) for note in learned["notes"]),
     ]
+
+
+def pair_blocks(learned: Mapping[str, Any]) -> list[Block]:
+    """Return the table of the confused pairs of classes, and what tells them apart; arguments as above."""
+    pairs = learned.get("pairs") or []
+    if not pairs:
+        return []
+    told = any("share" in pair for pair in pairs)
+    rows = []
+    for pair in pairs:
+        cells = [pair["taken_for"], f"{pair['images']:,} of {pair['total']:,}"]
+        if told:
+            more, less, _, share, chance = _cells(pair | {"size": None})
+            cells += [more, less, share, chance]
+        rows.append(Row(pair["name"], cells))
+    columns = ["Class", "Taken for", "Images"]
+    words = (1, 3, 4) if told else (1,)
+    columns += ["It has more of", "and less of", "Explained", "By chance"] if told else []
+    caption = "Classes that are taken for another one, and the concepts that tell them apart"
+    return [Table(caption, columns, rows, words=words)]
 
 
 def _cells(entry: Mapping[str, Any]) -> list[str]:
