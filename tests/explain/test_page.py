@@ -123,6 +123,22 @@ def test_what_was_learned_is_the_mean_change(explained):
     assert all(entry.words.share >= 0 for entry in found.classes)
 
 
+def test_confused_pairs_are_told_with_what_tells_them_apart(explained, tmp_path):
+    clf = explained[2]
+    confusion = [[5, 3, 0], [1, 7, 0], [0, 9, 0]]
+    found = what_was_learned(clf, clf.train_features_, confusion=confusion)
+    names = clf.train_features_.classes
+    pairs = [
+        (names.index(p.name), names.index(p.taken_for), p.images, p.total) for p in found.pairs
+    ]
+    assert pairs == [(2, 1, 9, 9), (0, 1, 3, 8), (1, 0, 1, 8)]
+    forth, back = found.pairs[1].words, found.pairs[2].words
+    assert set(forth.more) == set(back.less) and set(forth.less) == set(back.more)
+    result, *_ = make_result(["cat", "dog", "eel"], images=60)
+    text = write_report(tmp_path / "out", result, learned=found.to_dict()).read_text()
+    assert "Classes that are taken for another one" in text and "9 of 9" in text
+
+
 def test_methods_without_a_head_have_no_mask():
     found = what_was_learned(fitted("linear_probe", toy_features()), toy_features())
     assert found.mask is None and "no words" in found.notes[0]

@@ -113,7 +113,13 @@ def _told(words: InWords | None) -> dict[str, Any]:
     return {"more": list(words.more), "less": list(words.less)} | numbers
 
 
-def what_was_learned(classifier: ClassifierBase, features: Features, *, words: int = 8) -> Learned:
+def what_was_learned(
+    classifier: ClassifierBase,
+    features: Features,
+    *,
+    words: int = 8,
+    confusion: Sequence[Sequence[int]] | None = None,
+) -> Learned:
     """Tell what a fitted classifier learned.
 
     Args:

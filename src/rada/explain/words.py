@@ -104,10 +104,11 @@ class Vocabulary:
         centre: Mean of their embeddings, `(D,)`; class features are described as their difference to it.
 
     Example:
-        >>> vocabulary = Vocabulary(("a", "b", "c"), torch.eye(3))
-        >>> found = vocabulary.describe(torch.tensor([3.0, -3.0, 0.0]), 2, signed=True)
+        >>> rows = torch.randn(200, 64, generator=torch.Generator().manual_seed(0))
+        >>> vocabulary = Vocabulary(tuple(map(str, range(200))), rows)
+        >>> found = vocabulary.describe(rows[3] - rows[5], 2, signed=True)
         >>> found.more, found.less
-        (('a',), ('b',))
+        (('3',), ('5',))
     """
 
     def __init__(self, words: tuple[str, ...], vectors: Tensor) -> None:

@@ -102,7 +102,7 @@ def linear_terms(score: Callable[[Tensor], Tensor], images: Tensor) -> Terms | N
         >>> linear_terms(lambda rows: rows @ weights.T + 1, torch.eye(2)).rest["bias"]
         tensor([[1., 1.],
                 [1., 1.]])
-        >>> linear_terms(lambda rows: rows.exp(), torch.eye(2)) is None
+        >>> linear_terms(lambda rows: rows.exp(), 2 * torch.eye(2)) is None
         True
     """
     dim = images.shape[1]

@@ -71,7 +71,7 @@ def pair_blocks(learned: Mapping[str, Any]) -> list[Block]:
         rows.append(Row(pair["name"], cells))
     columns = ["Class", "Taken for", "Images"]
     words = (1, 3, 4) if told else (1,)
-    columns += ["It has more of", "and less of", "Explained", "By chance"] if told else []
+    columns += ["It has more of", "It has less of", "Explained", "By chance"] if told else []
     caption = "Classes that are taken for another one, and the concepts that tell them apart"
     return [Table(caption, columns, rows, words=words)]
 
