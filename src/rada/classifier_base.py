@@ -295,9 +295,8 @@ class ClassifierBase(Estimator, NamesImages):
 
     def to_predict(self, images: Any) -> tuple[Features | None, ClassSet]:
         """Return features of what is to be predicted, None for nothing at all, and the candidates."""
-        if self._values is not None and not isinstance(images, Features):
-            images = self.rows(images)
-        return self.inputs.to_predict(images, self.candidates())
+        given = self._values is not None and not isinstance(images, Features)
+        return self.inputs.to_predict(self.rows(images) if given else images, self.candidates())
 
     def model_logits(
         self,

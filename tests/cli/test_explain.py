@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from cli.test_cli import rada
 from golden.make import QUICK, tiny_encoder, write_images
@@ -124,3 +126,24 @@ def test_bad_input_is_refused(places, tmp_path, words, said):
         words = (places["images"] / "red", *words[1:])
     code, _, err = run("explain", places["model"], *(names.get(w, w) for w in words), *COMMON)
     assert code == 2 and said in err and "Traceback" not in err
+
+
+def test_labels_that_are_likely_wrong_are_named_when_fitting(places, tmp_path):
+    pytest.importorskip("cleanlab", reason="needs the extra 'labels'")
+    for name in ("red", "green", "blue"):
+        for image in (places["images"] / name).glob("*.png"):
+            for copy in range(3):
+                wrong = (name, image.stem, copy) == ("red", "1", 0)
+                folder = tmp_path / "data" / ("blue" if wrong else name)
+                folder.mkdir(parents=True, exist_ok=True)
+                noise = np.random.default_rng([copy, ord(name[0]), int(image.stem)])
+                pixels = np.array(Image.open(image)) + noise.integers(-40, 40, (36, 36, 3))
+                target = folder / f"{name}{image.stem}{copy}.png"
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(target)
+    words = ("fit", tmp_path / "data", "--model", places["model"].parent / "clip", *COMMON)
+    words = (*words, "--method", "linear_probe", "--check-labels", "--out", tmp_path / "out")
+    code, out, err = run(*words)
+    assert code == 0, err
+    assert "1 label may be wrong" in out and "red10.png: labelled blue" in out
+    told = json.loads((tmp_path / "out" / "result.json").read_text())["label_errors"]
+    assert [(error["label"], error["suggested"]) for error in told] == [("blue", "red")]

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 IMAGES_FILE = "training_images.json"
 RESULT_FILE = "result.json"
+MOST_NAMED = 10
+"""So many images whose label may be wrong are named."""
 
 
 @grouped
@@ -46,6 +48,12 @@ def fit(
     scale: Annotated[
         float | None, typer.Option(help="Overrides the encoder's logit scale.")
     ] = None,
+    check_labels: Annotated[
+        bool,
+        typer.Option(
+            "--check-labels", help="Also name training images whose label is likely wrong."
+        ),
+    ] = False,
     json: JsonFlag = False,
     *,
     training: Training,
@@ -92,7 +100,8 @@ def fit(
                 output_dir=out,
                 overwrite=training.overwrite,
             )
-            result = _result(classifier, folder)
+            wrong = _label_errors(classifier, training.seed) if check_labels else None
+            result = _result(classifier, folder, wrong)
     except TrainingInterrupted as stopped:
         done = len(stopped.history)
         echo(
@@ -109,7 +118,22 @@ def fit(
         _print_summary(result, chosen.title, data, out)
 
 
-def _result(classifier: Classifier, out: OutputFolder) -> dict[str, Any]:
+def _label_errors(classifier: Classifier, seed: int) -> list[dict[str, Any]]:
+    """Return the training images whose label is likely wrong."""
+    from rada.evaluation.label_errors import likely_label_errors
+
+    data = classifier.train_features_
+    assert data is not None  # it was fitted just now
+    return [
+        {"image": data.ids[error.row]}
+        | {key: value for key, value in error._asdict().items() if key != "row"}
+        for error in likely_label_errors(data, seed)
+    ]
+
+
+def _result(
+    classifier: Classifier, out: OutputFolder, wrong: list[dict[str, Any]] | None
+) -> dict[str, Any]:
     """Write what the run used beside the model, and return its result."""
     from rada.evaluating import run_facts
     from rada.evaluation import environment
@@ -130,6 +154,8 @@ def _result(classifier: Classifier, out: OutputFolder) -> dict[str, Any]:
         "command": command_line(),
         "peak_memory_bytes": peak_memory(),
     }
+    if wrong is not None:
+        result["label_errors"] = wrong
     images = None if classifier.train_features_ is None else classifier.train_features_.images
     if images is not None:
         out.write_json(IMAGES_FILE, images.manifest())
@@ -146,7 +172,12 @@ def _print_summary(result: dict[str, Any], title: str, data: str, out: Path) -> 
         f"{title} learned {count(len(result['classes']), 'class', 'classes')} from "
         f"{count(training['images'], 'image')}{_effort(training)}.\n",
         "".join(
-            f"{line}\n" for line in (*_held_out_lines(result, title), *_strength_lines(training))
+            f"{line}\n"
+            for line in (
+                *_held_out_lines(result, title),
+                *_strength_lines(training),
+                *_label_lines(result.get("label_errors")),
+            )
         ),
         "The model is in ",
         bold(out),
@@ -154,6 +185,23 @@ def _print_summary(result: dict[str, Any], title: str, data: str, out: Path) -> 
         sep="",
         soft_wrap=True,
     )
+
+
+def _label_lines(errors: list[dict[str, Any]] | None) -> list[str]:
+    """Say which labels are likely wrong, where somebody asked."""
+    from rada.report.text import count, percent
+
+    if errors is None:
+        return []
+    if not errors:
+        return ["No label looks wrong."]
+    said = [
+        f"  {error['image']}: labelled {error['label']} ({percent(error['own'])}), looks like "
+        f"{error['suggested']} ({percent(error['probability'])})"
+        for error in errors[:MOST_NAMED]
+    ]
+    more = [] if len(errors) <= MOST_NAMED else [f"  and {len(errors) - MOST_NAMED} more (--json)"]
+    return [f"{count(len(errors), 'label')} may be wrong:", *said, *more]
 
 
 def _effort(training: dict[str, Any]) -> str:
