@@ -99,4 +99,5 @@ def _small(features: Features, row: int) -> Tensor:
     image = features.images.load(row).convert("L").resize((_SIDE, _SIDE))
     values = torch.from_numpy(np.array(image, np.float32)).flatten()
     values -= values.mean()
-    return values / values.norm().clamp(min=1e-6)
+    unit: Tensor = values / values.norm().clamp(min=1e-6)
+    return unit
