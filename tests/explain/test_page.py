@@ -115,10 +115,9 @@ def test_what_was_learned_is_the_mean_change(explained):
     sizes = change.norm(dim=1) / before.weights[0].norm(dim=1)
     assert [entry.size for entry in found.classes] == pytest.approx(sorted(sizes.tolist())[::-1])
     order = [classes.names.index(entry.name) for entry in found.classes]
-    head = clf.model_.head(
-        rows, classes.text_features, clf.model_.facts.scale, strength, return_mask=True
-    )
-    np.testing.assert_allclose(found.mask, head.mask.detach().mean(0)[order], atol=1e-4)
+    text, scale = classes.text_features, clf.model_.facts.scale
+    mask = clf.model_.head(rows, text, scale, return_mask=True).mask.detach().mean(0)
+    np.testing.assert_allclose(found.mask, mask[order], atol=1e-5)
     assert found.images == len(features) and json.dumps(found.to_dict())
     assert all(entry.words.share >= 0 for entry in found.classes)
 

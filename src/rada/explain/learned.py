@@ -72,7 +72,8 @@ class Learned:
         pairs: The pairs of classes that are confused most, the most images first.
         total: Number of all classes.
         images: Images over which the mean is taken.
-        mask: Mean mask `(len(classes), D)` in the same order; None of a method without a head.
+        mask: Mean mask `(len(classes), D)` in the same order, at full strength; None of a method without
+            a head.
         notes: What is missing and why.
     """
 
@@ -136,7 +137,7 @@ def what_was_learned(
     strength = model.strength.for_classes(classes.names)
     drawn = min(len(features), MOST_IMAGES)
     rows = features.plain()[torch.linspace(0, len(features) - 1, drawn).round().long()]
-    before, after = _mean_weights(model, rows, classes, strength)
+    before, after, mask = _mean_weights(model, rows, classes, strength)
     change = after - before
     sizes = change.norm(dim=-1) / before.norm(dim=-1).clamp(min=1e-12)
     order = sizes.argsort(descending=True, stable=True)[:MOST_CLASSES].tolist()
@@ -163,11 +164,7 @@ def what_was_learned(
         )
         for row, other, count, total in _most_confused(confusion or ())
     )
-    mask = None
-    if model.head is not None:
-        # Weights near zero tell nothing of their mask.
-        small = before.abs() < 1e-3 * before.abs().mean()
-        mask = torch.where(small, 1.0, after / before)[order]
+    mask = None if mask is None else mask[order]
     return Learned(told, len(classes), drawn, mask, pairs, tuple(notes))
 
 
@@ -189,13 +186,19 @@ def _most_confused(confusion: Sequence[Sequence[int]]) -> list[tuple[int, int, i
 
 def _mean_weights(
     model: AdaptedModel, images: Tensor, classes: ClassSet, strength: float
-) -> tuple[Tensor, Tensor]:
-    """Return the mean effective class weights `(K, D)` before and after adaptation."""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the mean effective class weights `(K, D)` before and after adaptation, and the mean mask."""
     if not len(images):
         raise ConfigError("there is no image over which the mean could be taken")
     shape = classes.text_features.shape
-    before, after = torch.zeros(shape).double(), torch.zeros(shape).double()
+    before, after, mask = (torch.zeros(shape).double() for _ in range(3))
+    masked = False
     for part in images.split(max(1, _AT_ONCE // shape.numel())):
         before += model.logit_terms(part, classes, strength=0.0).double().weights.sum(0)
-        after += model.logit_terms(part, classes, strength=strength).double().weights.sum(0)
-    return before / len(images), after / len(images)
+        terms = model.logit_terms(part, classes, strength=strength).double()
+        after += terms.weights.sum(0)
+        if terms.mask is not None:
+            mask += terms.mask.sum(0)
+            masked = True
+    count = len(images)
+    return before / count, after / count, mask / count if masked else None

@@ -31,6 +31,8 @@ class Terms:
             `M * h`.
         values: The terms `(B, K, D)`.
         rest: What is no term of a dimension, such as a bias: `(B, K)` by name.
+        mask: The mask of a RAda head that has a part in it, `(B, K, D)`, whatever its strength and weight;
+            None without one.
 
     Example:
         >>> images, weights = torch.eye(2)[:1], torch.tensor([[3.0, 4.0], [5.0, 6.0]])
@@ -45,12 +47,19 @@ class Terms:
     weights: Tensor
     values: Tensor
     rest: Mapping[str, Tensor] = field(default_factory=dict)
+    mask: Tensor | None = None
 
     @classmethod
-    def of(cls, images: Tensor, weights: Tensor, rest: Mapping[str, Tensor] | None = None) -> Terms:
+    def of(
+        cls,
+        images: Tensor,
+        weights: Tensor,
+        rest: Mapping[str, Tensor] | None = None,
+        mask: Tensor | None = None,
+    ) -> Terms:
         """Return the terms of image features `(B, D)` and class weights `(K, D)` or `(B, K, D)`."""
         weights = weights.expand(len(images), *weights.shape[-2:])
-        return cls(images, weights, images[:, None] * weights, dict(rest or {}))
+        return cls(images, weights, images[:, None] * weights, dict(rest or {}), mask)
 
     def logits(self) -> Tensor:
         """Return the sum of all terms, `(B, K)`."""
@@ -58,11 +67,12 @@ class Terms:
 
     def to(self, other: Tensor) -> Terms:
         """Return the same with the type and on the device of a tensor."""
-        return self._each(lambda tensor: tensor.to(other))
+        mask = None if self.mask is None else self.mask.to(other)
+        return self._each(lambda tensor: tensor.to(other), mask)
 
     def double(self) -> Terms:
         """Return the same in float64, on the CPU."""
-        return self._each(lambda tensor: tensor.double().cpu())
+        return self.to(torch.zeros((), dtype=torch.float64))
 
     def __add__(self, other: Terms) -> Terms:
         names = dict.fromkeys((*self.rest, *other.rest))
@@ -72,22 +82,23 @@ class Terms:
             self.weights + other.weights,
             self.values + other.values,
             {name: self.rest.get(name, zero) + other.rest.get(name, zero) for name in names},
+            other.mask if self.mask is None else self.mask,
         )
 
     def __mul__(self, factor: float | Tensor) -> Terms:
         if isinstance(factor, Tensor):  # one for each image, `(B, 1)`
             each = factor.flatten()
             return self._each(lambda tensor: tensor * each.view(-1, *[1] * (tensor.ndim - 1)))
-        return self._each(lambda tensor: tensor * factor)
+        return self._each(lambda tensor: tensor * factor, self.mask)
 
     __rmul__ = __mul__
 
     def __sub__(self, other: Terms) -> Terms:
         return self + -1.0 * other
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Terms:
+    def _each(self, change: Callable[[Tensor], Tensor], mask: Tensor | None) -> Terms:
         rest = {name: change(value) for name, value in self.rest.items()}
-        return Terms(change(self.images), change(self.weights), change(self.values), rest)
+        return Terms(change(self.images), change(self.weights), change(self.values), rest, mask)
 
 
 def linear_terms(score: Callable[[Tensor], Tensor], images: Tensor) -> Terms | None:
@@ -119,4 +130,4 @@ def masked_terms(head: RAdaHead, images: Tensor, text: Tensor, scale: float | Te
     """Return the terms of a RAda head at full strength: the scale times mask times rational matrix."""
     mask = head(images, text, scale, return_mask=True).mask
     assert mask is not None  # it was asked for
-    return Terms.of(images, scale * mask * text)
+    return Terms.of(images, scale * mask * text, mask=mask)

@@ -115,8 +115,9 @@ def mask_figure(mask: npt.NDArray[np.float64], classes: Sequence[str], images: i
     )
     alt = f"The mean mask of {len(classes)} classes over {mask.shape[1]} dimensions: {means}."
     caption = (
-        f"The mask that the head puts on the rational matrix, the mean of {count(images, 'image')}: blue "
-        f"gives a dimension more weight, red less; the darkest shade is {100 * largest:.1f} % or more."
+        f"The mask that the head puts on the rational matrix at full strength, the mean of "
+        f"{count(images, 'image')}: blue gives a dimension more weight, red less; the darkest shade is "
+        f"{100 * largest:.1f} % or more."
     )
     return responsive_figure(paint, wide=height, narrow=height, alt=alt, caption=caption)
 
