@@ -98,7 +98,8 @@ class ProbedHeadModel(HeadModel):
         strength, share = self.mixture.tolist()
         part = share * self.correction.gate(images)
         change: Terms = (head - zero_shot) * ((1 - part) * strength)
-        return zero_shot + change + self.correction.terms(images, rows) * part
+        probe: Terms = self.correction.terms(images, rows) * part
+        return zero_shot + change + probe
 
     def with_head(
         self, images: Tensor, head_logits: Tensor, classes: ClassSet, strength: float = 1.0

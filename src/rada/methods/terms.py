@@ -88,7 +88,9 @@ class Terms:
     def __mul__(self, factor: float | Tensor) -> Terms:
         if isinstance(factor, Tensor):  # one for each image, `(B, 1)`
             each = factor.flatten()
-            return self._each(lambda tensor: tensor * each.view(-1, *[1] * (tensor.ndim - 1)))
+            return self._each(
+                lambda tensor: tensor * each.view(-1, *[1] * (tensor.ndim - 1)), self.mask
+            )
         return self._each(lambda tensor: tensor * factor, self.mask)
 
     __rmul__ = __mul__
