@@ -203,6 +203,26 @@ def test_gda_of_new_classes_is_the_public_code_of_its_base_to_new_experiments():
     torch.testing.assert_close(found.double(), expected, atol=1e-3, rtol=1e-4)
 
 
+def test_gda_keeps_the_layer_of_the_last_classes_alone():
+    data, images, _ = crowded(shots=4)
+    model = get_method("gda").fit(data, run=RUN)
+    known, new = data.class_set(), ClassSet(("a", "b", "c"), strangers())
+    first = model.logits(images, new)
+    assert model.prepare(new) is model.prepare(dataclasses.replace(new))
+    other = ClassSet(new.names, new.text_features.flip(0))  # other prompts of the same names
+    torch.testing.assert_close(model.logits(images, other), first.flip(1))
+    assert model.logits(images, known).shape[1] == 6
+    torch.testing.assert_close(model.logits(images, new), first)
+
+
+def test_gda_of_a_damaged_file_is_refused():
+    data, images, _ = crowded(shots=4)
+    model = get_method("gda").fit(data, run=RUN)
+    model.owners[0] = 9
+    with pytest.raises(FeatureError, match="damaged"):
+        model.logits(images, data.class_set())
+
+
 def test_gda_chooses_its_weight_on_shots_that_are_held_out():
     data, _, _ = crowded(shots=8)
     right = {alpha: [] for alpha in ALPHAS}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from rada.core.errors import FeatureError
 from rada.features import ClassSet, Features
 from rada.methods.base import AdaptedModel, Facts, Method, Run
 
@@ -73,11 +74,18 @@ def class_means(rows: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tenso
         labels: `(N,)` in `[0, count)`.
         count: K.
 
+    Raises:
+        FeatureError: If a label is out of range, as only a damaged file can have it.
+
     Example:
         >>> class_means(torch.tensor([[1.0], [3.0]]), torch.tensor([1, 1]), 2)
         (tensor([[0.],
                 [2.]]), tensor([0, 2]))
     """
+    if bool(((labels < 0) | (labels >= count)).any()):
+        raise FeatureError(
+            f"labels should be in 0 to {count - 1}: the file of the model is damaged"
+        )
     counts = torch.bincount(labels, minlength=count)
     sums = torch.zeros(count, rows.shape[1], dtype=rows.dtype, device=rows.device)
     sums.index_add_(0, labels, rows)

@@ -117,6 +117,7 @@ class GdaModel(AdaptedModel):
         self.register_buffer("owners", torch.zeros(rows, dtype=torch.long))
         self.register_buffer("precision", torch.zeros(facts.dim, facts.dim))
         self.register_buffer("alpha", torch.tensor(0.0))
+        self._prepared: tuple[ClassSet, float, ClassSet] | None = None
 
     def keep(self, images: Tensor, labels: Tensor) -> None:
         """Take over the shots `(N, D)` and their labels."""
@@ -126,9 +127,24 @@ class GdaModel(AdaptedModel):
         self.precision.copy_(shrunk_precision(images.double() - means[labels]))
 
     def prepare(self, classes: ClassSet) -> ClassSet:
-        """Return the classes with the layer that zero-shot and discriminants make together."""
+        """Return the classes with the layer that zero-shot and discriminants make together.
+
+        That of the last classes is kept: of many new ones it takes seconds.
+        """
+        alpha = float(self.alpha)
+        if self._prepared is not None:
+            last, weight, found = self._prepared
+            same = last.names == classes.names and weight == alpha
+            same &= last.text_features.device == classes.text_features.device
+            same &= found.text_features.device == self.images.device
+            if same and torch.equal(last.text_features, classes.text_features):
+                return found
+        found = self._layer(classes, alpha)
+        self._prepared = (classes, alpha, found)
+        return found
+
+    def _layer(self, classes: ClassSet, alpha: float) -> ClassSet:
         weights, biases = self.discriminants(classes)
-        alpha = self.alpha.double()
         layer = self.facts.scale * classes.text_features.to(weights) + alpha * weights
         layer, biases = layer.to(self.images), (alpha * biases).to(self.images)
         return Discriminant(classes.names, layer, classes.templates, biases=biases)
@@ -143,11 +159,12 @@ class GdaModel(AdaptedModel):
         owned = self.images.double()
         means, counts = class_means(owned, self.owners, len(self.facts.classes))
         text = classes.text_features.to(owned)
-        chosen, precision = torch.zeros_like(text), torch.zeros_like(self.precision.double())
-        for place, row in enumerate(classes.rows_among(self.facts.classes)):
+        rows = classes.rows_among(self.facts.classes)
+        learned = [row for row in rows if row is not None and counts[row] > 0]
+        chosen, precision = torch.zeros_like(text), len(learned) * self.precision.double()
+        for place, row in enumerate(rows):
             if row is not None and counts[row] > 0:
                 chosen[place] = means[row]
-                precision += self.precision
             else:
                 chosen[place], own = self._new(text[place])
                 precision += own
