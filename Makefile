@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types style clean
+OLDEST ?= .venv-oldest
+
+.PHONY: demo test test-oldest smoke lint types style clean
 
 demo: $(VENV)/.demo
 	$(BIN)/rada demo --out rada-demo
@@ -11,6 +13,14 @@ demo: $(VENV)/.demo
 # One test process for each core; threads of their own would only get in each other's way.
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
+
+# The whole suite with the lowest version of every package that pyproject.toml allows.
+test-oldest: $(OLDEST)/.dev
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n auto --dist loadfile
+
+# Builds wheel and sdist, and uses the wheel in an empty environment outside the checkout.
+smoke:
+	PYTHON=$(PYTHON) .ci/smoke
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -25,7 +35,7 @@ style: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(OLDEST) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(BIN)/pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rada needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
@@ -36,5 +46,11 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/pip
 	touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/pip
-	$(BIN)/pip install -e '.[embedded,dev]'
+	$(BIN)/pip install -e '.[all,dev]'
 	touch $@ $(VENV)/.demo
+
+$(OLDEST)/.dev: pyproject.toml .ci/floors.py
+	$(PYTHON) -m venv $(OLDEST)
+	$(PYTHON) .ci/floors.py > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/pip install -c $(OLDEST)/constraints.txt -e '.[all,test]'
+	touch $@

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rada.encoders import CustomEncoder, DualEncoder, list_models, load_encoder
     from rada.evaluation import Evaluation, compare, evaluate_logits, harmonic_mean
     from rada.explain import ExplainConfig, ImageExplanation
+    from rada.exporting import ExportSettings, export_model
     from rada.features import ClassSet, FeatureCache, Features, extract_features
     from rada.finetuner import FineTuner
     from rada.head import HeadOutput, RAdaHead, rational_matrix
@@ -41,6 +42,7 @@ _HOMES = {
     "rada.encoders": ("CustomEncoder", "DualEncoder", "list_models", "load_encoder"),
     "rada.evaluation": ("Evaluation", "compare", "evaluate_logits", "harmonic_mean"),
     "rada.explain": ("ExplainConfig", "ImageExplanation"),
+    "rada.exporting": ("ExportSettings", "export_model"),
     "rada.features": ("ClassSet", "FeatureCache", "Features", "extract_features"),
     "rada.finetuner": ("FineTuner",),
     "rada.head": ("HeadOutput", "RAdaHead", "rational_matrix"),
@@ -69,6 +71,7 @@ __all__ = [
     "EFTConfig",
     "Evaluation",
     "ExplainConfig",
+    "ExportSettings",
     "FFTConfig",
     "FeatureCache",
     "Features",
@@ -85,6 +88,7 @@ __all__ = [
     "adapt_views",
     "compare",
     "evaluate_logits",
+    "export_model",
     "extract_features",
     "few_shot",
     "get_method",

@@ -1,10 +1,5 @@
-"""The version of the installed distribution."""
-
-from importlib.metadata import PackageNotFoundError, version
+"""The version of rada; `pyproject.toml` reads it from here."""
 
 __all__ = ["__version__"]
 
-try:
-    __version__ = version("rada-vlm")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+unknown"
+__version__ = "0.2.0.dev0"

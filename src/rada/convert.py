@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from rada.core.errors import DataError
+from rada.core.extras import needed_for
 from rada.core.network import is_web_url
 from rada.data import ImageDataset, ImageSplit, expand_images, open_images
 from rada.data.arrays import is_array, is_tensor
@@ -354,8 +355,9 @@ def _check_pairs(data: Sequence[Any]) -> None:
 
 def _image_files(data: Any) -> FileSource | None:
     """Return the files of an ImageFolder that does nothing with them but open them."""
-    from torchvision.datasets import DatasetFolder
-    from torchvision.datasets.folder import default_loader
+    with needed_for("a data set of torchvision"):
+        from torchvision.datasets import DatasetFolder
+        from torchvision.datasets.folder import default_loader
 
     plain = (
         isinstance(data, DatasetFolder)

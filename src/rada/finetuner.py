@@ -20,6 +20,7 @@ from rada.core.errors import (
     OutputError,
     StorageError,
 )
+from rada.core.extras import check_extra, needed_for
 from rada.core.output import OutputFolder, claim, training_folder
 from rada.core.processes import gather_rows, process_count, process_rank
 from rada.core.records import ResultRecord, check_record
@@ -169,6 +170,8 @@ class FineTuner:
         seed = check_seed(seed)
         shots = None if shots is None else check_count(shots, "shots", error=DataError)
         out = None if output_dir is None else Path(output_dir)
+        if out is not None and ood:
+            check_extra("report", "the figure of robustness")
         if out is not None and self.method.train_encoder:
             self.encoder.require("save")
         if isinstance(self.model, TunedModel) and self.model.encoder is self.encoder:
@@ -327,7 +330,8 @@ def _owned(
     out: Path | None, accelerator: Accelerator, inputs: Sequence[Any]
 ) -> Iterator[OutputFolder | None]:
     """Own the output folder in the main process; if it may not be had, all processes fail."""
-    from accelerate.utils import broadcast_object_list
+    with needed_for("fine-tuning"):
+        from accelerate.utils import broadcast_object_list
 
     if out is None:
         yield None
@@ -516,7 +520,8 @@ def _described(
 
     The main process reads the images for all of them.
     """
-    from accelerate.utils import broadcast_object_list
+    with needed_for("fine-tuning"):
+        from accelerate.utils import broadcast_object_list
 
     def identity(split: ImageSplit) -> str:
         return data_identity(split, progress=tuner.progress)

@@ -22,6 +22,7 @@ from torch import Tensor
 from rada._version import __version__
 from rada.core.config import Config
 from rada.core.errors import CheckpointError, ConfigError, RadaError
+from rada.core.extras import needed_for
 from rada.core.hashing import fingerprint_tensors
 from rada.core.output import claim, finish_save
 from rada.core.records import DetailsRecord, check_record
@@ -474,7 +475,8 @@ def resolve_directory(name: str | Path) -> Path:
     path = Path(name)
     if path.exists() or str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
         return path.expanduser()
-    from huggingface_hub import snapshot_download
+    with needed_for("a model on the hub"):
+        from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(str(name), allow_patterns=_PATTERNS))

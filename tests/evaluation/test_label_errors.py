@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -48,6 +50,7 @@ def test_bad_input_is_refused(monkeypatch):
     data = features(shots=3)
     with pytest.raises(FeatureError, match="label for every image"):
         likely_label_errors(Features(data.plain(), [-1] * len(data), NAMES))
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "cleanlab.filter", None)
+    monkeypatch.setitem(sys.modules, "cleanlab", None)
     with pytest.raises(MissingExtraError, match=r"rada-vlm\[labels\]"):
         likely_label_errors(data)

@@ -6,14 +6,16 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
 from rada.bench.tables import HM, MEAN, Runs, Values
+from rada.core.extras import needed_for
 from rada.report.blocks import FigureBlock
 from rada.report.svg import COLOURS, MARKERS, SERIES, responsive_figure, tidy
 from rada.report.text import MAIN_ROWS, percent
+
+with needed_for("the page of a benchmark"):
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 __all__ = ["base_new_figure", "cost_figure", "shots_figure"]
 

@@ -13,6 +13,7 @@ from typing import Any
 from rada.bench.cells import Cell
 from rada.core.config import Config, parse_value
 from rada.core.errors import ConfigError
+from rada.core.extras import needed_for
 from rada.core.values import check_seed
 from rada.data.templates import asks_for_choice
 from rada.methods import get_method
@@ -210,7 +211,8 @@ def load_plan(path: str | Path, changes: Mapping[str, Any] | None = None) -> Pla
         if path.suffix.lower() == ".toml":
             values: Any = tomllib.loads(content.decode())
         elif path.suffix.lower() in (".yaml", ".yml"):
-            import yaml  # type: ignore[import-untyped,unused-ignore]
+            with needed_for("a plan in YAML"):
+                import yaml  # type: ignore[import-untyped,unused-ignore]
 
             try:
                 values = yaml.safe_load(content)

@@ -18,9 +18,11 @@ from rada.cli import (
     bench,
     cache,
     demo,
+    doctor,
     encode,
     evaluate,
     explain,
+    export,
     finetune,
     fit,
     methods,
@@ -70,10 +72,12 @@ app.command("finetune", cls=TakesSettings)(finetune.finetune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("explain")(explain.explain)
+app.command("export")(export.export)
 app.command("encode")(encode.encode)
 app.command("methods")(methods.methods)
 app.command("models")(models.models)
 app.command("datasets")(models.datasets)
+app.command("doctor")(doctor.doctor)
 app.add_typer(cache.app, name="cache")
 app.add_typer(bench.app, name="bench")
 

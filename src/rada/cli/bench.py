@@ -161,7 +161,9 @@ def _go(plan: Plan, out: Path, reference: str, encoding: Encoding, json: bool) -
     from rada.bench import run_plan
     from rada.bench.page import write_files
     from rada.bench.tables import check_reference
+    from rada.core.extras import check_extra
 
+    check_extra("report", "the page of a benchmark")
     check_reference(reference, plan.methods)
     summary = run_plan(plan, out, **encoding.options(), say=lambda text: echo(text, err=True))
     files = write_files(out, reference) if (out / "cells").exists() else {}

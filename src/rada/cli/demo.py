@@ -33,10 +33,12 @@ def demo(
     """
     from rada.bench.recipes import recipe
     from rada.cli.evaluate import write
+    from rada.core.extras import check_extra
     from rada.core.output import claim
     from rada.evaluation import Timer, environment, shareable
     from rada.evaluation.provenance import command_line
 
+    check_extra("report", "the demo")
     plan = dataclasses.replace(recipe("demo"), seeds=tuple(range(1, seeds + 1)))
     with claim(out, "demo") as folder:
         with Timer() as timer:

@@ -65,6 +65,7 @@ def evaluate(
         test_time_adapter,
     )
     from rada.core.errors import DataError
+    from rada.core.extras import check_extra
     from rada.core.output import claim
     from rada.evaluation import Timer, environment
     from rada.evaluation.provenance import command_line
@@ -78,6 +79,7 @@ def evaluate(
     for spec in (places[0], *others.values(), *([] if train is None else [train])):
         check_named(spec)
     if report is not None:
+        check_extra("report", "--report")
         with claim(report, "report", inputs=places):  # refused before the work, not after it
             pass
     with Timer() as timer:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rada.core.errors import CacheError
 
-__all__ = ["KeptPart", "cache_root", "clear_parts", "delete_unused", "list_parts"]
+__all__ = ["KeptPart", "cache_root", "cache_size", "clear_parts", "delete_unused", "list_parts"]
 
 # Name, what its files' places below the root look like: nothing else is ever deleted. A copy that was
 # killed leaves its temporary file.
@@ -55,6 +55,16 @@ def cache_root() -> Path:
 
         found = user_cache_dir("rada")
     return Path(found).expanduser().absolute()
+
+
+def cache_size(root: Path | None = None) -> int:
+    """Return the bytes of all files below the cache's folder, 0 where there is none."""
+    total = 0
+    for folder, _, names in os.walk(root or cache_root()):
+        for name in names:
+            with contextlib.suppress(OSError):  # another process deletes it meanwhile
+                total += os.lstat(os.path.join(folder, name)).st_size  # noqa: PTH118
+    return total
 
 
 def list_parts(root: Path | None = None) -> list[KeptPart]:

@@ -78,10 +78,11 @@ class MissingExtraError(RadaError, ImportError):
         "this needs the package 'onnx', which is not installed: pip install 'rada-vlm[fast]'"
     """
 
-    def __init__(self, package: str, *, extra: str, needed_for: str) -> None:
+    def __init__(self, package: str, *, extra: str | None, needed_for: str) -> None:
+        wanted = package if extra is None else f"'rada-vlm[{extra}]'"
         super().__init__(
             f"{needed_for} needs the package {package!r}, which is not installed: "
-            f"pip install 'rada-vlm[{extra}]'"
+            f"pip install {wanted}"
         )
         self.package = package
         self.extra = extra

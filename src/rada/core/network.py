@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from rada.core.errors import DataError, RadaError
+from rada.core.extras import needed_for
 
 __all__ = [
     "CONNECT_TIMEOUT",
@@ -102,7 +103,8 @@ def download(
         DataError: If it cannot be read, or holds more; the message names it.
         OSError: If the file cannot be written.
     """
-    import httpx2
+    with needed_for("reading a URL"):
+        import httpx2
 
     for attempt in range(TRIES):
         if attempt:
@@ -119,7 +121,8 @@ def download(
 
 
 def _chunks(url: str, limit: int | None) -> Iterator[bytes]:
-    import httpx2
+    with needed_for("reading a URL"):
+        import httpx2
 
     count = 0
     timeout = httpx2.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT)
@@ -133,7 +136,8 @@ def _chunks(url: str, limit: int | None) -> Iterator[bytes]:
 
 
 def _may_recover(error: Exception) -> bool:
-    import httpx2
+    with needed_for("reading a URL"):
+        import httpx2
 
     if isinstance(error, httpx2.HTTPStatusError):
         return error.response.status_code in _TRY_AGAIN
@@ -142,7 +146,8 @@ def _may_recover(error: Exception) -> bool:
 
 
 def _unreadable(url: str, failed: str, error: Exception) -> RadaError:
-    import httpx2
+    with needed_for("reading a URL"):
+        import httpx2
 
     if isinstance(error, httpx2.HTTPStatusError):
         response = error.response

@@ -41,7 +41,7 @@ __all__ = [
     "training_folder",
 ]
 
-Kind = Literal["model", "report", "bench", "demo", "encoder", "explanation"]
+Kind = Literal["model", "report", "bench", "demo", "encoder", "explanation", "export"]
 
 STATE_FOLDER = ".rada-state"
 """Name of the hidden folder with the marker, the lock and the state of a run."""
@@ -55,6 +55,7 @@ _KINDS = {
     "demo": "a demo",
     "encoder": "an encoder",
     "explanation": "explanations",
+    "export": "an exported model",
 }
 _STAGE = re.compile(r"next-[A-Za-z0-9_]+")
 _READER_WAIT = 30.0

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from rada.core.errors import DataError
+from rada.core.errors import DataError, RadaError
+from rada.core.extras import is_installed, needed_for
 from rada.core.network import fetch, is_web_url, refuse_other_urls
 from rada.data.arrays import image_from_array, is_array
 
@@ -133,7 +134,7 @@ def open_image(
     name = _name(source)
     try:
         return _open(source, name, _Limits(max_pixels, shorter_side))
-    except DataError:
+    except RadaError:
         raise
     except UnidentifiedImageError as error:
         raise DataError(
@@ -205,14 +206,25 @@ def _check_file(path: Path, name: str) -> None:
 @functools.cache
 def _formats() -> tuple[str, ...]:
     """Return the formats that are read; Pillow itself does not bring HEIF, which phones write."""
-    import pillow_heif
+    if is_installed("pillow_heif"):
+        _register_heif()
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _register_heif() -> None:
+    with needed_for("reading a HEIC image"):
+        import pillow_heif
 
     pillow_heif.register_heif_opener()
-    return _FORMATS
 
 
 def _decode(stream: BinaryIO | io.BytesIO, name: str, limits: _Limits) -> Image.Image:
     formats = _formats()
+    start = stream.read(12)
+    stream.seek(0)
+    if start[4:8] == b"ftyp" and "HEIF" not in formats and start[8:12] not in (b"avif", b"avis"):
+        _register_heif()
     with _quiet_pillow, Image.open(stream, formats=formats) as image:
         full, part = image.size, None
         # A progressive JPEG keeps all coefficients of the full size in memory, whatever the draft.

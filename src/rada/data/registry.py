@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
-import importlib.util
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -13,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rada.core.errors import DataError
+from rada.core.extras import is_installed
 from rada.core.registry import import_modules
 from rada.data.checks import check_splits, name_classes, without_missing
 from rada.data.dataset import ImageDataset
@@ -48,7 +47,7 @@ class _Kind:
 
     def info(self) -> DatasetInfo:
         missing = None
-        if self.requires and importlib.util.find_spec(self.requires[0]) is None:
+        if self.requires and not is_installed(self.requires[0]):
             missing = f"pip install 'rada-vlm[{self.requires[1]}]'"
         return DatasetInfo(self.name, self.description, missing)
 

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Sequence
 
+from rada.core.extras import needed_for
 from rada.core.warn import warn
 from rada.data.align import fold_name
 
@@ -39,7 +40,8 @@ def imagenet_classes() -> tuple[str, ...]:
         >>> len(set(imagenet_classes())), imagenet_classes()[0]
         (1000, 'tench')
     """
-    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+    with needed_for("naming ImageNet's classes"):
+        from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
     return tuple(SECOND_NAMES.get(k, name) for k, name in enumerate(IMAGENET_CLASSNAMES))
 
@@ -47,7 +49,8 @@ def imagenet_classes() -> tuple[str, ...]:
 @functools.cache
 def imagenet_synsets() -> tuple[str, ...]:
     """Return the WordNet id of each class."""
-    from timm import data
+    with needed_for("naming ImageNet's classes"):
+        from timm import data
 
     return tuple(data.ImageNetInfo().label_names())  # type: ignore[attr-defined,no-untyped-call]
 
@@ -70,7 +73,8 @@ def wordnet_names() -> dict[str, str]:
     Those of the 1000 classes are CLIP's; of the others it is the first synonym that is not taken, and
     an id without one is left out.
     """
-    from timm.data import ImageNetInfo  # type: ignore[attr-defined]
+    with needed_for("naming ImageNet's classes"):
+        from timm.data import ImageNetInfo  # type: ignore[attr-defined]
 
     names = dict(imagenet_names())
     taken = {fold_name(name) for name in names.values()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rada.core.errors import EncoderError, one_line
+from rada.core.extras import needed_for
 from rada.encoders.suggest import suggestions
 
 __all__ = ["cached_file", "cached_snapshot", "file", "open_clip_snapshot", "snapshot"]
@@ -16,8 +17,9 @@ _TIMEOUT = 5.0  # seconds for the first answer
 
 def cached_snapshot(repository: str, config: str = "config.json") -> Path | None:
     """Return the folder of a repository that was downloaded before, weights included."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    with needed_for("a model on the hub"):
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         folder = Path(snapshot_download(repository, local_files_only=True))
@@ -42,7 +44,8 @@ def snapshot(repository: str, config: str = "config.json") -> Path:
     Raises:
         EncoderError: If the hub cannot be reached or has no such repository.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    with needed_for("a model on the hub"):
+        from huggingface_hub import HfApi, snapshot_download
 
     found = cached_snapshot(repository, config)
     if found is not None:
@@ -60,7 +63,8 @@ def snapshot(repository: str, config: str = "config.json") -> Path:
 
 def cached_file(repository: str, names: list[str]) -> Path | None:
     """Return the first of some files of a repository that was downloaded before."""
-    from huggingface_hub import try_to_load_from_cache
+    with needed_for("a model on the hub"):
+        from huggingface_hub import try_to_load_from_cache
 
     for name in names:
         found = try_to_load_from_cache(repository, name)
@@ -75,7 +79,8 @@ def file(repository: str, names: list[str]) -> Path:
     Raises:
         EncoderError: If the hub cannot be reached or has none of them.
     """
-    from huggingface_hub import HfApi, hf_hub_download
+    with needed_for("a model on the hub"):
+        from huggingface_hub import HfApi, hf_hub_download
 
     found = cached_file(repository, names)
     if found is not None:
@@ -99,7 +104,8 @@ def _bad_name(repository: str) -> EncoderError:
 
 
 def _unreachable(repository: str, error: Exception) -> EncoderError:
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+    with needed_for("a model on the hub"):
+        from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     if isinstance(error, HFValidationError):
         return _bad_name(repository)

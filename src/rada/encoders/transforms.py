@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rada.core.errors import EncoderError
+from rada.core.extras import needed_for
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -147,7 +148,8 @@ class TrainTransform:
 
     @cached_property
     def _steps(self) -> Compose:
-        from torchvision import transforms
+        with needed_for("turning images into pixels"):
+            from torchvision import transforms
 
         mode = transforms.InterpolationMode(self.interpolation)
         return transforms.Compose(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import NamedTuple
 
 import numpy as np
 
-from rada.core.errors import FeatureError, MissingExtraError
+from rada.core.errors import FeatureError
+from rada.core.extras import needed_for
 from rada.features import Features
 
 __all__ = ["LabelError", "likely_label_errors"]
@@ -54,9 +54,8 @@ def likely_label_errors(features: Features, seed: int = 0) -> list[LabelError]:
         >>> [error.row for error in likely_label_errors(Features(rows, labels, ("cat", "dog")))]
         [15]
     """
-    if importlib.util.find_spec("cleanlab") is None:
-        raise MissingExtraError("cleanlab", extra="labels", needed_for="a search for wrong labels")
-    from cleanlab.filter import find_label_issues
+    with needed_for("a search for wrong labels"):
+        from cleanlab.filter import find_label_issues
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 

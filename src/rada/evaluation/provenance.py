@@ -14,10 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from rada._version import __version__
+
 __all__ = ["Timer", "command_line", "environment", "peak_memory"]
 
 _DISTRIBUTIONS = {
-    "rada": "rada-vlm",
     "torch": "torch",
     "torchvision": "torchvision",
     "transformers": "transformers",
@@ -50,7 +51,7 @@ def environment() -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        "versions": {name: _version(package) for name, package in _DISTRIBUTIONS.items()},
+        "versions": {"rada": __version__} | {n: _version(p) for n, p in _DISTRIBUTIONS.items()},
         "platform": platform.platform(),
         "processor": _processor(),
         "cpus": _cpus(),

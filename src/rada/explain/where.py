@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rada.core.errors import MissingExtraError
+from rada.core.extras import check_extra, needed_for
 from rada.encoders.protocol import evaluating
 
 if TYPE_CHECKING:
@@ -76,14 +75,16 @@ class HeatMap:
         return Images.fromarray((grey * (1 - alpha) + colour * alpha).round().astype(np.uint8))
 
 
+_WHAT = "a heat map over an image"
+
+
 def check_captum() -> None:
     """Check that the maps can be made.
 
     Raises:
         MissingExtraError: If captum is not installed.
     """
-    if importlib.util.find_spec("captum") is None:
-        raise MissingExtraError("captum", extra="explain", needed_for="a heat map over an image")
+    check_extra("explain", _WHAT)
 
 
 def occlusion_map(
@@ -109,8 +110,8 @@ def occlusion_map(
     Raises:
         MissingExtraError: If captum is not installed.
     """
-    check_captum()
-    from captum.attr import Occlusion
+    with needed_for(_WHAT):
+        from captum.attr import Occlusion
 
     pixels = _pixels_of(image)
     step = _step(pixels, grid)
@@ -161,8 +162,8 @@ def gradient_map(
         MissingExtraError: If captum is not installed.
         EncoderError: If the image encoder has no gradients.
     """
-    check_captum()
-    from captum.attr import IntegratedGradients
+    with needed_for(_WHAT):
+        from captum.attr import IntegratedGradients
 
     encoder.require("image_gradients")
     pixels = _pixels_of(image)

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from rada.core.errors import ConfigError, DataError, EncoderError, StorageError
+from rada.core.extras import needed_for
 from rada.core.storage import storage_errors
 from rada.data import ImageSplit
 from rada.features.extract import collect, iter_features
@@ -68,7 +69,8 @@ class ProcessGroup:
             self._join()
 
     def _join(self) -> None:
-        from accelerate import PartialState
+        with needed_for("encoding with several processes"):
+            from accelerate import PartialState
         from torch import distributed
 
         try:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from rada.core.errors import DataError, FeatureError
+from rada.core.extras import is_installed
 from rada.core.threads import one_thread
 from rada.data.views import seeded_view
 from rada.encoders.transforms import stack_pixels
@@ -195,7 +196,7 @@ class BatchWork(Dataset[JobResult]):
             "fingerprint": self.encoder.fingerprint,
             "device": torch.device(self.encoder.device).type,
             "dtype": str(self.encoder.dtype),
-            "versions": [torch.__version__, version("torchvision"), PIL.__version__],
+            "versions": [torch.__version__, _torchvision_version(), PIL.__version__],
             "transform": self._plain.key if job.view == 0 else self.views.key,
             "view": job.view,
             "seed": self.seed if job.view > 0 else None,
@@ -221,6 +222,11 @@ class BatchWork(Dataset[JobResult]):
             return self._plain.transform(source.load(self._side))
         image = source.load(None)
         return seeded_view(image, self.views.transform, self.seed, source.digest, view)
+
+
+def _torchvision_version() -> str | None:
+    """Return the version of what resizes images; an encoder of your own may do without."""
+    return version("torchvision") if is_installed("torchvision") else None
 
 
 def _folder_name(encoder: DualEncoder) -> str:

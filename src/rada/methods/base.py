@@ -133,7 +133,10 @@ class AdaptedModel(nn.Module):
         grid: What there is to choose on held-out shots among trained classes.
         record: What the fit wants to tell: curve, values that it chose. Plain JSON.
         head: The RAda head, where there is one.
+        by_class_features: Whether the logits depend on the candidates' features alone, not on their names.
     """
+
+    by_class_features: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -235,7 +238,7 @@ class AdaptedModel(nn.Module):
         with evaluating(self):
             prepared = classes if share == 0 else self.prepare(classes)
             parts = [
-                self._mixed(part, classes, prepared, share)
+                self.mixed(part, classes, prepared, share)
                 for part in torch.split(images, batch_size)
             ]
             return torch.cat(parts) / self._temperature(classes, strength)
@@ -274,7 +277,7 @@ class AdaptedModel(nn.Module):
 
         def score(images: Tensor) -> Tensor:
             with evaluating(self):
-                return self._mixed(images, classes, prepared, share) / temperature
+                return self.mixed(images, classes, prepared, share) / temperature
 
         return score
 
@@ -288,9 +291,13 @@ class AdaptedModel(nn.Module):
         """Return the temperature of the model's own strength; 1 at another, which has none."""
         return 1.0 if strength is not None else self.strength.temperature_for(classes.names)
 
-    def _mixed(
+    def mixed(
         self, images: Tensor, classes: ClassSet, prepared: ClassSet, strength: float
     ) -> Tensor:
+        """Return logits of one batch, for class sets before and after `prepare`; what `logits` repeats.
+
+        Nothing in it depends on values, so that `torch.export` can follow it.
+        """
         if strength == 1:
             return self.score(images, prepared)
         zero_shot = self.zero_shot_logits(images, classes)

@@ -45,6 +45,8 @@ class ClipAdapterConfig(Recipe):
 class ClipAdapterModel(AdaptedModel):
     """`normalise(ratio A(f) + (1 - ratio) f)` against the class features."""
 
+    by_class_features = True
+
     def __init__(self, method: Method, facts: Facts, config: ClipAdapterConfig, *_: object) -> None:
         super().__init__(method, facts, config)
         self.ratio = config.ratio

@@ -123,6 +123,7 @@ class HeadModel(AdaptedModel):
         alpha: Weight of the smoothness term in the loss.
     """
 
+    by_class_features = True
     head: RAdaHead
 
     def __init__(self, method: Method, facts: Facts, config: Any, *_: object) -> None:

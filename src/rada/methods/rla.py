@@ -86,6 +86,8 @@ class RlaConfig(MatrixConfig):
 class RlaModel(AdaptedModel):
     """`scale * cosine(A f, h)`, where A starts as the identity."""
 
+    by_class_features = True
+
     def __init__(self, method: Method, facts: Facts, config: Any, *_: object) -> None:
         super().__init__(method, facts, config)
         self.weight = nn.Parameter(torch.eye(facts.dim))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rada.core.config import Config
 from rada.features import ClassSet, Features
+from rada.head.attention import transforms_active
 from rada.methods.base import AdaptedModel, Facts, Method, Run, Shapes
 from rada.methods.registry import register_method
 from rada.training.folds import Held, likeliest_weight, shot_folds
@@ -92,7 +93,7 @@ class SvmModel(AdaptedModel):
         place = {label: index for index, label in enumerate(self.present.tolist())}
         rows = [place.get(row) for row in classes.rows_among(self.facts.classes) if row is not None]
         columns = [column for column, row in enumerate(rows) if row is not None]
-        logits = images.new_full((len(images), len(rows)), _ABSENT if place else 0.0)
+        logits = images.new_full((images.shape[0], len(rows)), _ABSENT if place else 0.0)
         if columns:
             found = self.votes(images, [row for row in rows if row is not None])
             logits[:, columns] = self.sharpness.to(images) * found
@@ -105,9 +106,7 @@ class SvmModel(AdaptedModel):
         margins.
         """
         points = (images.to(self.vectors) - self.mean) / self.spread
-        own = [(self.owners == row).nonzero().flatten() for row in rows]
-        width = max(len(found) for found in own)
-        table = torch.stack([_padded(found, width, len(self.vectors)) for found in own])  # (C, M)
+        table = self._table(rows).to(points.device)
         place = torch.tensor(rows, device=points.device)
         first, second = place[:, None], place[None]
         partner = (second - (second > first).long()).clamp(0, max(0, len(self.duals) - 1))
@@ -117,9 +116,10 @@ class SvmModel(AdaptedModel):
         offsets = self.offsets[first, second]
         step = max(1, _AT_ONCE // len(rows) ** 2)
         parts = []
-        for part in points.split(step):
-            kernel = (-torch.cdist(part, self.vectors).square() / part.shape[1]).exp()
-            kernel = torch.cat([kernel, torch.zeros(len(part), 1).to(kernel)], 1)
+        # An exported graph takes all images at once: it has no loop whose length depends on them.
+        for part in (points,) if transforms_active() else points.split(step):
+            kernel = (-_squared_distances(part, self.vectors) / part.shape[1]).exp()
+            kernel = torch.nn.functional.pad(kernel, (0, 1))
             pull = torch.bmm(kernel[:, table].transpose(0, 1), duals).transpose(0, 1)
             margins = side * (pull + pull.transpose(1, 2) + offsets)  # (B, C, C), antisymmetric
             wins = (margins > 0) | ((margins == 0) & (side > 0))
@@ -127,10 +127,23 @@ class SvmModel(AdaptedModel):
             parts.append(wins.sum(2) + total / (3 * (total.abs() + 1)))
         return torch.cat(parts)
 
+    def _table(self, rows: Sequence[int]) -> Tensor:
+        """Return the vectors of each class, `(C, M)`; `len(vectors)` stands for none."""
+        own: dict[int, list[int]] = {row: [] for row in rows}
+        for vector, row in enumerate(self.owners.tolist()):
+            if row in own:
+                own[row].append(vector)
+        width = max(map(len, own.values()))
+        none = len(self.vectors)
+        return torch.tensor([found + [none] * (width - len(found)) for found in own.values()])
 
-def _padded(rows: Tensor, width: int, filler: int) -> Tensor:
-    """Return rows `(M,)` with fillers behind them, `(width,)`."""
-    return torch.nn.functional.pad(rows, (0, width - len(rows)), value=filler)
+
+def _squared_distances(points: Tensor, vectors: Tensor) -> Tensor:
+    """Return `(B, S)`; `cdist` takes another way for more than 25 points, which no graph can follow."""
+    if transforms_active():
+        lengths = points.square().sum(1, keepdim=True) + vectors.square().sum(1)
+        return (lengths - 2 * points @ vectors.T).clamp_min(0)
+    return torch.cdist(points, vectors).square()
 
 
 @dataclass(frozen=True)

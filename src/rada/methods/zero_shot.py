@@ -23,6 +23,8 @@ __all__ = ["ENSEMBLE", "ZeroShot", "ZeroShotEnsemble"]
 class ZeroShotModel(AdaptedModel):
     """Cosine times scale."""
 
+    by_class_features = True
+
     def score(self, images: Tensor, classes: ClassSet) -> Tensor:
         """Return `scale * cosine`."""
         return self.zero_shot_logits(images, classes)
@@ -30,6 +32,8 @@ class ZeroShotModel(AdaptedModel):
 
 class EnsembleModel(ZeroShotModel):
     """Cosine with the mean of several prompts."""
+
+    by_class_features = False
 
     def prepare(self, classes: ClassSet) -> ClassSet:
         """Encode the names with the templates and with the data set's own."""

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from rada.core.extras import needed_for
 from rada.core.legacy import is_page
 from rada.core.output import check_file
 from rada.core.printable import clean
@@ -325,7 +326,8 @@ def data_uri(content: bytes, media_type: str) -> str:
 
 @cache
 def _environment() -> jinja2.Environment:
-    import jinja2
+    with needed_for("the report"):
+        import jinja2
     from markupsafe import Markup
 
     def printable(value: object) -> object:

@@ -7,14 +7,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 
+from rada.core.extras import needed_for
 from rada.report.blocks import FigureBlock
 from rada.report.rows import main_row, name_of
 from rada.report.svg import COLOURS, MARKERS, SERIES, responsive_figure, tidy
 from rada.report.text import percent, row_name, shorten
+
+with needed_for("the report"):
+    from matplotlib.axes import Axes
+    from matplotlib.colors import to_rgb
+    from matplotlib.figure import Figure
 
 __all__ = [
     "class_bars",

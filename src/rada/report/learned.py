@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 
+from rada.core.extras import needed_for
 from rada.report.blocks import Block, FigureBlock, Row, Table, Text
 from rada.report.svg import responsive_figure
 from rada.report.text import DASH, count, percent, shorten
+
+with needed_for("the report"):
+    from matplotlib.colors import to_rgb
+    from matplotlib.figure import Figure
 
 __all__ = ["learned_blocks", "mask_figure", "pair_blocks"]
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rada.core.extras import needed_for
 from rada.core.storage import atomic_path
 
 __all__ = ["accuracies", "draw_robustness"]
@@ -41,8 +42,9 @@ def draw_robustness(
     Raises:
         StorageError: If the place cannot be written.
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
+    with needed_for("the report"):
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
 
     # A figure of its own: the user's pyplot state stays as it is.
     with rc_context({"svg.hashsalt": "rada", "svg.fonttype": "none"}):

@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
+from rada.core.extras import needed_for
 from rada.report.blocks import Drawing, FigureBlock
 from rada.report.theme import PALETTE, theme_css
+
+with needed_for("the report"):
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["COLOURS", "MARKERS", "NARROW", "SERIES", "WIDE", "Paint", "responsive_figure", "tidy"]
 

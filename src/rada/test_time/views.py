@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rada.core.extras import needed_for
 from rada.encoders.transforms import TrainTransform
 from rada.features import ViewTransform
 from rada.test_time.augmix import augment_and_mix
@@ -44,7 +45,8 @@ class AugMixTransform:
         if isinstance(self.crop, TrainTransform):
             crop, flip, to_pixels = self.crop._steps.transforms
             return self._mixed(flip(crop(image)), to_pixels)
-        from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+        with needed_for("views of images"):
+            from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
         mixed = self._mixed(image, pil_to_tensor).round().to(torch.uint8)
         return self.crop(to_pil_image(mixed))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rada.core.errors import ConfigError
+from rada.core.extras import needed_for
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -36,7 +37,8 @@ def make_accelerator(
     Raises:
         ConfigError: If the launcher wants the model itself cut into pieces.
     """
-    from accelerate import Accelerator, DistributedDataParallelKwargs
+    with needed_for("training an encoder"):
+        from accelerate import Accelerator, DistributedDataParallelKwargs
 
     accelerator = Accelerator(
         # Without a GPU Accelerate must be told, or it takes each process for the only one.

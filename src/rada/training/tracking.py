@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from rada.core.errors import ConfigError, MissingExtraError
+from rada.core.errors import ConfigError
+from rada.core.extras import is_installed, missing_package
 from rada.core.storage import storage_errors, write_bytes
 
 if TYPE_CHECKING:
@@ -24,13 +25,11 @@ def check_trackers(names: tuple[str, ...]) -> None:
         ConfigError: If a name is unknown.
         MissingExtraError: If its package is not installed.
     """
-    import importlib.util
-
     for name in names:
         if name not in TRACKERS:
             raise ConfigError(f"there is no tracker {name!r}; there are {', '.join(TRACKERS)}")
-        if importlib.util.find_spec(name) is None:
-            raise MissingExtraError(name, extra="track", needed_for=f"the tracker {name!r}")
+        if not is_installed(name):
+            raise missing_package(name, f"the tracker {name!r}")
 
 
 class StepLog:

@@ -7,12 +7,10 @@ global defect (500), published as a few-shot task for CLIP (Megahed et al., arXi
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-from pathlib import Path
 
 import numpy as np
 
-from rada.core.errors import MissingExtraError
+from rada.core.extras import package_folder
 from rada.data.dataset import ImageDataset, ImageSplit
 from rada.data.registry import register_dataset
 from rada.data.scan import list_images
@@ -34,12 +32,8 @@ def load_textiles(spec: str = "textiles") -> ImageDataset:
     Raises:
         MissingExtraError: If the package with the images is not installed.
     """
-    found = importlib.util.find_spec(_PACKAGE)
-    if found is None or found.origin is None:
-        raise MissingExtraError(
-            "conformal-clip-data", extra="embedded", needed_for=f"the data set {spec!r}"
-        )
-    root = Path(found.origin).parent / "data" / "textile_images" / "simulated"
+    package = package_folder(_PACKAGE, f"the data set {spec!r}")
+    root = package / "data" / "textile_images" / "simulated"
     parts: dict[str, list[tuple[str, int]]] = {"train": [], "test": []}
     for label, key in enumerate(_CLASSES):
         ids = sorted((f"{key}/{name}" for name in list_images(root / key)), key=_rank)

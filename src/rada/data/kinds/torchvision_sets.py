@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rada.core.errors import DataError
+from rada.core.extras import needed_for
 from rada.core.network import socket_timeout
 from rada.core.warn import warn
 from rada.data.dataset import ImageDataset, ImageSplit
@@ -64,7 +65,8 @@ def _called(name: str) -> str:
 
 
 def _find(name: str) -> Callable[..., Any]:
-    from torchvision import datasets
+    with needed_for("a data set of torchvision"):
+        from torchvision import datasets
 
     known = [
         key

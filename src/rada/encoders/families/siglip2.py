@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from rada.core.extras import needed_for
 from rada.encoders.families._transformers import ProcessorTransform
 from rada.encoders.families.siglip import SiglipEncoder
 from rada.encoders.registry import register_family
@@ -54,14 +55,16 @@ class PatchTrainTransform:
 
     @cached_property
     def _flip(self) -> Any:
-        from torchvision import transforms
+        with needed_for("a model of transformers"):
+            from torchvision import transforms
 
         return transforms.RandomHorizontalFlip(self.flip)
 
     def __call__(self, image: Image) -> Tensor:
         """Turn a PIL image into float32 pixels."""
-        from torchvision.transforms import RandomResizedCrop
-        from torchvision.transforms.functional import crop
+        with needed_for("a model of transformers"):
+            from torchvision.transforms import RandomResizedCrop
+            from torchvision.transforms.functional import crop
 
         image = image.convert("RGB")
         box = RandomResizedCrop.get_params(image, list(self.scale), [3 / 4, 4 / 3])

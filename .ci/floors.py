@@ -1,0 +1,20 @@
+"""Print the lowest versions that pyproject.toml allows, as constraints for pip.
+
+The packages of `test` and `dev` are tools, which are not rada's to hold back: they stay free.
+"""
+
+import re
+import tomllib
+from pathlib import Path
+
+project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+extras = project["optional-dependencies"]
+wanted = project["dependencies"] + [
+    text for extra, texts in extras.items() if extra not in ("test", "dev") for text in texts
+]
+for text in sorted(wanted, key=str.lower):
+    floor = re.fullmatch(r"([\w.-]+)>=([\w.]+)", text)
+    if floor:
+        print(f"{floor[1]}=={floor[2]}")
+    elif not text.startswith("rada-vlm["):
+        raise SystemExit(f"{text!r} has no lower bound of the form NAME>=VERSION")

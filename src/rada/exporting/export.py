@@ -1,0 +1,226 @@
+"""`export_model`: a classifier written for programs that have no rada."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rada._version import __version__
+from rada.core.config import Config
+from rada.core.errors import ConfigError, EncoderError
+from rada.core.extras import check_extra
+from rada.core.output import claim
+from rada.core.storage import write_json
+from rada.exporting.formats import FORMATS, trace
+from rada.exporting.graph import FromFeatures, FromPixels, OpenClasses
+from rada.exporting.preprocessing import Preprocessing, describe_preprocessing
+
+if TYPE_CHECKING:
+    from rada.classifier import Classifier
+    from rada.encoders import DualEncoder
+    from rada.features import ClassSet
+    from rada.methods import AdaptedModel
+
+__all__ = ["ExportSettings", "export_model"]
+
+_TOLERANCE = {"float32": 1e-4, "float16": 2e-2}
+"""Largest difference of a probability between the file and rada."""
+
+
+@dataclass(frozen=True)
+class ExportSettings(Config):
+    """What a file is to hold.
+
+    Attributes:
+        format: "onnx", or "torch" for `torch.export.load`.
+        source: What goes in: "pixels" of images, or "features" of the model's encoder.
+        classes: "fixed" for the classifier's candidates, "input" for class features that are an input
+            beside the images.
+        dtype: Type that the image encoder computes in; the scores are float32 always.
+        strength: Strength in [0, 1]; None for the model's own.
+    """
+
+    format: Literal["onnx", "torch"] = "onnx"
+    source: Literal["pixels", "features"] = "pixels"
+    classes: Literal["fixed", "input"] = "fixed"
+    dtype: Literal["float32", "float16"] = "float32"
+    strength: float | None = None
+
+    def validate(self) -> None:
+        """Check that the fields fit each other."""
+        self.require(self.strength is None or 0 <= self.strength <= 1, "strength", "in [0, 1]")
+        half = self.dtype == "float16"
+        self.require(
+            not (half and self.source == "features"),
+            "dtype",
+            "'float32' for features: float16 is the image encoder's type",
+        )
+
+
+def export_model(
+    classifier: Classifier, directory: str | Path, settings: ExportSettings | None = None
+) -> dict[str, Any]:
+    """Write a classifier as one graph that ends in probabilities, and check it against rada.
+
+    `model.onnx` (or `model.pt2`) and `export.json` are written; the JSON tells the inputs, the classes and
+    what is to be done to an image before, and stands in the metadata of the graph as well.
+
+    Args:
+        classifier: The classifier, fitted or zero-shot.
+        directory: A new folder, or one that was exported to before.
+        settings: What the file is to hold; the defaults of `ExportSettings` when None.
+
+    Returns:
+        What `export.json` holds; `max_difference` is the largest difference of a probability between
+        the file and rada on the images of the check.
+
+    Raises:
+        ConfigError: If class features cannot be an input of this method.
+        EncoderError: If the encoder cannot be exported, or the file computes something else.
+        MissingExtraError: If the packages of the extra `onnx` are not installed.
+        OutputError: If the folder holds what rada did not write.
+
+    Example:
+        >>> export_model(Classifier.from_pretrained("my-model"), "exported")  # doctest: +SKIP
+    """
+    settings = settings or ExportSettings()
+    if settings.format == "onnx":
+        check_extra("onnx", "an export to ONNX")
+    part = _Part.of(classifier, settings)
+    with claim(directory, "export") as folder, folder.saving() as stage:
+        write, run = FORMATS[settings.format]
+        facts = part.facts()
+        inputs = part.examples(2, seed=0)
+        program = trace(part.graph(), inputs)
+        name = write(program, tuple(inputs), stage, facts)
+        facts |= {"file": name, "max_difference": _check(part, run(stage / name))}
+        write_json(stage / "export.json", facts)
+    return facts
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What is exported of a classifier."""
+
+    settings: ExportSettings
+    model: AdaptedModel
+    classes: ClassSet
+    strength: float
+    temperature: float
+    encoder: DualEncoder | None
+    preprocessing: Preprocessing | None
+
+    @classmethod
+    def of(cls, classifier: Classifier, settings: ExportSettings) -> _Part:
+        classes = classifier.class_set()
+        dim = classes.text_features.shape[1]
+        model = classifier.model_ or classifier.zero_shot_model(classes.names, dim)
+        if settings.classes == "input" and not model.by_class_features:
+            raise ConfigError(
+                f"{model.method.title} scores classes by more than their features, so these cannot be an "
+                "input: export it with fixed classes"
+            )
+        encoder, preprocessing = None, None
+        if settings.source == "pixels":
+            encoder = classifier.encoder_
+            if encoder is None:
+                raise ConfigError(
+                    "this model was trained on features, and its encoder is not known: export it from "
+                    "features"
+                )
+            preprocessing = describe_preprocessing(encoder)
+        strength, temperature = settings.strength, 1.0
+        if strength is None:
+            among = classes.names if settings.classes == "fixed" else ("",)  # nobody's name
+            strength = model.strength.for_classes(among)
+            temperature = model.strength.temperature_for(among)
+        return cls(settings, model.eval(), classes, strength, temperature, encoder, preprocessing)
+
+    def graph(self) -> nn.Module:
+        """Return the computation."""
+        scores = (
+            FromFeatures(self.model, self.classes, self.strength, self.temperature)
+            if self.settings.classes == "fixed"
+            else OpenClasses(self.model, self.strength, self.temperature)
+        )
+        if self.encoder is None or self.preprocessing is None:
+            return scores
+        encoder = self.encoder
+        if self.settings.dtype == "float16":
+            encoder = copy.copy(encoder)
+            encoder.model = copy.deepcopy(encoder.model).half()
+        encoder.model.eval()
+        return FromPixels(encoder, self.preprocessing, scores)
+
+    def examples(self, count: int, seed: int) -> dict[str, Tensor]:
+        """Return inputs by name, random ones."""
+        generator = torch.Generator().manual_seed(seed)
+        dim = self.classes.text_features.shape[1]
+        if self.preprocessing is None:
+            found = {"image_features": torch.randn(count, dim, generator=generator)}
+        else:
+            shape = (count, *self.preprocessing.crop, 3)
+            images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+            found = {"images": images}
+        if self.settings.classes == "input":
+            found["class_features"] = self.classes.text_features.clone()
+        return found
+
+    def expected(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Return the probabilities that rada itself gives."""
+        first = next(iter(inputs.values()))
+        if self.preprocessing is None or self.encoder is None:
+            features = nn.functional.normalize(first, dim=-1)
+        else:
+            features = self.encoder.infer_images(self.preprocessing.normalise(first))
+        logits = self.model.logits(features, self.classes, strength=self.strength)
+        return (logits / self.temperature).softmax(-1)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a program must know, as plain JSON."""
+        settings = self.settings
+        inputs = {
+            name: {
+                "dtype": str(value.dtype).removeprefix("torch."),
+                "shape": [None, *value.shape[1:]],
+            }
+            for name, value in self.examples(1, seed=0).items()
+        }
+        preprocessing = self.preprocessing
+        return {
+            "rada_version": __version__,
+            "method": self.model.method.name,
+            "format": settings.format,
+            "inputs": inputs,
+            "outputs": ["probabilities", "logits"],
+            "classes": list(self.classes.names) if settings.classes == "fixed" else None,
+            "strength": self.strength,
+            "temperature": self.temperature,
+            "encoder": None if self.encoder is None else self.encoder.name,
+            "dtype": settings.dtype,
+            "preprocessing": None if preprocessing is None else preprocessing.to_dict(),
+        }
+
+
+def _check(part: _Part, run: Any) -> float:
+    """Return the largest difference of a probability between a file and rada.
+
+    Raises:
+        EncoderError: If it is more than rounding explains.
+    """
+    largest, tolerance = 0.0, _TOLERANCE[part.settings.dtype]
+    for count in (1, 3):  # other numbers of images than it was traced with
+        inputs = part.examples(count, seed=count)
+        found = run(tuple(inputs.values()))[0]
+        largest = max(largest, float((found - part.expected(inputs)).abs().max()))
+    if not largest <= tolerance:
+        raise EncoderError(
+            f"the exported graph differs from rada by {largest:.1e} in a probability, more than "
+            f"{tolerance:g}: nothing was written. Please report this encoder and method"
+        )
+    return largest
