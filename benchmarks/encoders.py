@@ -149,7 +149,8 @@ def main() -> None:
     from rada.evaluation import environment
 
     ways = [*WAYS] + (["compile"] if options.compile else [])
-    models = {}
+    result: dict = {name: getattr(options, name) for name in ("batch", "threads", "rounds")}
+    result["models"] = models = {}
     for name in options.models:
         models[name] = in_turns(name, ways, options)
         for way, row in models[name].items():
@@ -159,18 +160,12 @@ def main() -> None:
                 f"clock), cosine {row['lowest_cosine']:.6f}",
                 flush=True,
             )
-    result: dict[str, object] = {
-        "batch": options.batch,
-        "threads": options.threads,
-        "rounds": options.rounds,
-        "models": models,
-    }
-    if options.features:
-        lowest = min(row["bfloat16"]["lowest_cosine"] for row in models.values())
-        result["answers"] = kept_answers(options.features, lowest)
-        print(result["answers"])
-    if options.out:
-        write_json(options.out, result | {"environment": environment()})
+        if options.features:
+            lowest = min(row["bfloat16"]["lowest_cosine"] for row in models.values())
+            result["answers"] = kept_answers(options.features, lowest)
+        if options.out:  # after each model: what was measured is not lost
+            write_json(options.out, result | {"environment": environment()})
+    print(result.get("answers"))
 
 
 if __name__ == "__main__":
