@@ -32,6 +32,9 @@ def test_auto_leaves_the_embedded_model_alone(embedded_encoder, monkeypatch):
     encoder = load_encoder("embedded", dtype="auto")
     assert encoder.dtype is torch.float32
     assert encoder.fingerprint == embedded_encoder.fingerprint
+    pixels = torch.rand(4, 3, 224, 224, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    half = load_encoder("embedded", dtype="bfloat16").infer_images(pixels)
+    assert (half * encoder.infer_images(pixels)).sum(1).min() < 0.9999  # which is why
 
 
 def test_the_processor_is_asked():

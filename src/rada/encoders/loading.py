@@ -122,7 +122,7 @@ def _half_is_faster(device: torch.device) -> bool:
 def _half_suits(encoder: DualEncoder) -> bool:
     """Whether bfloat16 moves the features by little, as it does those of transformers.
 
-    Batch norms say that it does not: the embedded model's features turn by a cosine of .997.
+    Batch norms say that it does not: the embedded model's features turn farther than a cosine of .9999.
     """
     return not any(isinstance(part, _BatchNorm) for part in encoder.image_module.modules())
 
