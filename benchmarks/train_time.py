@@ -1,8 +1,9 @@
-"""Seconds to train a head: 16 shots of 24 classes at D = 512, the choice of the strength included.
+"""Seconds to fit: 16 shots of 24 classes at D = 512, the choice of the strength included.
 
     python benchmarks/train_time.py [--classes 24] [--shots 16] [--dim 512] [--threads 2] [--out result.json]
 
-Prints the seconds of training and of training with the choice of the strength, by the clock and of the processor
+Prints the seconds of a head's training alone, with the choice of the strength, of the default method, and of
+its probe, by the clock and of the processor
 (on a shared machine the clock says little); medians of the runs.
 """
 
@@ -15,9 +16,13 @@ import time
 import torch
 from torch.nn.functional import normalize
 
-from rada import EFTConfig, train_head
+from rada import EFTConfig, Features
 from rada.core.storage import write_json
 from rada.evaluation import environment
+from rada.methods import Run
+from rada.methods.prior_probe import PriorProbeConfig
+from rada.methods.rada_probe import RAdaProbeConfig
+from rada.methods.registry import method_of
 
 
 def main() -> None:
@@ -36,12 +41,19 @@ def main() -> None:
     noise = 3 * torch.randn(len(labels), options.dim, generator=generator) / options.dim**0.5
     images = normalize(text[labels] + noise, dim=-1)
     result: dict[str, object] = {"settings": vars(options), "environment": environment()}
-    for name, strength in (("training alone", 1.0), ("with the choice of the strength", "auto")):
-        config = EFTConfig(strength=strength)
+    names = tuple(map(str, range(options.classes)))
+    data = Features(images, labels, names, text_features=text, scale=100.0)
+    fits = {
+        "training alone": EFTConfig(strength=1.0),
+        "with the choice of the strength": EFTConfig(),
+        "the default, head and probe": RAdaProbeConfig(),
+        "the probe alone": PriorProbeConfig(),
+    }
+    for name, config in fits.items():
         clock, processor = [], []
         for seed in range(options.runs):
             began = time.perf_counter(), time.process_time()
-            train_head(images, labels, text, 100.0, config, seed, progress=False)
+            method_of(config).fit(data, config, Run(seed=seed))
             clock.append(time.perf_counter() - began[0])
             processor.append(time.process_time() - began[1])
         result[name] = {"seconds": clock, "processor_seconds": processor}
