@@ -17,7 +17,11 @@ import matplotlib.pyplot as plt
 from rada.evaluation import aggregate_runs
 
 OUT = Path(__file__).parents[1] / "docs" / "figures" / "demo.svg"
-LOOKS = {"rada": ("RAda", "#0b5d93", "o"), "linear_probe": ("linear probe", "#b26a00", "s")}
+LOOKS = {
+    "rada_probe": ("RAda + probe (default)", "#0b5d93", "o"),
+    "rada": ("RAda, the head alone", "#5a9a3c", "^"),
+    "linear_probe": ("linear probe", "#b26a00", "s"),
+}
 
 
 def main() -> None:
@@ -37,7 +41,7 @@ def main() -> None:
             std = [100 * (row[metric]["std"] or 0) for row in mine]
             axes.plot(shots, mean, color=colour, marker=marker, label=label)
             low, high = zip(*((m - s, m + s) for m, s in zip(mean, std, strict=True)), strict=True)
-            axes.fill_between(shots, low, high, color=colour, alpha=0.15, linewidth=0)
+            axes.fill_between(shots, low, high, color=colour, alpha=0.12, linewidth=0)
         axes.axhline(
             100 * result["zero_shot"][metric], color="#555", linestyle="--", label="zero-shot"
         )

@@ -362,6 +362,39 @@ def _few(cells: Cells, label: str, draws: list[Draw], view: View) -> float:
 # -- all ---------------------------------------------------------------------------------------------
 
 
+_GLANCE = (
+    ("PACS own domain, 16", VIEWS[0].title, "16"),
+    ("other domains, 16", VIEWS[5].title, "16"),
+    ("CIFAR-10: 1", "CIFAR-10", "1"),
+    ("4", "CIFAR-10", "4"),
+    ("16", "CIFAR-10", "16"),
+    ("textiles, balanced: 1", VIEWS[8].title, "1"),
+    ("16", VIEWS[8].title, "16"),
+)
+
+
+def glance(part: str, found: dict[str, Any]) -> ResultTable | None:
+    """One row a method, of everything that there is: accuracy in percent and two calibration errors."""
+    if not {"base to new", *(title for _, title, _ in _GLANCE)} <= found.keys():
+        return None
+    base, own = found["base to new"], found[VIEWS[0].title]
+    columns = ["method", "ImageNet groups: trained", "new", "HM", *(name for name, *_ in _GLANCE)]
+    rows = []
+    for label, fact in base.items():
+        new = None if fact["new"] is None else fact["new"]["accuracy"]
+        few = [found[title][label]["accuracy"][shots] for _, title, shots in _GLANCE]
+        shares = [fact["base"]["accuracy"], new, fact["hm"], *few]
+        errors = (fact["base"]["ece"], own[label]["ece"])
+        rows.append(
+            [
+                label,
+                *(DASH if share is None else f"{100 * share:.1f}" for share in shares),
+                *(f"{error:.3f}" for error in errors),
+            ]
+        )
+    return ResultTable(f"At a glance, {part}", [*columns, "ECE ImageNet", "ECE PACS"], rows)
+
+
 def write_tables(options: argparse.Namespace) -> str:
     """Write `result.json` and `tables.md` beside the cells, and return the tables."""
     folder = Path(options.out or options.report)
@@ -382,6 +415,9 @@ def write_tables(options: argparse.Namespace) -> str:
             if found is not None:
                 tables.append(found[0])
                 result.setdefault(part, {})[title] = found[1]
+        first = glance(part, result.get(part, {}))
+        if first is not None:
+            tables.insert(0, first)
     text = "\n".join(map(markdown, tables))
     if cells.incomplete:
         text += f"\n{cells.incomplete} draws are left out: not every method has them yet.\n"
