@@ -1,6 +1,7 @@
 """Print the lowest versions that pyproject.toml allows, as constraints for pip.
 
-The packages of `test` and `dev` are tools, which are not rada's to hold back: they stay free.
+The packages of `test` and `dev` are tools, which are not rada's to hold back: they stay free. `onnx` asks for
+a newer torch than the core, and is left out.
 """
 
 import re
@@ -10,7 +11,10 @@ from pathlib import Path
 project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 extras = project["optional-dependencies"]
 wanted = project["dependencies"] + [
-    text for extra, texts in extras.items() if extra not in ("test", "dev") for text in texts
+    text
+    for extra, texts in extras.items()
+    if extra not in ("onnx", "test", "dev")
+    for text in texts
 ]
 for text in sorted(wanted, key=str.lower):
     floor = re.fullmatch(r"([\w.-]+)>=([\w.]+)", text)

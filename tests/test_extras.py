@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rada.core.extras import _PACKAGES, EXTRAS, missing_package
+from rada.core.extras import _PACKAGES, EXTRAS, is_installed, missing_package
 from rada.features import Features
 
 ROOT = Path(__file__).parents[1]
@@ -135,6 +135,7 @@ def test_table_is_that_of_pyproject() -> None:
         if extra not in ("test", "dev", "all")
     }
     names["models"].remove("protobuf")  # no module of it is asked for by name
+    names["onnx"].remove("torch")  # a newer one than the core needs
     known = {
         extra: {_PACKAGES.get(module, module).replace("_", "-") for module in modules}
         for extra, modules in EXTRAS.items()
@@ -177,6 +178,8 @@ def test_every_module_has_a_command() -> None:
 
 @pytest.mark.parametrize("module", NEEDS)
 def test_missing_package_is_one_line(module: str, data: Path, blocker: Path) -> None:
+    if not is_installed(module):
+        pytest.skip(f"{module} is not installed anyhow")
     before = sorted(data.iterdir())
     done = run(NEEDS[module], data, blocker, module)
     assert done.returncode == 2, done.stderr

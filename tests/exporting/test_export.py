@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -26,6 +25,8 @@ from rada.data import open_image
 from rada.exporting import Preprocessing, describe_preprocessing
 from rada.features import ClassSet
 from rada.training.encoder_config import EncoderConfig
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra 'onnx'")
 
 ROOT = Path(__file__).parents[2]
 METHODS = [method.name for method in list_methods()]
@@ -261,7 +262,7 @@ def test_encoders_that_cannot_be_exported_say_so(tmp_path: Path) -> None:
         lambda x: torch.as_tensor(x.mean((2, 3)).numpy()), lambda t: torch.eye(3)[: len(t)], 1.0, 3
     )
     clf = Classifier(own, "zero_shot", ("red", "dog"), **OPTIONS)
-    with pytest.raises(EncoderError, match="torch cannot export"):
+    with pytest.raises(EncoderError, match=r"torch \S+ cannot export"):
         export_model(clf, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

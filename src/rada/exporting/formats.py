@@ -40,7 +40,8 @@ def trace(graph: nn.Module, inputs: dict[str, Tensor]) -> Any:
             )
     except Exception as error:  # torch raises dozens of unrelated types
         raise EncoderError(
-            f"torch cannot export this model from {next(iter(inputs))}: {one_line(error, 300)}"
+            f"torch {torch.__version__} cannot export this model from {next(iter(inputs))}: "
+            f"{one_line(error, 300)}"
         ) from error
 
 
@@ -49,15 +50,21 @@ def _write_onnx(program: Any, names: tuple[str, ...], folder: Path, facts: dict[
     with needed_for("an export to ONNX"):
         import onnx
         import onnxscript  # noqa: F401  torch needs it for what follows
-    with _quiet():
-        found = torch.onnx.export(
-            program,
-            (),
-            dynamo=True,
-            opset_version=_OPSET,
-            input_names=list(names),
-            output_names=list(OUTPUTS),
-        )
+    try:
+        with _quiet():
+            found = torch.onnx.export(
+                program,
+                (),
+                dynamo=True,
+                opset_version=_OPSET,
+                input_names=list(names),
+                output_names=list(OUTPUTS),
+            )
+    except Exception as error:  # of onnxscript and of torch, without a common base
+        raise EncoderError(
+            f"torch {torch.__version__} cannot write this model in ONNX: {one_line(error, 300)}; "
+            "a newer one may, or --format torch"
+        ) from error
     assert found is not None
     name, model = "model.onnx", found.model_proto
     _name_axes(model)
