@@ -14,8 +14,7 @@ is tested on all three. Few-shot problems are PACS, CIFAR-10 and textiles with t
 train split and tests on the rest of the train split, `confirm` tests on the test split. So nothing is tuned on test images.
 
 One file a cell, written whole or not at all: the same command goes on where it stopped, and refuses cells of another configuration.
-Cells hold what each image got, and the tables are made from them: they need torchmetrics, the cells do not. Seconds are
-processor time of a fit with one thread. `--set LABEL.FIELD=VALUE` changes a field, `--set LABEL.method=NAME` makes a variant.
+Cells hold what each image got, and the tables are made from them. Seconds are processor time of a fit with one thread. `--set LABEL.FIELD=VALUE` changes a field, `--set LABEL.method=NAME` makes a variant.
 """
 
 from __future__ import annotations
@@ -335,12 +334,6 @@ def main() -> int:
     try:
         if options.out:
             failed = run_all(options, began)
-        try:
-            import torchmetrics  # noqa: F401
-        except ImportError:
-            folder = options.out or options.report
-            print(f"the tables need torchmetrics: python benchmarks/suite.py --report {folder}")
-            return 1
         from suite_tables import write_tables
 
         print(write_tables(options))
