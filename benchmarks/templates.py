@@ -1,6 +1,6 @@
 """What `templates="auto"` brings: methods with the data's own templates and with those that the shots choose.
 
-    python benchmarks/templates.py FEATURES [--methods zero_shot rada] [--jobs 2] [--out result.json]
+    python benchmarks/templates.py FEATURES [--methods zero_shot tip_adapter taskres] [--jobs 2] [--out result.json]
 
 FEATURES is the folder of features files that `suite.py` describes; the embedded model embeds the prompts. Prints accuracy on the
 test split (textiles also balanced, PACS also on the other domains), the mean over seeds, and how often others than the data's own
@@ -97,12 +97,15 @@ def row(runs: list[dict[str, Any]], parts: tuple[str, ...]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("features")
-    parser.add_argument("--methods", nargs="+", default=["zero_shot", "rada"])
+    parser.add_argument("--methods", nargs="+", default=["zero_shot", "tip_adapter", "taskres"])
+    parser.add_argument("--data", nargs="+", default=list(FEW_SHOT))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", help="JSON file for the result")
     options = parser.parse_args()
-    tasks = [(data, shots, seed) for data in FEW_SHOT for shots in SHOTS for seed in options.seeds]
+    tasks = [
+        (data, shots, seed) for data in options.data for shots in SHOTS for seed in options.seeds
+    ]
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
         work = functools.partial(draw, options.features, options.methods)
         runs = [run for found in pool.map(work, tasks) for run in found]
@@ -116,6 +119,8 @@ def main() -> None:
     print("| data | method | " + " | ".join(f"{shots} shots" for shots in SHOTS) + " |")
     print("|:--" * 2 + "|--:" * len(SHOTS) + "|")
     for title, names, parts in views:
+        if not set(names) <= set(options.data):
+            continue
         for method in options.methods:
             mine = [run for run in runs if run["data"] in names and run["method"] == method]
             print(f"| {title} | {method} | {' | '.join(row(mine, parts))} |")
