@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import timm
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
@@ -80,7 +81,14 @@ def siglip(folder: Path) -> None:
 
 
 def siglip2(folder: Path) -> None:
-    from transformers import Siglip2Config, Siglip2ImageProcessor, Siglip2Model, Siglip2Tokenizer
+    import transformers
+    from transformers import Siglip2Config, Siglip2ImageProcessor, Siglip2Model
+
+    if not hasattr(transformers, "Siglip2Tokenizer"):
+        pytest.skip(
+            "this version of transformers has no tokenizer of SigLIP 2 to make a tiny one of"
+        )
+    from transformers import Siglip2Tokenizer
 
     pieces = Tokenizer(models.BPE())
     marks = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
