@@ -326,7 +326,11 @@ class TransformersEncoder(EncoderFamily):
 
     def token_embedding_module(self) -> nn.Module:
         """The encoder's own layer."""
-        found: nn.Module = self.text_parts()[0].get_input_embeddings()  # type: ignore[operator]
+        text: Any = self.text_parts()[0]
+        if not hasattr(text, "get_input_embeddings"):  # in transformers 5.0 CLIP's
+            found: nn.Module = text.embeddings.token_embedding
+            return found
+        found = text.get_input_embeddings()
         return found
 
     def text_layers(self) -> list[nn.Module]:
