@@ -463,20 +463,31 @@ def test_fit_says_what_was_held_out_and_the_strengths_that_evaluate_takes(
     shots, classes = fitted["held_out"]
     assert (shots["what"], classes["what"]) == ("shots", "classes")
     assert shots["zero_shot"] == choice["base_accuracy"][0]
-    assert shots["adapted"] == max(choice["base_accuracy"])
+    assert shots["adapted"] == choice["base_accuracy"][choice["points"].index(choice["point"])]
+    assert shots["linear_probe"] == choice["linear_probe"] > 0
+    for entry in (shots, classes):
+        for row, (low, high) in entry["intervals"].items():
+            assert 0 <= low <= entry[row] <= high <= 1
     place = choice["strengths"].index(choice["strength"])
     assert classes["zero_shot"] == choice["new_accuracy"][0]
     assert classes["adapted"] == choice["new_accuracy"][place]
     told = ok("fit", features["train"], "--out", again, *options, environment=environment)
     assert "in the last epoch" not in told  # what was learned by heart is no accuracy
-    assert "On held-out shots (a quarter of each learned class, at least one): zero-shot " in told
-    assert "On held-out classes (a part, in turn): zero-shot " in told
+    assert (
+        f"On held-out shots (a quarter of each learned class, at least one; {shots['images']} "
+        in told
+    )
+    assert f"On held-out classes (a part, in turn; {classes['images']} images):" in told
+    rows = [line.split("  ")[1].strip() for line in told.splitlines() if "(95 %:" in line]
+    assert rows == ["zero-shot", "linear probe", "RAda + probe", "zero-shot", "RAda + probe"]
+    assert "Probabilities are calibrated: temperature " in told
     epochs = len(fitted["training"]["history"])
     assert epochs > 8 and f"in {epochs} epochs (min_steps asks for more than 8)" in told
     trained, strength = fitted["training"]["trained_strength"], fitted["strength"]
     assert f"Strength {trained:g} among learned classes" in told
     known = ok("evaluate", head, features["test"], environment=environment)
     assert f"The model was trained on 8 of these 8 classes. Strength {trained:g}." in known
+    assert "Linear probe" in known
     new = ok("evaluate", head, features["new"], environment=environment)
     assert f"The model was trained on 0 of these 4 classes. Strength {strength:g}." in new
     told = ok(
