@@ -72,7 +72,7 @@ def make_runs(shots=(1, 2, 4, 8, 16), seeds=(1, 2, 3)):
             "accuracy": level + 0.1 * place + generator.normal() * 0.03,
             "balanced_accuracy": level + 0.06 * place + generator.normal() * 0.02,
         }
-        for method, level in (("rada", 0.3), ("linear_probe", 0.24))
+        for method, level in (("rada_probe", 0.3), ("linear_probe", 0.24))
         for place, number in enumerate(shots)
         for seed in seeds
     ]

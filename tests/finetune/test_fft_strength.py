@@ -14,7 +14,7 @@ from rada.encoders import load_encoder
 from rada.features import Features, extract_features
 from rada.pretrained import load_model
 from rada.training.encoder_loop import EncoderLoop
-from rada.training.strength import STRENGTHS, _counted
+from rada.training.strength import PLAIN_GRID, STRENGTHS, score
 
 CONFIG = FFTConfig(
     epochs=2, batch_size=8, learning_rate=1e-3, num_heads=2, head_epochs=2, evaluate_every=0
@@ -89,8 +89,9 @@ def test_folds_are_whole_runs_of_as_many_steps(chosen):
     choice = result["strength_choice"]
     assert choice["method"] == "classes"
     assert result["strength"] == choice["strength"] and result["strength"] in STRENGTHS
-    base = choice["base_accuracy"]
+    base = choice["base_likelihood"]
     assert base[STRENGTHS.index(result["trained_strength"])] == max(base)
+    assert choice["linear_probe"] is None  # on features of which encoder?
     assert result["effective"] == {"epochs": 2, "steps": 6}
 
 
@@ -120,7 +121,8 @@ def test_counts_are_those_of_the_tuned_model_at_every_strength(chosen, data):
     text = it.encoder.encode_classes(split.classes)
     part = dataclasses.replace(features, text_features=text, scale=it.encoder.scale)
     assert isinstance(part, Features)
-    counts = _counted(model, part)
+    points = model.at_points(model.features_of(part), part.class_set(), PLAIN_GRID.points)
+    counts = score(points, part.labels)
     own = model.encoder
     images = own.infer_images(
         torch.stack([own.preprocess(split.load(i)) for i in range(len(split))])

@@ -270,7 +270,7 @@ def test_a_class_that_fails_is_said_in_words(tmp_path):
 def test_the_headline_over_seeds_is_mean_and_deviation(tmp_path):
     result = make_result(["a", "b", "c"], images=200)[0] | {"shots": 16, "seed": 1}
     runs = [
-        {"method": "rada", "shots": 16, "seed": seed, "accuracy": accuracy}
+        {"method": "rada_probe", "shots": 16, "seed": seed, "accuracy": accuracy}
         for seed, accuracy in enumerate((0.723, 0.680, 0.694), 1)
     ]
     text = text_of(write_report(tmp_path, result, runs=runs).read_text(encoding="utf-8"))

@@ -234,7 +234,7 @@ def _seeds_headline(result: Mapping[str, Any], seeds: SeedSummary) -> Headline:
         [
             HeadlineNumber("Zero-shot accuracy", percent(zero_shot)),
             HeadlineNumber(
-                f"RAda, mean of {count(len(seeds.values), 'seed')}",
+                f"{name_of(result, main_row(result))}, mean of {count(len(seeds.values), 'seed')}",
                 percent(seeds.accuracy["mean"]),
                 f"± {deviation}, from {low} to {high}; {count(seeds.shots, 'image')} a class",
                 "accent",
