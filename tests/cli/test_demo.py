@@ -40,7 +40,9 @@ def test_demo_goes_on_and_leaves_a_model_and_a_report(
     words = ("demo", "--out", out, "--seeds", "1")
     result = json.loads(ok(*words, "--json", environment=environment))
     runs = [(run["method"], run["shots"], run["seed"]) for run in result["runs"]]
-    assert sorted(runs) == [(m, k, 1) for m in ("linear_probe", "rada", "rada_probe") for k in (1, 2)]
+    assert sorted(runs) == [
+        (m, k, 1) for m in ("linear_probe", "rada", "rada_probe") for k in (1, 2)
+    ]
     assert result["rows"] == ["zero_shot", "adapted", "linear_probe"]
     assert (result["shots"], result["seed"], result["seeds"]) == (2, 1, [1])
     # The saved model is that of the benchmark's last cell.
