@@ -538,3 +538,13 @@ def test_a_scale_that_is_a_logarithm_is_noticed(
     done = rada("fit", features["train"], "--scale", "100", "--out", tmp_path / "other", *QUICK,
                 environment=environment)  # fmt: skip
     assert "logarithm" not in done.stderr
+
+
+def test_after_a_fit_the_next_command_evaluates_on_other_images(tmp_path: Path) -> None:
+    from rada.cli.fit import _test_data
+
+    (tmp_path / "train").mkdir()
+    assert _test_data(str(tmp_path / "train")) == "TEST_IMAGES"
+    (tmp_path / "test").mkdir()
+    assert _test_data(str(tmp_path / "train")) == str(tmp_path / "test")
+    assert _test_data("my photos") == "'my photos'"  # a data set with splits of its own

@@ -181,7 +181,7 @@ def _print_summary(result: dict[str, Any], title: str, data: str, out: Path) -> 
         ),
         "The model is in ",
         bold(out),
-        f". Next:\n  rada evaluate {folder} {shlex.quote(data)}\n  rada predict {folder} IMAGE...",
+        f". Next:\n  rada evaluate {folder} {_test_data(data)}\n  rada predict {folder} IMAGE...",
         sep="",
         soft_wrap=True,
     )
@@ -202,6 +202,15 @@ def _label_lines(errors: list[dict[str, Any]] | None) -> list[str]:
     ]
     more = [] if len(errors) <= MOST_NAMED else [f"  and {len(errors) - MOST_NAMED} more (--json)"]
     return [f"{count(len(errors), 'label')} may be wrong:", *said, *more]
+
+
+def _test_data(data: str) -> str:
+    """Return what to evaluate on after training on some data: never the images that were learned."""
+    place = Path(data)
+    if place.name != "train":
+        return shlex.quote(data)
+    test = place.with_name("test")
+    return shlex.quote(str(test)) if test.exists() else "TEST_IMAGES"
 
 
 def _effort(training: dict[str, Any]) -> str:
