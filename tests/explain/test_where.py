@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -157,6 +159,6 @@ def test_what_is_missing_is_said(colours, monkeypatch, tmp_path):
     colours.capabilities = frozenset()
     told = clf.explain(patchy(64, 64), config=config)
     assert len(told.maps) == 1 and "image_gradients" in told.notes[0]
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "captum", None)
     with pytest.raises(MissingExtraError, match=r"rada-vlm\[explain\]"):
         clf.explain(patchy(64, 64), config=config)

@@ -76,6 +76,7 @@ class ProbedHeadModel(HeadModel):
     """
 
     mixture: Tensor
+    by_class_features = False  # the trained classes are known by their names
 
     def __init__(
         self, method: Method, facts: Facts, config: RAdaProbeConfig, encoder: object, support: int

@@ -64,6 +64,8 @@ class RAdaKgCoOpConfig(RAdaPromptConfig):
 class PromptedHeadModel(HeadModel):
     """A head whose class features come from a learned context; the context does not learn with it."""
 
+    by_class_features = False
+
     encoder: DualEncoder
     context: Tensor
 
