@@ -193,6 +193,11 @@ def _solved(
     return weight.detach(), bias.detach()
 
 
+def remembered(shapes: Shapes) -> int:
+    """Return how many images the correction in a file remembers; 0 before it has learned."""
+    return shapes["correction.support"][0] if "correction.support" in shapes else 0
+
+
 def trained_rows(classes: ClassSet, facts: Facts, device: torch.device) -> Tensor | None:
     """Return the rows of candidates among the trained classes, `(K,)`; None if one is new."""
     found = classes.rows_among(facts.classes)
@@ -244,8 +249,7 @@ class PriorProbe(Method):
         self, facts: Facts, config: Any, shapes: Shapes, encoder: DualEncoder | None
     ) -> AdaptedModel:
         """Return a model that remembers as many images as the file has."""
-        support = shapes["correction.support"][0] if "correction.support" in shapes else 0
-        return PriorProbeModel(self, facts, config, encoder, support)
+        return PriorProbeModel(self, facts, config, encoder, remembered(shapes))
 
     def train(
         self, model: AdaptedModel, data: Features, config: PriorProbeConfig, run: Run

@@ -25,7 +25,7 @@ from torch import Tensor
 from rada.core.config import Config
 from rada.features import ClassSet, Features
 from rada.methods.base import AdaptedModel, Facts, Method, Shapes
-from rada.methods.prior_probe import Correction, PriorProbeConfig, trained_rows
+from rada.methods.prior_probe import Correction, PriorProbeConfig, remembered, trained_rows
 from rada.methods.rada import SOURCE, EFTConfig, HeadModel, RAda
 from rada.methods.registry import register_method
 from rada.methods.terms import Terms
@@ -162,8 +162,7 @@ class RAdaProbe(RAda):
         self, facts: Facts, config: Any, shapes: Shapes, encoder: DualEncoder | None
     ) -> AdaptedModel:
         """Return a model that remembers as many images as the file has."""
-        support = shapes["correction.support"][0] if "correction.support" in shapes else 0
-        return ProbedHeadModel(self, facts, config, encoder, support)
+        return ProbedHeadModel(self, facts, config, encoder, remembered(shapes))
 
     def beside_head(
         self, model: AdaptedModel, data: Features, config: RAdaProbeConfig

@@ -24,6 +24,7 @@ from rada.test_time.selection import (
 )
 
 __all__ = [
+    "CombinesViews",
     "TestTimeMethod",
     "ViewPredictor",
     "check_views",
@@ -97,6 +98,26 @@ class TestTimeMethod(ABC):
             batch_size: Images at once; None chooses.
             progress: Show a bar; None shows it on a terminal only.
         """
+
+
+class CombinesViews(TestTimeMethod):
+    """A method that makes one prediction of a model's predictions of the views, and adapts nothing."""
+
+    def predictor(
+        self,
+        model: AdaptedModel,
+        classes: ClassSet,
+        config: Any,
+        *,
+        batch_size: int | None = None,
+        progress: bool | None = False,
+    ) -> ViewPredictor:
+        """Return what combines the predictions of all views of an image."""
+        return lambda views: self.combined(view_logits(model, views, classes), config)
+
+    @abstractmethod
+    def combined(self, logits: Tensor, config: Any) -> Tensor:
+        """Return logits `(N, K)` of images, given those of their views `(N, V, K)`."""
 
 
 def predict_data_set(predict: ViewPredictor, data: Features, seed: int) -> Tensor:

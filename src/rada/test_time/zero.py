@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from rada.features import ClassSet
-from rada.methods import AdaptedModel
-from rada.test_time.base import TestTimeMethod, ViewPredictor, view_logits
+from rada.test_time.base import CombinesViews
 from rada.test_time.config import ViewConfig
 from rada.test_time.registry import register_test_time_method
 from rada.test_time.selection import keep_confident, view_entropies
@@ -19,26 +17,13 @@ __all__ = ["Zero", "votes"]
 
 
 @dataclass(frozen=True)
-class Zero(TestTimeMethod):
+class Zero(CombinesViews):
     """Temperature zero makes each kept view's prediction one class; the majority wins, by any model."""
 
-    def predictor(
-        self,
-        model: AdaptedModel,
-        classes: ClassSet,
-        config: ViewConfig,
-        *,
-        batch_size: int | None = None,
-        progress: bool | None = False,
-    ) -> ViewPredictor:
-        """Return what counts the votes of the confident views."""
-
-        def predict(views: Tensor) -> Tensor:
-            logits = view_logits(model, views, classes)
-            # A class without a vote would have the logit -inf: one more vote is spread over all.
-            return (votes(logits, config.kept(logits.shape[1])) + 1 / logits.shape[-1]).log()
-
-        return predict
+    def combined(self, logits: Tensor, config: ViewConfig) -> Tensor:
+        """Return the logarithm of the votes of the confident views."""
+        # A class without a vote would have the logit -inf: one more vote is spread over all.
+        return (votes(logits, config.kept(logits.shape[1])) + 1 / logits.shape[-1]).log()
 
 
 def votes(logits: Tensor, count: int) -> Tensor:

@@ -479,10 +479,10 @@ def _chosen(runs: _Folds, method: str, base: Scores | None, new: Scores | None) 
     trained = point[0] if len(point) == 1 else 1.0
     strength, temperature = min(trained, LARGEST_NEW), runs.prior
     if new is not None and new.images:
-        at_zero = int(new.calibrated()[1][0])
-        losses = new.loss[:, at_zero]
+        _, best = new.calibrated()
+        losses = new.loss[:, int(best[0])]
         strength = cautious_strength(losses)
-        temperature = float(temperatures[new.calibrated()[1][STRENGTHS.index(strength)]])
+        temperature = float(temperatures[best[STRENGTHS.index(strength)]])
         found |= {
             "new_accuracy": new.accuracy(),
             "new_likelihood": tuple((-losses / new.images).tolist()),
