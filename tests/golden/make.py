@@ -33,6 +33,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "rada_released": {"epochs": 2},
     "rada_adapter": {"epochs": 4, "min_steps": 30, "batch_size": 8, "hidden": 4},
     "coop": {"epochs": 4},
+    "cocoop": {"epochs": 2},
     "kgcoop": {"epochs": 4},
     "prograd": {"epochs": 4, "length": 6},
     "rada_coop": {"epochs": 4, "min_steps": 30, "batch_size": 8, "prompt_epochs": 2},

@@ -18,6 +18,7 @@ from rada.training.strength import Strength
 # Full fine-tuning has the same matrix, on images, in tests/finetune.
 NAMES = [method.name for method in list_methods() if "images" not in method.needs]
 GRADIENTS = ["clip_adapter", "tip_adapter_f", "cross_modal_probe", "coop", "kgcoop", "prograd"]
+GRADIENTS += ["cocoop"]
 GRADIENTS += ["rada", "rada_released", "rada_adapter", "taskres", "clap", "lp_plus_plus", "rla"]
 ZERO_SHOT_START = ["zero_shot", "cross_modal_probe", "rada", "rada_released", "rada_adapter"]
 ZERO_SHOT_START += ["taskres", "clap", "rla"]
@@ -29,6 +30,7 @@ QUICK = {
     "rada_released": {"epochs": 2},
     "rada_adapter": {"epochs": 2, "min_steps": 0, "batch_size": 8, "hidden": 4, "strength": 1.0},
     "coop": {"epochs": 2},
+    "cocoop": {"epochs": 2, "reduction": 3},
     "kgcoop": {"epochs": 2},
     "prograd": {"epochs": 2, "length": 6},
     "rada_coop": {"epochs": 2, "min_steps": 0, "prompt_epochs": 2, "strength": 1.0},
@@ -128,7 +130,7 @@ def test_learns_the_shots(name, case_of):
     wanted = get_method(name).config()
     if name in ("rada_adapter", "rada"):
         wanted = dataclasses.replace(wanted, strength=1.0, min_steps=50)
-    if name in ("coop", "kgcoop", "prograd"):
+    if name in ("coop", "kgcoop", "prograd", "cocoop"):
         wanted = dataclasses.replace(wanted, **QUICK[name] | {"epochs": 50})
     if name in ("rada_coop", "rada_kgcoop"):
         changes = {"strength": 1.0, "min_steps": 50, "prompt_epochs": 4}
@@ -142,7 +144,7 @@ def test_seeds_repeat_and_differ(name, case_of):
     data, run = case_of(name)
     first, again = (logits(fitted(name, data, run), data) for _ in range(2))
     assert torch.equal(first, again)
-    if name in ("clip_adapter", "rada_released", "rada_adapter", "rada"):
+    if name in ("clip_adapter", "rada_released", "rada_adapter", "rada", "cocoop"):
         other = logits(fitted(name, data, dataclasses.replace(run, seed=2)), data)
         assert not torch.equal(first, other)
 

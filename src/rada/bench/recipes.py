@@ -28,7 +28,7 @@ FEATURE_METHODS = (
     "rada_adapter",
     "rada_probe",
 )
-PROMPT_METHODS = ("coop", "kgcoop", "prograd", "rada_coop", "rada_kgcoop")
+PROMPT_METHODS = ("coop", "cocoop", "kgcoop", "prograd", "rada_coop", "rada_kgcoop")
 COOP_SETS = (
     "imagenet",
     "caltech101",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,7 +13,6 @@ from torch.utils.checkpoint import checkpoint
 
 from rada.core.config import Config
 from rada.core.errors import ConfigError
-from rada.encoders.tokens import Tokens, token_count, token_slice
 from rada.features import ClassSet, Features
 from rada.methods.base import AdaptedModel, Cost, Facts, Method, Run, Shapes
 from rada.training.feature_loop import Recipe
@@ -21,7 +20,14 @@ from rada.training.feature_loop import Recipe
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder
 
-__all__ = ["PromptConfig", "PromptMethod", "PromptModel", "context_vectors", "prompted_text"]
+__all__ = [
+    "PromptConfig",
+    "PromptMethod",
+    "PromptModel",
+    "PromptTexts",
+    "context_vectors",
+    "prompted_text",
+]
 
 TEXT_CHUNK = 64
 """Prompts that are run at once; of more the backward pass computes each chunk again."""
@@ -70,47 +76,81 @@ def context_vectors(encoder: DualEncoder, words: str) -> Tensor:
     return found.float().cpu().clone()
 
 
-def prompted_text(encoder: DualEncoder, names: tuple[str, ...], context: Tensor) -> Tensor:
-    """Run the text encoder on a context before each class name, differentiably in the context.
+class PromptTexts:
+    """The text encoder on learned vectors before class names, differentiable in the vectors.
 
-    Of more than `TEXT_CHUNK` classes no activations are kept, so that memory does not grow with them.
+    Of more than `TEXT_CHUNK` prompts no activations are kept, so that memory does not grow with them.
 
     Args:
         encoder: Its own weights take no gradients here.
         names: K class names.
-        context: `(n, E)`.
-
-    Returns:
-        Unit-norm `(K, D)`.
+        length: Vectors before each name, n.
     """
-    prompts = [f"{name}." for name in names]
-    tokens = encoder.tokenize_with_context(prompts, len(context))
-    first, length = encoder.context_start, len(context)
 
-    def encoded(context: Tensor, tokens: Tokens) -> Tensor:
+    def __init__(self, encoder: DualEncoder, names: Sequence[str], length: int) -> None:
+        self.encoder, self.names, self.length = encoder, tuple(names), length
+        self.tokens = encoder.tokenize_with_context([f"{name}." for name in names], length)
+
+    def __call__(self, context: Tensor) -> Tensor:
+        """Return unit-norm class features.
+
+        Args:
+            context: `(n, E)` for all classes, or one for each of B images, `(B, n, E)`.
+
+        Returns:
+            `(K, D)`, or `(B, K, D)`.
+        """
+        shared = context.ndim == 2
+        count = len(self.names) * (
+            1 if shared else context.shape[0]
+        )  # len() would fix it in a graph
+        if (
+            torch.compiler.is_compiling()
+        ):  # a graph has no chunks: they would fix the number of images
+            found = self._encoded(context, torch.arange(count))
+        elif count <= TEXT_CHUNK or not torch.is_grad_enabled():
+            found = torch.cat([self._encoded(context, rows) for rows in _chunks(count)])
+        else:
+            found = torch.cat(
+                [
+                    checkpoint(self._encoded, context, rows, use_reentrant=False)
+                    for rows in _chunks(count)
+                ]
+            )
+        return found if shared else found.unflatten(0, (context.shape[0], len(self.names)))
+
+    def _encoded(self, context: Tensor, rows: Tensor) -> Tensor:
+        """Return the features of some prompts, counted image by image."""
+        encoder, first, names = self.encoder, self.encoder.context_start, len(self.names)
+        tokens = {key: tensor[rows % names] for key, tensor in self.tokens.items()}
         with _frozen(encoder.model):
             embeddings = encoder.embed_tokens(tokens).detach()
-            place = context.to(embeddings).expand(len(embeddings), -1, -1)
-            parts = [embeddings[:, :first], place, embeddings[:, first + length :]]
+            place = context.to(embeddings)
+            place = (
+                place.expand(len(embeddings), -1, -1)
+                if context.ndim == 2
+                else place[rows.to(place.device) // names]
+            )
+            parts = [embeddings[:, :first], place, embeddings[:, first + self.length :]]
             return encoder.encode_texts_from_embeddings(torch.cat(parts, dim=1), tokens)
 
-    count = token_count(tokens)
-    if count <= TEXT_CHUNK or not torch.is_grad_enabled():
-        chunks = [
-            encoded(context, token_slice(tokens, slice(start, start + TEXT_CHUNK)))
-            for start in range(0, count, TEXT_CHUNK)
-        ]
-    else:
-        chunks = [
-            checkpoint(
-                encoded,
-                context,
-                token_slice(tokens, slice(start, start + TEXT_CHUNK)),
-                use_reentrant=False,
-            )
-            for start in range(0, count, TEXT_CHUNK)
-        ]
-    return torch.cat(chunks)
+
+def _chunks(count: int) -> Iterator[Tensor]:
+    return iter(torch.arange(count).split(TEXT_CHUNK))
+
+
+def prompted_text(encoder: DualEncoder, names: tuple[str, ...], context: Tensor) -> Tensor:
+    """Run the text encoder on a context before each class name, once; see `PromptTexts`.
+
+    Args:
+        encoder: Its own weights take no gradients here.
+        names: K class names.
+        context: `(n, E)`, or `(B, n, E)`.
+
+    Returns:
+        Unit-norm `(K, D)`, or `(B, K, D)`.
+    """
+    return PromptTexts(encoder, names, context.shape[-2])(context)
 
 
 class PromptModel(AdaptedModel):
@@ -121,11 +161,18 @@ class PromptModel(AdaptedModel):
     ) -> None:
         super().__init__(method, facts, config, encoder)
         self.context = nn.Parameter(context)
+        self._texts: PromptTexts | None = None
+
+    def texts(self, classes: ClassSet) -> PromptTexts:
+        """Return the text encoder on the class names; their tokens are kept until others are asked for."""
+        if self._texts is None or self._texts.names != classes.names:
+            assert self.encoder is not None
+            self._texts = PromptTexts(self.encoder, classes.names, len(self.context))
+        return self._texts
 
     def prepare(self, classes: ClassSet) -> ClassSet:
         """Run the text encoder on the learned context before each class name."""
-        assert self.encoder is not None
-        text = prompted_text(self.encoder, classes.names, self.context)
+        text = self.texts(classes)(self.context)
         return replace(classes, text_features=text.to(classes.text_features.device))
 
     def score(self, images: Tensor, classes: ClassSet) -> Tensor:

@@ -24,6 +24,7 @@ _ORDER = (
     "tip_adapter",
     "tip_adapter_f",
     "coop",
+    "cocoop",
     "kgcoop",
     "prograd",
     "rada_released",
