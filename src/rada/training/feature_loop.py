@@ -117,8 +117,14 @@ class Recipe(Config):
                 parameters, lr=self.learning_rate, momentum=0.9, weight_decay=self.weight_decay
             )
         kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
+        # On a CPU the one pass of the fused form takes a seventh of the time of a dozen passes.
+        fused = all(p.device.type == "cpu" and p.is_floating_point() for p in parameters) or None
         return kind(
-            parameters, lr=self.learning_rate, weight_decay=self.weight_decay, eps=self.epsilon
+            parameters,
+            lr=self.learning_rate,
+            weight_decay=self.weight_decay,
+            eps=self.epsilon,
+            fused=fused,
         )
 
 
@@ -272,24 +278,27 @@ def _epoch(
         for group in optimizer.param_groups:
             group["lr"] = rate
         losses = loss(step)
-        _check_loss(losses, f"at step {number}", rate)
+        reported = _check_loss(losses, f"at step {number}", rate)
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         optimizer.step()
-        for name, value in losses.items():
-            totals[name] = totals.get(name, 0.0) + float(value.detach()) * len(step.labels)
+        for name, value in reported.items():
+            totals[name] = totals.get(name, 0.0) + value * len(step.labels)
         seen += len(step.labels)
         advance(1)
     means = {name: value / max(1, seen) for name, value in totals.items()}
     return means | {"learning_rate": rate}, step
 
 
-def _check_loss(losses: Losses, place: str, rate: float) -> None:
-    for name, value in losses.items():
-        if not bool(value.isfinite()):
+def _check_loss(losses: Losses, place: str, rate: float) -> dict[str, float]:
+    """Return the losses as numbers, read once; refuse those that are not finite."""
+    found = {name: float(value.detach()) for name, value in losses.items()}
+    for name, value in found.items():
+        if not math.isfinite(value):
             raise TrainingDivergedError(
-                f"the loss ({name}) is {float(value.detach())} {place} (learning rate {rate:.3g})"
+                f"the loss ({name}) is {value} {place} (learning rate {rate:.3g})"
             )
+    return found
 
 
 def _restored(
