@@ -28,6 +28,7 @@ from rada.features import ClassSet, Features
 from rada.methods.base import AdaptedModel, Facts, Method, Run, Shapes
 from rada.methods.registry import register_method
 from rada.methods.terms import Terms
+from rada.training.optimizers import LBFGS
 from rada.training.strength import Strength, fitted_temperature
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def _solved(
     weight = images.new_zeros(start.shape[1], images.shape[1])
     bias = images.new_zeros(start.shape[1])
     weight.requires_grad_(), bias.requires_grad_()
-    optimizer = torch.optim.LBFGS(
+    optimizer = LBFGS(
         [weight, bias],
         max_iter=iterations,
         history_size=10,

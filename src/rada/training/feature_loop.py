@@ -19,6 +19,7 @@ from rada.core.errors import CheckpointError, TrainingDivergedError
 from rada.core.hashing import fingerprint_tensors
 from rada.core.progress import progress_bar
 from rada.features import ClassSet, Features
+from rada.training import optimizers
 from rada.training.schedule import warmup_cosine
 from rada.training.state import TrainingState, optimizer_moments, restore_moments
 
@@ -113,10 +114,10 @@ class Recipe(Config):
     def optimizer_for(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """Return the optimiser of some parameters."""
         if self.optimizer == "sgd":
-            return torch.optim.SGD(
+            return optimizers.SGD(
                 parameters, lr=self.learning_rate, momentum=0.9, weight_decay=self.weight_decay
             )
-        kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
+        kind = optimizers.Adam if self.optimizer == "adam" else optimizers.AdamW
         # On a CPU the one pass of the fused form takes a seventh of the time of a dozen passes.
         fused = all(p.device.type == "cpu" and p.is_floating_point() for p in parameters) or None
         return kind(
