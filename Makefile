@@ -52,5 +52,5 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/pip
 $(OLDEST)/.dev: pyproject.toml .ci/floors.py
 	$(PYTHON) -m venv $(OLDEST)
 	$(PYTHON) .ci/floors.py > $(OLDEST)/constraints.txt
-	$(OLDEST)/bin/pip install -c $(OLDEST)/constraints.txt -e '.[models,report,bench,finetune,embedded,shards,track,explain,labels,test]'
+	$(OLDEST)/bin/pip install -c $(OLDEST)/constraints.txt -e '.[models,report,bench,finetune,embedded,shards,track,explain,labels,serve,test]'
 	touch $@

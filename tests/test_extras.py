@@ -146,6 +146,7 @@ def test_table_is_that_of_pyproject() -> None:
 
 PREDICT = ("predict", "--model", "embedded", "--class", "red", "photos/test/red/0.png")
 EXPORT = ("export", "--model", "embedded", "--class", "red", "--out", "graph")
+SERVE = ("serve", "embedded", "--class", "red", "--port", "0")
 OPEN_CLIP = ("predict", "--model", "open_clip:RN50/openai", *PREDICT[3:])
 CLIP = ("predict", "--model", "./clip", *PREDICT[3:])
 NEEDS = {
@@ -165,6 +166,7 @@ NEEDS = {
     "onnx": EXPORT,
     "onnxscript": EXPORT,
     "onnxruntime": EXPORT,
+    **dict.fromkeys(EXTRAS["serve"], SERVE),
     "tensorboard": ("finetune", "photos", "--track", "tensorboard", "--out", "tuned"),
 }
 # Asked for inside a library, or below in a test of its own.

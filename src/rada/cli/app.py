@@ -28,6 +28,7 @@ from rada.cli import (
     methods,
     models,
     predict,
+    serve,
 )
 from rada.cli.options import TakesSettings
 from rada.core.errors import RadaError
@@ -73,6 +74,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("explain")(explain.explain)
 app.command("export")(export.export)
+app.command("serve")(serve.serve)
 app.command("encode")(encode.encode)
 app.command("methods")(methods.methods)
 app.command("models")(models.models)

@@ -39,6 +39,10 @@ EXTRAS = {
     "explain": ("captum",),
     "labels": ("cleanlab",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "serve": (
+        *("fastapi", "fastapi_offline", "uvicorn", "python_multipart", "prometheus_client"),
+        "httpcore2",
+    ),
 }
 """The modules that each extra of `pyproject.toml` brings; those that only libraries import are left out."""
 
