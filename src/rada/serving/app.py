@@ -23,7 +23,8 @@ from rada.serving.urls import UrlReader
 with needed_for("rada serve"):
     from concurrent.futures import ThreadPoolExecutor
 
-    from fastapi import FastAPI, Request, Response
+    from fastapi import Depends, FastAPI, Request, Response
+    from fastapi.security import HTTPBearer
     from fastapi_offline import FastAPIOffline
     from pydantic import BaseModel
     from starlette.exceptions import HTTPException
@@ -207,9 +208,6 @@ def create_app(
 
 def _bearer() -> Any:
     """Let the OpenAPI page ask for the token; the gate checks it."""
-    from fastapi import Depends
-    from fastapi.security import HTTPBearer
-
     return Depends(HTTPBearer(auto_error=False))
 
 
