@@ -11,7 +11,7 @@ from torch import Tensor
 from rada.classifier_base import ClassifierBase
 from rada.core.threads import one_thread
 from rada.explain import ExplainConfig, Explainer, ImageExplanation
-from rada.features import Features
+from rada.features import Features, FeatureStore
 from rada.inputs import Data
 from rada.predictions import StreamAnswer, stream_features, stream_predictions
 
@@ -49,12 +49,13 @@ class ClassifierAnswers(ClassifierBase):
         return logits
 
     def predict_stream(
-        self, images: Iterable[ImageLike] | Features, top_k: int = 1
+        self, images: Iterable[ImageLike] | Features | FeatureStore, top_k: int = 1
     ) -> Iterator[StreamAnswer]:
         """Name the class of each image of a stream, in order, in bounded memory.
 
         Args:
-            images: What `rada.data.open_image` takes, consumed as predictions are taken, or features.
+            images: What `rada.data.open_image` takes, consumed as predictions are taken, features, or
+                a feature store.
             top_k: Classes to name for each, best first.
 
         Yields:
@@ -63,6 +64,10 @@ class ClassifierAnswers(ClassifierBase):
         Raises:
             DataError: If an image cannot be read and the classifier does not skip bad ones.
         """
+        if isinstance(images, FeatureStore):
+            for part in images.parts():
+                yield from self.predict_stream(part, top_k)
+            return
         inputs, features = self.inputs, images if isinstance(images, Features) else None
         classes = inputs.class_set(self.candidates(), features)
         scale = None if features is None else inputs.scale_for(features)

@@ -29,7 +29,7 @@ from rada.data.prompts import display_name
 from rada.data.scan import natural_key
 from rada.data.sources import FileSource, ImageSource, IndexedSource
 from rada.data.splits import SPLITS, split_name
-from rada.features import Features
+from rada.features import Features, FeatureStore
 
 __all__ = ["ACCEPTED", "ACCEPTED_IMAGES", "convert_data", "images_to_predict"]
 
@@ -57,7 +57,7 @@ _LABEL_COLUMNS = "label labels class class_name target category".split()
 
 def convert_data(
     data: Any, classes: Sequence[str] | None = None, *, skip_bad: bool = False
-) -> ImageDataset | ImageSplit | Features:
+) -> ImageDataset | ImageSplit | Features | FeatureStore:
     """Return labelled data that is no path, in whatever form it is handed over.
 
     Labels that are texts are class names. Labels that are integers are places in the class names that the
@@ -77,7 +77,7 @@ def convert_data(
         >>> features.classes, features.labels.tolist(), features.dim
         (('cat', 'dog'), [0, 1], 4)
     """
-    if isinstance(data, ImageDataset | ImageSplit | Features):
+    if isinstance(data, ImageDataset | ImageSplit | Features | FeatureStore):
         return data
     _refuse_streams(data)
     if _is_pair_of_columns(data):
@@ -487,6 +487,8 @@ def images_to_predict(images: Any, classes: Sequence[str] = ()) -> ImageSplit | 
         >>> len(images_to_predict(np.eye(3), ("a", "b")))
         3
     """
+    if isinstance(images, FeatureStore):
+        return images.load()
     if isinstance(images, ImageSplit | Features):
         return images
     features = _feature_array(images) if getattr(images, "ndim", 0) == 2 else None

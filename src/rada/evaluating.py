@@ -15,10 +15,10 @@ from rada.core.warn import warn
 from rada.data import ImageSplit, Naming
 from rada.data.checks import check_labelled
 from rada.data.prompts import ClassNamesSource
-from rada.evaluation import Evaluation, compare, evaluate_logits
+from rada.evaluation import Comparison, Evaluation
 from rada.evaluation.duplicates import near_duplicates
 from rada.evaluation.seen import image_keys, seen_images
-from rada.features import Features
+from rada.features import Features, FeatureStore
 from rada.inputs import TEST_SPLITS, TRAIN_SPLITS, Data, Opened, data_name, open_labelled
 
 if TYPE_CHECKING:
@@ -81,14 +81,17 @@ def accuracy(classifier: ClassifierBase, data: Data, *, zero_shot: bool = False)
     if classifier.is_fitted or classifier.classes is not None:
         naming = Naming(classifier.candidates(), aliases(classifier))
     opened = _opened(classifier, data, naming, None, embed=True)
-    features = classifier.inputs.features(opened.found, opened.templates)
-    if zero_shot:
-        logits, _ = _before_training(classifier, opened, features)
-    else:
-        logits = classifier.model_logits(
-            features.plain(), features.class_set(), scale=features.scale
-        )
-    return evaluate_logits(logits, features.labels, features.classes).accuracy
+    right = 0
+    for part in opened.parts():
+        features = classifier.inputs.features(part, opened.templates)
+        if zero_shot:
+            logits, _ = _before_training(classifier, part, opened.templates, features)
+        else:
+            logits = classifier.model_logits(
+                features.plain(), features.class_set(), scale=features.scale
+            )
+        right += int((logits.argmax(1) == features.labels).sum())
+    return right / len(opened.found)
 
 
 def evaluate(
@@ -130,7 +133,7 @@ def training_features(classifier: ClassifierBase, data: Data | None = None) -> F
         known = classifier.candidates()
         skip_bad = classifier.skip_bad
         opened = open_labelled(data, TRAIN_SPLITS, naming, skip_bad=skip_bad, known=known)
-        found = opened.found
+        found = opened.whole()
     model = classifier.model_
     if isinstance(found, Features) and model is not None and model.method.train_encoder:
         found = found.labelled_images()  # their features are those of the encoder before
@@ -153,36 +156,107 @@ def evaluate_opened(
         train: The training images; None for those in memory, if there are any.
         extra: Logits `(N, K)` of further rows by name.
     """
-    features = classifier.inputs.features(opened.found, opened.templates)
-    classes, model = features.class_set(), classifier.model_
-    images, scale = features.plain(), features.scale
-    adapted = None  # without a fit there is nothing to compare
-    if model is not None:
-        adapted = classifier.model_logits(images, classes, scale=scale)
-    zero_shot, row_names = _before_training(classifier, opened, features)
-    extra = _linear_probe(classifier, features) | extra
-    result = compare(zero_shot, adapted, features.labels, classes.names, extra=extra)
-    encoder = classifier.encoder_id()
+    rows = _Rows(classifier, train)
+    for part in opened.parts():
+        rows.add(part, opened.templates, extra)
+    found, features = opened.found, rows.features
+    assert features is not None and rows.comparison is not None
+    classes, model, encoder = features.class_set(), classifier.model_, classifier.encoder_id()
     trained = set() if model is None else set(model.strength.classes)
-    result |= {
-        "skipped": [list(entry) for entry in features.skipped],
+    rows.warn()
+    stored = isinstance(found, FeatureStore)
+    result = rows.comparison.result() | {
+        "skipped": [list(entry) for entry in rows.skipped],
         "strength": classifier.strength_for(classes.names),
-        "scale": scale,
+        "scale": features.scale,
         "templates": list(classes.templates),
         "encoder": None if encoder is None else encoder.to_dict(),
         "data": name,
-        "data_fingerprint": features.fingerprint,
+        "data_fingerprint": found.fingerprint if stored else features.fingerprint,
         "training": run_facts(classifier),
-        "row_names": row_names,
+        "row_names": rows.names,
         "tuned": model is not None and model.method.train_encoder,
         "trained_classes": sum(name in trained for name in classes.names),
-        "seen_in_training": _warn_of_seen(classifier, opened.found),
-        "near_duplicates": _warn_of_duplicates(classifier, features, train),
+        "seen_in_training": rows.seen,
+        "near_duplicates": rows.duplicates,
     }
-    rows = {"zero_shot": zero_shot, "adapted": adapted, **extra}
-    split = opened.found if isinstance(opened.found, ImageSplit) else None
-    present = {row: logits for row, logits in rows.items() if logits is not None}
-    return Evaluation(result, features, classes.names, present, split)
+    if stored:
+        return Evaluation(result, None, classes.names, {})
+    images = found if isinstance(found, ImageSplit) else None
+    return Evaluation(result, features, classes.names, rows.logits, images)
+
+
+class _Rows:
+    """The predictors side by side, part by part of the data; the logits of the last part are kept.
+
+    Attributes:
+        comparison: What was counted.
+        features: The last part.
+        logits: Of the last part, by predictor.
+        names: What tables call the predictors.
+        skipped: Images that were left out, with the reason.
+        seen: Images that the model was trained on.
+        duplicates: Images that are training images under another name.
+    """
+
+    def __init__(self, classifier: ClassifierBase, train: Features | None) -> None:
+        self._classifier = classifier
+        if train is None and classifier.is_fitted:
+            train = training_features(classifier)
+        self._train = train
+        self.comparison: Comparison | None = None
+        self.features: Features | None = None
+        self.logits: dict[str, Tensor] = {}
+        self.names: dict[str, str] = {}
+        self.skipped: list[tuple[str, str]] = []
+        self.seen, self._images = 0, 0
+        self.duplicates: list[dict[str, Any]] = []
+
+    def add(
+        self,
+        part: ImageSplit | Features,
+        templates: tuple[str, ...] | None,
+        extra: dict[str, Tensor],
+    ) -> None:
+        """Count the images of a part; `extra` are logits of further predictors for it."""
+        classifier = self._classifier
+        features = classifier.inputs.features(part, templates)
+        zero_shot, self.names = _before_training(classifier, part, templates, features)
+        self.logits = {"zero_shot": zero_shot}
+        if classifier.model_ is not None:  # without a fit there is nothing to compare
+            self.logits["adapted"] = classifier.model_logits(
+                features.plain(), features.class_set(), scale=features.scale
+            )
+        self.logits |= _linear_probe(classifier, features) | extra
+        if self.comparison is None:
+            self.comparison = Comparison(features.classes)
+        self.comparison.add(self.logits, features.labels)
+        self.features = features
+        self.skipped += features.skipped
+        self._images += len(part)
+        if classifier.is_fitted:
+            self.seen += seen_images(part, list(classifier.fitted_.record.image_keys))
+        if self._train is not None:
+            self.duplicates += _duplicates(features, self._train)
+
+    def warn(self) -> None:
+        """Warn of test images that were trained on."""
+        if self.seen:
+            warn(
+                f"{self.seen} of the {self._images} test images are images that the model was trained "
+                "on, so its accuracy says little: evaluate on others (a test/ folder, or --split)",
+                UserWarning,
+                stacklevel=5,
+            )
+        if self.duplicates:
+            first = self.duplicates[0]
+            warn(
+                f"{len(self.duplicates)} of the {self._images} test images are near duplicates of "
+                f"training images ({first['test']!r} of {first['train']!r}), so that the accuracy is too "
+                "high: leave them out",
+                UserWarning,
+                stacklevel=5,
+            )
 
 
 def _linear_probe(classifier: ClassifierBase, features: Features) -> dict[str, Tensor]:
@@ -199,14 +273,17 @@ def _linear_probe(classifier: ClassifierBase, features: Features) -> dict[str, T
 
 
 def _before_training(
-    classifier: ClassifierBase, opened: Opened, features: Features
+    classifier: ClassifierBase,
+    part: ImageSplit | Features,
+    templates: tuple[str, ...] | None,
+    features: Features,
 ) -> tuple[Tensor, dict[str, str]]:
     """Return logits of the model as it was before any training, and names for the rows."""
     model = classifier.model_
     names = {} if model is None else {"adapted": model.method.title}
     if model is not None and model.method.train_encoder:
         try:
-            return _pretrained_logits(classifier, opened), names
+            return _pretrained_logits(classifier, part, templates), names
         except (EncoderError, CheckpointError, FeatureError) as error:
             warn(f"the zero-shot accuracy cannot be measured: {error}", UserWarning, stacklevel=4)
         names["zero_shot"] = f"{model.method.title}, no head"
@@ -214,59 +291,31 @@ def _before_training(
     return logits, names
 
 
-def _pretrained_logits(classifier: ClassifierBase, opened: Opened) -> Tensor:
+def _pretrained_logits(
+    classifier: ClassifierBase, found: ImageSplit | Features, templates: tuple[str, ...] | None
+) -> Tensor:
     """Return the zero-shot logits of the encoder as it was before it was tuned."""
-    inputs, found = classifier.pretrained_inputs, opened.found
+    inputs = classifier.pretrained_inputs
     if isinstance(found, Features):
         if found.images is None:
             raise FeatureError("the features are those of the tuned encoder")
         found = found.labelled_images()
     if inputs is None:
         raise EncoderError("the model does not say which encoder was tuned: tune it again")
-    before = inputs.features(found, opened.templates)
+    before = inputs.features(found, templates)
     assert before.scale is not None
     return before.class_set().zero_shot_logits(before.plain(), before.scale)
 
 
-def _warn_of_seen(classifier: ClassifierBase, found: ImageSplit | Features) -> int:
-    """Return how many images of an evaluation were trained on; warn if any were."""
-    if not classifier.is_fitted:
-        return 0
-    seen = seen_images(found, list(classifier.fitted_.record.image_keys))
-    if seen:
-        warn(
-            f"{seen} of the {len(found)} test images are images that the model was trained on, so "
-            "its accuracy says little: evaluate on others (a test/ folder, or --split)",
-            UserWarning,
-            stacklevel=4,
-        )
-    return seen
-
-
-def _warn_of_duplicates(
-    classifier: ClassifierBase, features: Features, train: Features | None
-) -> list[dict[str, Any]]:
-    """Return test images that are training images under another name; warn if there are any."""
-    if train is None:
-        train = training_features(classifier) if classifier.is_fitted else None
-    if train is None:
-        return []
+def _duplicates(features: Features, train: Features) -> list[dict[str, Any]]:
+    """Return test images that are training images under another name."""
     # An image at the very same place has its own warning.
     known, asked = (image_keys(_behind(one)) for one in (train, features))
-    found = [
+    return [
         {"test": features.ids[row], "train": train.ids[other], "similarity": similarity}
         for row, other, similarity in near_duplicates(features, train)
         if asked[row] != known[other]
     ]
-    if found:
-        first = found[0]
-        warn(
-            f"{len(found)} of the {len(features)} test images are near duplicates of training images "
-            f"({first['test']!r} of {first['train']!r}), so that the accuracy is too high: leave them out",
-            UserWarning,
-            stacklevel=4,
-        )
-    return found
 
 
 def _behind(features: Features) -> ImageSplit | Features:

@@ -80,7 +80,7 @@ def fit_model(plan: FitPlan, data: Data, out: OutputFolder | None) -> tuple[Fitt
         data, TRAIN_SPLITS, plan.naming, skip_bad=inputs.skip_bad, embed=bool(inputs.slot)
     )
     check_labelled(opened.found.labels, opened.found.ids, "training")
-    found, skipped = inputs.draw(opened.found, plan.shots, seed, plan.allow_fewer)
+    found, skipped = inputs.draw(opened, plan.shots, seed, plan.allow_fewer)
     views = method.views(plan.config)
     features = inputs.features(found, opened.templates, views=views, seed=seed)
     encoder = inputs.slot.get() if _needs_encoder(method, found, inputs) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -30,10 +30,17 @@ from rada.data.prompts import DEFAULT_TEMPLATE
 from rada.data.registry import check_spec
 from rada.encoders.slot import EncoderSlot
 from rada.evaluation.sharing import shown_name
-from rada.features import ClassSet, FeatureCache, Features, ViewTransform, extract_features
+from rada.features import (
+    ClassSet,
+    FeatureCache,
+    Features,
+    FeatureStore,
+    ViewTransform,
+    extract_features,
+    names_features,
+)
 
 __all__ = [
-    "FEATURE_FILES",
     "TEST_SPLITS",
     "TRAIN_SPLITS",
     "Data",
@@ -45,7 +52,6 @@ __all__ = [
 ]
 
 Data = Any
-FEATURE_FILES = (".safetensors", ".npz")
 TRAIN_SPLITS = ("train", "all")
 TEST_SPLITS = ("test", "val", "all", "train")
 
@@ -54,14 +60,23 @@ class Opened(NamedTuple):
     """Opened data.
 
     Attributes:
-        found: Images or features; their labels count in the names that are wanted.
+        found: Images, features, or features that may be too many for memory; their labels count in
+            the names that are wanted.
         aliases: Class names by what the data calls the classes.
         templates: Prompt templates of the data, or None where it has none.
     """
 
-    found: ImageSplit | Features
+    found: ImageSplit | Features | FeatureStore
     aliases: dict[str, str]
     templates: tuple[str, ...] | None
+
+    def parts(self) -> Iterator[ImageSplit | Features]:
+        """Yield what was opened in parts of a bounded size; images are one part."""
+        yield from (self.found,) if isinstance(self.found, ImageSplit) else self.found.parts()
+
+    def whole(self) -> ImageSplit | Features:
+        """Return what was opened, in memory."""
+        return self.found.load() if isinstance(self.found, FeatureStore) else self.found
 
 
 @dataclass
@@ -127,12 +142,17 @@ class Inputs:
         return self
 
     def draw(
-        self, found: ImageSplit | Features, shots: int | None, seed: int, allow_fewer: bool
+        self,
+        opened: Opened,
+        shots: int | None,
+        seed: int,
+        allow_fewer: bool,
     ) -> tuple[ImageSplit | Features, list[tuple[str, str]]]:
         """Return `shots` images of each class, or all, and the bad ones that were passed over."""
         if shots is None:
-            return found, []
-        if isinstance(found, Features):
+            return opened.whole(), []
+        found = opened.found
+        if isinstance(found, Features | FeatureStore):
             return found.few_shot(shots, seed, allow_fewer=allow_fewer), []
         if not self.skip_bad:
             return few_shot(found, shots, seed, allow_fewer=allow_fewer), []
@@ -346,8 +366,8 @@ def open_labelled(
         DataError: If the data cannot be used or the names do not fit it.
         FeatureError: If features cannot be used.
     """
-    if isinstance(data, str | Path) and str(data).lower().endswith(FEATURE_FILES):
-        data = Features.load(data)
+    if isinstance(data, str | Path) and names_features(data):
+        data = FeatureStore.open(data) if Path(data).expanduser().is_dir() else Features.load(data)
     if isinstance(data, str | Path):
         data = open_dataset(data, class_names=naming, skip_bad=skip_bad)
     else:
@@ -359,11 +379,12 @@ def open_labelled(
         found = data.split(*splits)
         announce(data.name, next(name for name in splits if name in data.splits), found)
         return Opened(found, aliases, data.templates)
-    templates = (data.templates or None) if isinstance(data, Features) else None
+    of_features = isinstance(data, Features | FeatureStore)
+    templates = (data.templates or None) if of_features else None
     if not naming.wanted:
         return Opened(data, dict(zip(data.classes, data.classes, strict=True)), templates)
     matched = naming.match(data.classes)
-    if isinstance(data, Features):
+    if of_features:
         return Opened(_place_features(data, matched, embed), matched.aliases, templates)
     return Opened(place_labels(data, matched), matched.aliases, templates)
 
@@ -375,8 +396,10 @@ def check_named(data: str) -> None:
         DataError: If there certainly is none.
         FeatureError: If it is a features file that does not exist.
     """
-    if not data.lower().endswith(FEATURE_FILES):
+    if not names_features(data):
         check_spec(data)
+    elif Path(data).expanduser().is_dir():
+        FeatureStore.open(data)
     elif not Path(data).is_file():
         Features.load(data)  # says what is wrong
 
@@ -391,7 +414,9 @@ def data_name(data: Data) -> str | None:
     return escape(shown_name(str(name))) if isinstance(name, str | Path) else None
 
 
-def _place_features(features: Features, matched: Matched, embed: bool) -> Features:
+def _place_features(
+    features: Features | FeatureStore, matched: Matched, embed: bool
+) -> Features | FeatureStore:
     """Return the same features with labels, and rows of class features, in the order of the names."""
     lookup = torch.tensor([*matched.places, -1])  # the last stands for -1
     text = features.text_features
@@ -404,6 +429,8 @@ def _place_features(features: Features, matched: Matched, embed: bool) -> Featur
         text = None  # class features of other names, or of some of the candidates only
     elif text is not None:
         text = torch.empty_like(text).index_copy(0, lookup[:-1], text)
+    if isinstance(features, FeatureStore):
+        return features.with_classes(matched.classes, matched.places, text)
     return dataclasses.replace(
         features, labels=lookup[features.labels], classes=matched.classes, text_features=text
     )

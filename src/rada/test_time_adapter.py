@@ -18,7 +18,7 @@ from rada.data.prompts import ClassNamesSource
 from rada.encoders import DualEncoder
 from rada.evaluating import evaluate_opened, open_to_evaluate, training_features
 from rada.evaluation import Evaluation
-from rada.features import ClassSet, Features
+from rada.features import ClassSet, Features, FeatureStore
 from rada.inputs import Data, data_name
 from rada.methods import AdaptedModel
 from rada.predictions import NamesImages, StreamAnswer, stream_features, stream_predictions
@@ -130,13 +130,17 @@ class TestTimeAdapter(NamesImages):
         return found
 
     def predict_stream(
-        self, images: Iterable[ImageLike] | Features, top_k: int = 1
+        self, images: Iterable[ImageLike] | Features | FeatureStore, top_k: int = 1
     ) -> Iterator[StreamAnswer]:
         """Name the class of each image of a stream, in order, in bounded memory.
 
         Arguments and predictions as `Classifier.predict_stream`.
         """
         inputs = self.classifier.inputs
+        if isinstance(images, FeatureStore):
+            for part in images.parts():
+                yield from self.predict_stream(part, top_k)
+            return
         if isinstance(images, Features):
             features, classes = self._to_predict(images)
             scale = inputs.scale_for(features)
@@ -213,7 +217,8 @@ class TestTimeAdapter(NamesImages):
         """
         clf = self.classifier
         opened = open_to_evaluate(clf, data, split, class_names)
-        views = clf.inputs.features(opened.found, opened.templates, **self._views(opened.found))
+        whole = opened.whole()  # views of each image are far more than the plain features
+        views = clf.inputs.features(whole, opened.templates, **self._views(whole))
         classes, scale = views.class_set(), views.scale
         assert scale is not None
         # A stream of its own: the same data gives the same numbers, and predictions go on undisturbed.
@@ -230,7 +235,7 @@ class TestTimeAdapter(NamesImages):
         if getattr(self.config, "strength", 0) is None and clf.is_fitted:
             used["strength"] = clf.strength_for(classes.names)
         told = self.config.to_dict() | used
-        images = opened.found if isinstance(opened.found, ImageSplit) else None
+        images = whole if isinstance(whole, ImageSplit) else None
         names = found["row_names"] | {"test_time": f"{self.method.title} at test time"}
         result = found.result | {"test_time_config": told, "row_names": names}
         return dataclasses.replace(found, result=result, images=images)

@@ -20,6 +20,8 @@ from rada.data.checks import check_labelled
 from rada.data.sources import id_bytes
 from rada.data.templates import AUTO, asks_for_choice
 from rada.features import ClassSet, FeatureCache, Features, ViewTransform, extract_features
+from rada.features.files import SUFFIXES
+from rada.features.store import is_store
 from rada.inputs import open_labelled
 from rada.test_time import ViewConfig
 from rada.test_time.views import view_transform
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
     from rada.encoders.slot import EncoderSlot
 
 __all__ = ["EncodedSource", "FeatureSource", "Source", "domain_folders", "open_source"]
-
-SUFFIXES = (".safetensors", ".npz")
 
 
 class Source(ABC):
@@ -279,8 +279,10 @@ class _Files:
 
 def _feature_files(spec: str) -> _Files | None:
     path = Path(spec).expanduser()
-    if path.suffix.lower() in SUFFIXES:
+    if path.suffix.lower() in SUFFIXES or is_store(path):
         return _Files(path, None)
+    if is_store(path / "train") and is_store(path / "test"):
+        return _Files(path / "train", path / "test")
     for suffix in SUFFIXES:
         train, test = path / f"train{suffix}", path / f"test{suffix}"
         if train.is_file() and test.is_file():
@@ -300,8 +302,9 @@ def open_source(
     """Open a data set for a benchmark.
 
     Args:
-        spec: What `rada.data.open_dataset` opens; a features file, whose images are halved into train
-            and test; or a folder with `train.safetensors` and `test.safetensors`.
+        spec: What `rada.data.open_dataset` opens; a features file or store, whose images are halved into
+            train and test; or a folder with `train.safetensors` and `test.safetensors`, or with the
+            stores `train` and `test`.
         encoder: Loads the encoder if it is needed.
         templates: Prompt templates instead of the data set's own.
         naming: The class names that are wanted.
@@ -328,7 +331,7 @@ def open_source(
 
 
 def _features(path: Path, naming: Naming | None) -> Features:
-    found = open_labelled(path, (), naming or Naming(), skip_bad=False).found
+    found = open_labelled(path, (), naming or Naming(), skip_bad=False).whole()
     assert isinstance(found, Features)
     return found
 

@@ -11,44 +11,57 @@ from rada.cli.options import Extracting, JsonFlag, Model, Names, grouped, print_
 from rada.core.terminal import echo
 
 if TYPE_CHECKING:
+    from rada.data import ImageDataset, ImageSplit
     from rada.encoders import DualEncoder
-    from rada.features import Features
+    from rada.features import Features, FeatureStore
+    from rada.features.processes import ProcessGroup
 
 
 @grouped
 def encode(
     data: Annotated[str, typer.Argument(help="Labelled images, as for fit.")],
-    out: Annotated[Path, typer.Option(help="The features file, .safetensors.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="The features file, .safetensors; or a folder for a store, which need not fit into memory."
+        ),
+    ],
     model: Model = "embedded",
     split: Annotated[
         str | None, typer.Option(help="Split to encode; needed where there are several.")
     ] = None,
     views: Annotated[int, typer.Option(min=1, help="Views: the plain image and random ones.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the random views.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+    shard_rows: Annotated[
+        int | None, typer.Option(min=1, help="Images in a shard of a store; 65,536 if not given.")
+    ] = None,
+    half: Annotated[
+        bool, typer.Option("--half", help="Round the features of a store to float16.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file, or other shards of the store.")
+    ] = False,
     json: JsonFlag = False,
     *,
     names: Names,
     reading: Extracting,
 ) -> None:
-    """Write the features of images and of their classes to a safetensors file.
+    """Write the features of images and of their classes to a safetensors file or a store.
 
-    `rada fit` and `rada evaluate` accept the file instead of images. With several processes
+    `rada fit`, `evaluate`, `predict` and `bench` accept it instead of images. With several processes
     (`accelerate launch --num_processes 4 -m rada encode ...`, or torchrun), each encodes a part.
     """
-    import dataclasses
-
     from rada.core.values import check_seed
     from rada.data import announce, load_class_names, open_dataset
     from rada.encoders import load_encoder
-    from rada.features import extract_features
-    from rada.features.processes import OtherProcessError, ProcessGroup, extract_in_group
+    from rada.features.processes import OtherProcessError, ProcessGroup
+    from rada.features.store_writing import SHARD_ROWS, StorePlan, write_store
 
     check_seed(seed)  # before anything is loaded
     group = ProcessGroup()
     try:
         with group.main_first():
-            _check_out(out, overwrite, data)
+            as_store = _as_store(out, overwrite, data, half or shard_rows is not None)
             dataset = open_dataset(
                 data,
                 class_names=None
@@ -64,38 +77,86 @@ def encode(
             encoder = load_encoder(model, device=group.device(reading.device), dtype=reading.dtype)
         options: dict[str, Any] = reading.options() | {"views": views, "seed": seed}
         del options["device"], options["dtype"]
-        features: Features | None
-        if group.count == 1:
-            features = extract_features(encoder, images, **options)
+        if as_store:
+            plan = StorePlan(
+                images,
+                dataset.templates,
+                views,
+                seed,
+                shard_rows=shard_rows or SHARD_ROWS,
+                half=half,
+                exact_decoding=options.pop("exact_decoding"),
+            )
+            del options["views"], options["seed"]
+            found: FeatureStore | Features | None = write_store(
+                group, encoder, plan, out, overwrite=overwrite, inputs=[data], **options
+            )
         else:
-            features = extract_in_group(group, encoder, images, out, **options)
-        with group.together():
-            if features is not None:
-                features = dataclasses.replace(
-                    features,
-                    text_features=encoder.encode_classes(dataset.classes, dataset.templates),
-                    scale=float(encoder.scale),
-                    templates=dataset.templates,
-                )
-                features.save(out, overwrite=overwrite)
+            found = _one_file(group, encoder, dataset, images, out, overwrite, options)
     except OtherProcessError:
         raise typer.Exit(2) from None  # the process that failed says why
-    if features is not None:
-        _print(features, out, encoder, json)
+    if found is not None:
+        _print(found, out, encoder, json)
 
 
-def _check_out(out: Path, overwrite: bool, data: str) -> None:
-    from rada.core.errors import StorageError
+def _one_file(
+    group: ProcessGroup,
+    encoder: DualEncoder,
+    dataset: ImageDataset,
+    images: ImageSplit,
+    out: Path,
+    overwrite: bool,
+    options: dict[str, Any],
+) -> Features | None:
+    """Write all features to one file; None in all processes but the main one."""
+    import dataclasses
+
+    from rada.features import extract_features
+    from rada.features.processes import extract_in_group
+
+    features: Features | None
+    if group.count == 1:
+        features = extract_features(encoder, images, **options)
+    else:
+        features = extract_in_group(group, encoder, images, out, **options)
+    with group.together():
+        if features is not None:
+            features = dataclasses.replace(
+                features,
+                text_features=encoder.encode_classes(dataset.classes, dataset.templates),
+                scale=float(encoder.scale),
+                templates=dataset.templates,
+            )
+            features.save(out, overwrite=overwrite)
+    return features
+
+
+def _as_store(out: Path, overwrite: bool, data: str, store_options: bool) -> bool:
+    """Return whether a store is to be written; check that a file may be."""
+    from rada.core.errors import ConfigError, StorageError
     from rada.core.output import check_file
 
+    if out.suffix in ("", ".store") or out.is_dir():
+        return True
     if out.suffix != ".safetensors":
-        raise StorageError(f"a features file ends in .safetensors, not {out.name!r}")
+        raise StorageError(
+            f"a features file ends in .safetensors, not {out.name!r}; the folder of a store has no such "
+            "ending"
+        )
+    if store_options:
+        raise ConfigError(
+            f"--half and --shard-rows are for a store, but {out.name!r} is one file: name a folder"
+        )
     check_file(out, overwrite=overwrite, inputs=[data])
+    return False
 
 
-def _print(features: Features, out: Path, encoder: DualEncoder, json: bool) -> None:
+def _print(features: Features | FeatureStore, out: Path, encoder: DualEncoder, json: bool) -> None:
     if not json:
-        echo(f"Wrote {len(features)} x {features.num_views} x {features.dim} features to {out}")
+        shards = f", {len(features.shards)} shards" if hasattr(features, "shards") else ""
+        echo(
+            f"Wrote {len(features)} x {features.num_views} x {features.dim} features to {out}{shards}"
+        )
         return
     print_json(
         {

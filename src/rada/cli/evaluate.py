@@ -133,7 +133,7 @@ def write(
     from rada.report import report_examples, write_report
 
     examples: list[dict[str, Any]] = []
-    if found.images is not None and not found.features.skipped:
+    if found.images is not None and not found["skipped"]:
         images = found.images.rename(found.classes)
         examples = report_examples(images, found.logits["zero_shot"], found.logits.get("adapted"))
     history = classifier.fitted_.record.history if classifier.is_fitted else []
@@ -169,6 +169,8 @@ def _learned(classifier: Classifier, found: Evaluation) -> Learned | None:
     from rada.explain import what_was_learned
 
     if not classifier.is_fitted or not classifier.fitted_.model.method.learns:
+        return None
+    if found.features is None:  # a store: the classes are looked at, the images are not
         return None
     try:
         row = found["adapted"] or {}

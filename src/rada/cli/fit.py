@@ -69,7 +69,8 @@ def fit(
     from rada.core.output import claim
     from rada.core.values import check_seed
     from rada.data import load_class_names
-    from rada.inputs import FEATURE_FILES, check_named
+    from rada.features import names_features
+    from rada.inputs import check_named
     from rada.methods import get_method
     from rada.training.encoder_loop import FineTuningStopped
     from rada.training.feature_loop import TrainingInterrupted
@@ -84,7 +85,7 @@ def fit(
     try:
         with claim(out, "model", inputs=[data]) as folder:
             classifier = Classifier(
-                model if named or not data.lower().endswith(FEATURE_FILES) else None,
+                model if named or not names_features(data) else None,
                 chosen.name,
                 None if names.class_names is None else load_class_names(names.class_names),
                 config=own,

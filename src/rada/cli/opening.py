@@ -165,11 +165,11 @@ def _head_folder(name: str) -> Path:
 
 def _classes_of(data: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     from rada.data import open_dataset
-    from rada.features import Features
-    from rada.inputs import FEATURE_FILES
+    from rada.features import Features, FeatureStore, names_features
 
-    if data.lower().endswith(FEATURE_FILES):
-        features = Features.load(data)
+    if names_features(data):
+        is_file = Path(data).is_file()
+        features = Features.load(data) if is_file else FeatureStore.open(data)
         return features.classes, features.templates
     try:
         dataset = open_dataset(data)

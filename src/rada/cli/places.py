@@ -16,7 +16,7 @@ from rada.core.errors import DataError
 if TYPE_CHECKING:
     from rada.data import ImageDataset
     from rada.data.images import ImageLike
-    from rada.features import Features
+    from rada.features import Features, FeatureStore
 
 __all__ = ["Places", "features_of", "is_image"]
 
@@ -43,22 +43,24 @@ def is_image(start: bytes) -> bool:
     return b"\0" in start or webp or named
 
 
-def features_of(names: Sequence[str]) -> Features | None:
+def features_of(names: Sequence[str]) -> Features | FeatureStore | None:
     """Return the features that are to be predicted; None where images are.
 
     Raises:
-        DataError: If a features file stands among others.
+        DataError: If a features file or store stands among others.
         FeatureError: If it cannot be used.
     """
-    from rada.features import Features
-    from rada.inputs import FEATURE_FILES
+    from rada.features import Features, FeatureStore, names_features
 
-    found = [name for name in names if name.lower().endswith(FEATURE_FILES)]
+    found = [name for name in names if names_features(name)]
     if found and len(names) > 1:
         raise DataError(
-            f"the features file {found[0]!r} stands among others: predict each in a run of its own"
+            f"the features {found[0]!r} stand among others: predict each in a run of its own"
         )
-    return Features.load(found[0]) if found else None
+    if not found:
+        return None
+    store = Path(found[0]).expanduser().is_dir()
+    return FeatureStore.open(found[0]) if store else Features.load(found[0])
 
 
 class Places:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rada.classifier import Classifier
     from rada.cli.answer_lines import Explained
     from rada.data.images import ImageLike
-    from rada.features import Features
+    from rada.features import Features, FeatureStore
     from rada.predictions import Prediction, StreamAnswer
     from rada.test_time_adapter import TestTimeAdapter
 
@@ -82,7 +82,7 @@ def predict(
     from rada.core.errors import DataError
     from rada.core.output import check_file
     from rada.core.storage import atomic_path
-    from rada.features import Features
+    from rada.features import Features, FeatureStore
 
     check_test_time(test_time)
     first, places = split_arguments(model_folder, paths or [], model)
@@ -106,7 +106,9 @@ def predict(
         adapter.method.check_config(adapter.config)  # too few views: say so before the first line
     if features is None:
         classifier.inputs.slot.get()  # and whatever is wrong with the encoder
-    asked = images if out is None or isinstance(images, Features) else _kept(images, out)
+    asked = (
+        images if out is None or isinstance(images, Features | FeatureStore) else _kept(images, out)
+    )
     if explain:
         answers = _explained(_explainer(adapter, classifier), asked, top_k, reading.skip_bad)
     else:
@@ -162,16 +164,19 @@ def _explainer(
 
 def _explained(
     explain: Callable[[ImageLike | Features], tuple[list[Prediction], Explained]],
-    found: Iterable[ImageLike] | Features,
+    found: Iterable[ImageLike] | Features | FeatureStore,
     top_k: int,
     skip_bad: bool,
 ) -> Iterator[Answer]:
     """Yield predictions with their explanations, image by image."""
     from rada.core.errors import DataError
-    from rada.features import Features
+    from rada.features import Features, FeatureStore
     from rada.predictions import StreamAnswer
 
-    for index, image in enumerate(_rows(found) if isinstance(found, Features) else found):
+    images: Iterable[ImageLike | Features] = (
+        _rows(found) if isinstance(found, Features | FeatureStore) else found
+    )
+    for index, image in enumerate(images):
         name = str(image) if isinstance(image, str | Path) else f"image {index}"
         if isinstance(image, Features):
             name = image.ids[0]
@@ -185,7 +190,8 @@ def _explained(
         yield StreamAnswer(name, ranked[:top_k], ""), explanation
 
 
-def _rows(features: Features) -> Iterator[Features]:
+def _rows(features: Features | FeatureStore) -> Iterator[Features]:
     """Yield the features of each image alone."""
-    for index in range(len(features)):
-        yield features.subset([index])
+    for part in features.parts():
+        for index in range(len(part)):
+            yield part.subset([index])

@@ -41,7 +41,7 @@ __all__ = [
     "training_folder",
 ]
 
-Kind = Literal["model", "report", "bench", "demo", "encoder", "explanation", "export"]
+Kind = Literal["model", "report", "bench", "demo", "encoder", "explanation", "export", "features"]
 
 STATE_FOLDER = ".rada-state"
 """Name of the hidden folder with the marker, the lock and the state of a run."""
@@ -56,6 +56,7 @@ _KINDS = {
     "encoder": "an encoder",
     "explanation": "explanations",
     "export": "an exported model",
+    "features": "a feature store",
 }
 _STAGE = re.compile(r"next-[A-Za-z0-9_]+")
 _READER_WAIT = 30.0
@@ -179,6 +180,24 @@ class OutputFolder:
         self.take(name)
         write_json(self.path / name, value)
         return self.path / name
+
+    def discard(self, pattern: str, *, keep: Collection[str] = ()) -> None:
+        """Delete files of rada's own.
+
+        Args:
+            pattern: What their names match, such as `*.txt`.
+            keep: Names that stay.
+        """
+        old = {
+            name
+            for name in self._manifest.files
+            if PurePosixPath(name).match(pattern) and name not in keep
+        }
+        for name in old:
+            self._place(name).unlink(missing_ok=True)
+        if old:
+            self._manifest.files -= old
+            self._manifest.write(self.path)
 
     @contextlib.contextmanager
     def saving(self, *, keep: Collection[str] = ()) -> Iterator[Path]:

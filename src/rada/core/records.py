@@ -20,6 +20,7 @@ __all__ = [
     "ResultRecord",
     "RunStateRecord",
     "StateRecord",
+    "StoreRecord",
     "StrengthRecord",
     "check_record",
 ]
@@ -175,6 +176,27 @@ class CellRecord(_OpenRecord):
     predict_seconds: float
     memory: Count | None
     harmonic_mean: Unit | None = None
+
+
+class _Shard(_Record):
+    file: Annotated[str, Field(pattern=r"^shard-[0-9]{1,9}\.safetensors$")]
+    rows: Annotated[int, Field(ge=1, le=2**40)]
+    key: str
+
+
+class StoreRecord(_OpenRecord):
+    """The index of a feature store, `features.json`."""
+
+    format: str
+    shards: Annotated[list[_Shard], Field(min_length=1)]
+    classes: Annotated[list[str], Field(min_length=1)]
+    dim: Annotated[int, Field(ge=1, le=2**20)]
+    views: Annotated[int, Field(ge=1, le=2**20)]
+    scale: Annotated[float, Field(gt=0)] | None = None
+    encoder: str | None = None
+    encoder_fingerprint: str | None = None
+    templates: Sequence[str] = ()
+    decoding: Literal["exact", "fast"] | None = None
 
 
 def check_record(

@@ -1,6 +1,11 @@
 """Evaluating predictions: metrics, paired comparison, spread over seeds, provenance of a result."""
 
-from rada.evaluation.comparison import PairedDifference, compare, paired_difference
+from rada.evaluation.comparison import (
+    Comparison,
+    PairedDifference,
+    compare,
+    paired_difference,
+)
 from rada.evaluation.evaluation import Evaluation
 from rada.evaluation.metrics import (
     ECE_BINS,
@@ -17,6 +22,7 @@ from rada.evaluation.spread import Spread, aggregate_runs, mean_std
 __all__ = [
     "ECE_BINS",
     "ClassAccuracy",
+    "Comparison",
     "Evaluation",
     "Metrics",
     "PairedDifference",

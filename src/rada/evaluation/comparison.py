@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from rada.core.errors import FeatureError
-from rada.evaluation.metrics import ArrayLike, checked_labels, checked_logits, evaluate_logits
+from rada.evaluation.metrics import ArrayLike, Counts, checked_labels, checked_logits
 
-__all__ = ["PairedDifference", "compare", "paired_difference"]
+__all__ = ["Comparison", "PairedDifference", "compare", "paired_difference"]
 
 _Z95 = 1.959963984540054
+_TAKEN = {"images", "classes", "chance", "majority", "rows", "changed", "zero_shot", "adapted"}
 
 
 @dataclass(frozen=True)
@@ -75,18 +76,84 @@ def paired_difference(first_right: ArrayLike, second_right: ArrayLike) -> Paired
             f"a paired comparison needs both predictions of the same images, "
             f"not shapes {first.shape} and {second.shape}"
         )
+    return _difference(int((second & ~first).sum()), int((first & ~second).sum()), len(first))
+
+
+def _difference(gained: int, lost: int, images: int) -> PairedDifference:
     # scipy.stats has the test under its name, and takes a second to import
     from scipy.special import bdtr  # type: ignore[import-untyped,unused-ignore]
 
-    gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
-    discordant = gained + lost
     return PairedDifference(
         wrong_to_right=gained,
         right_to_wrong=lost,
-        difference=(gained - lost) / len(first),
-        interval=_agresti_min(gained, lost, len(first)),
-        p_value=min(1.0, 2 * float(bdtr(min(gained, lost), discordant, 0.5))),
+        difference=(gained - lost) / images,
+        interval=_agresti_min(gained, lost, images),
+        p_value=min(1.0, 2 * float(bdtr(min(gained, lost), gained + lost, 0.5))),
     )
+
+
+class Comparison:
+    """Predictors side by side on the same images, which may come part by part.
+
+    Args:
+        classes: K class names.
+
+    Example:
+        >>> both = Comparison(["a", "b"])
+        >>> both.add({"zero_shot": [[1.0, 0.0]], "adapted": [[1.0, 0.0]]}, [0])
+        >>> both.add({"zero_shot": [[1.0, 0.0]], "adapted": [[0.0, 1.0]]}, [1])
+        >>> both.result()["changed"]["wrong_to_right"]
+        1
+    """
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = tuple(classes)
+        self._counts: dict[str, Counts] = {}
+        self._gained: dict[str, int] = {}
+        self._lost: dict[str, int] = {}
+
+    def add(self, rows: Mapping[str, ArrayLike], labels: ArrayLike) -> None:
+        """Count some images.
+
+        Args:
+            rows: `(N, K)` logits by the name of the predictor, the same ones every time; the first is
+                what the others are compared with.
+            labels: `(N,)` integers in [0, K).
+
+        Raises:
+            FeatureError: As `evaluate_logits`.
+        """
+        truth, before = checked_labels(labels, self.classes), None
+        for name, logits in rows.items():
+            scores = checked_logits(logits, self.classes)
+            if len(scores) != len(truth):
+                raise FeatureError(
+                    f"{len(scores)} rows of logits for {len(truth)} labels; every image needs both"
+                )
+            self._counts.setdefault(name, Counts(len(self.classes))).add(scores, truth)
+            right = scores.argmax(dim=1) == truth
+            before = right if before is None else before
+            gained, lost = int((right & ~before).sum()), int((before & ~right).sum())
+            self._gained[name] = self._gained.get(name, 0) + gained
+            self._lost[name] = self._lost.get(name, 0) + lost
+
+    def result(self) -> dict[str, Any]:
+        """Return what `compare` says."""
+        found: dict[str, Any] = {}
+        result: dict[str, Any] = {"images": 0, "classes": list(self.classes)}
+        for name, counts in self._counts.items():
+            metrics = counts.metrics(self.classes).to_dict()
+            shared = {key: metrics.pop(key) for key in ("images", "chance", "majority")}
+            result |= shared
+            del metrics["classes"]
+            if found:
+                gained, lost = self._gained[name], self._lost[name]
+                difference = _difference(gained, lost, counts.images)
+                metrics["against_zero_shot"] = difference.to_dict()
+            found[name] = metrics
+        adapted = found.get("adapted")
+        changed = None if adapted is None else dict(adapted["against_zero_shot"])
+        return result | {"rows": list(found), "changed": changed} | found
 
 
 def compare(
@@ -128,41 +195,12 @@ def compare(
     rows = {"zero_shot": zero_shot_logits}
     if adapted_logits is not None:
         rows["adapted"] = adapted_logits
-    result: dict[str, Any] = {
-        "images": 0,
-        "classes": list(classes),
-        "chance": 0.0,
-        "majority": 0.0,
-        "rows": [*rows, *(extra or {})],
-        "changed": None,
-    }
-    taken = sorted((result.keys() | {"zero_shot", "adapted"}) & set(extra or {}))
+    taken = sorted(_TAKEN & set(extra or {}))
     if taken:
         raise ValueError(f"the name {taken[0]!r} of an extra row is taken")
-    rows |= dict(extra or {})
-    before = None
-    for name, logits in rows.items():
-        metrics = evaluate_logits(logits, labels, classes).to_dict()
-        for shared in ("images", "chance", "majority"):
-            result[shared] = metrics.pop(shared)
-        del metrics["classes"]
-        right = _right(logits, labels, classes)
-        if before is None:
-            before = right
-        else:
-            metrics["against_zero_shot"] = paired_difference(before, right).to_dict()
-        result[name] = metrics
-    if adapted_logits is not None:
-        result["changed"] = dict(result["adapted"]["against_zero_shot"])
-    return result
-
-
-def _right(logits: ArrayLike, labels: ArrayLike, classes: Sequence[str]) -> Any:
-    return (
-        (checked_logits(logits, classes).argmax(dim=1) == checked_labels(labels, classes))
-        .numpy()
-        .astype(bool)
-    )
+    comparison = Comparison(classes)
+    comparison.add(rows | dict(extra or {}), labels)
+    return comparison.result()
 
 
 def _agresti_min(gained: int, lost: int, images: int) -> tuple[float, float]:

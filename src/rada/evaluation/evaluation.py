@@ -21,9 +21,9 @@ class Evaluation:
 
     Attributes:
         result: Everything as plain JSON values.
-        features: The encoded test images.
+        features: The encoded test images; None where a store has them, which are not held in memory.
         classes: Candidate class names.
-        logits: Logits `(N, K)` of each row of the result, by its name.
+        logits: Logits `(N, K)` of each row of the result, by its name; none of a store.
         images: The images, where the data has them.
 
     Example:
@@ -37,7 +37,7 @@ class Evaluation:
     """
 
     result: dict[str, Any]
-    features: Features
+    features: Features | None
     classes: tuple[str, ...]
     logits: dict[str, Tensor]
     images: ImageSplit | None = None

@@ -21,6 +21,7 @@ from rada.core.errors import FeatureError
 __all__ = [
     "ECE_BINS",
     "ClassAccuracy",
+    "Counts",
     "Metrics",
     "evaluate_logits",
     "harmonic_mean",
@@ -113,6 +114,70 @@ class Metrics:
         }
 
 
+class Counts:
+    """What predictions of K classes are counted into, part by part; memory grows with K alone.
+
+    Args:
+        classes: K.
+
+    Attributes:
+        images: Images that were counted.
+
+    Example:
+        >>> counts = Counts(2)
+        >>> counts.add(torch.tensor([[2.0, 1.0]]), torch.tensor([0]))
+        >>> counts.add(torch.tensor([[0.0, 3.0]]), torch.tensor([0]))
+        >>> counts.metrics(["cat", "dog"]).accuracy
+        0.5
+    """
+
+    def __init__(self, classes: int) -> None:
+        self.images = 0
+        self._confusion = torch.zeros(classes, classes, dtype=torch.int64)
+        self._borders = torch.linspace(0, 1, ECE_BINS + 1, dtype=torch.float64)
+        # of right predictions over confidence
+        self._excess = torch.zeros(ECE_BINS, dtype=torch.float64)
+
+    def add(self, scores: Tensor, truth: Tensor) -> None:
+        """Count `(N, K)` finite logits and `(N,)` labels, both checked."""
+        rows, classes = 0, len(self._confusion)
+        counted = self._confusion.view(-1)
+        for part in _parts(scores):
+            labels = truth[rows : rows + len(part)]
+            rows += len(part)
+            predicted = part.argmax(dim=1)
+            counted += torch.bincount(labels * classes + predicted, minlength=len(counted))
+            confidence = part.double().softmax(dim=1).amax(dim=1).clamp(max=1)
+            place = (
+                torch.bucketize(confidence, self._borders) - 1
+            )  # bins without their lower border
+            self._excess.index_add_(0, place, (predicted == labels).double() - confidence)
+        self.images += rows
+
+    def metrics(self, classes: Sequence[str]) -> Metrics:
+        """Return the metrics of at least one image, with the K class names."""
+        confusion = self._confusion.numpy().copy()
+        support = confusion.sum(axis=1)
+        right = np.diagonal(confusion)
+        per_class = tuple(
+            _class_accuracy(name, int(count), int(hits))
+            for name, count, hits in zip(classes, support, right, strict=True)
+        )
+        present = support > 0
+        return Metrics(
+            images=self.images,
+            classes=tuple(classes),
+            chance=1 / len(classes),
+            majority=float(support.max() / self.images),
+            accuracy=float(right.sum() / self.images),
+            interval=wilson_interval(int(right.sum()), self.images),
+            balanced_accuracy=float((right[present] / support[present]).mean()),
+            ece=float(self._excess.abs().sum()) / self.images,
+            per_class=per_class,
+            confusion=confusion,
+        )
+
+
 def evaluate_logits(logits: ArrayLike, labels: ArrayLike, classes: Sequence[str]) -> Metrics:
     """Evaluate logits against the true labels.
 
@@ -141,27 +206,9 @@ def evaluate_logits(logits: ArrayLike, labels: ArrayLike, classes: Sequence[str]
         raise FeatureError(
             f"{len(scores)} rows of logits for {len(truth)} labels; every image needs both"
         )
-    confusion, ece = _counts(scores, truth)
-    support = confusion.sum(axis=1)
-    right = np.diagonal(confusion)
-    images = int(support.sum())
-    per_class = tuple(
-        _class_accuracy(name, int(count), int(hits))
-        for name, count, hits in zip(classes, support, right, strict=True)
-    )
-    present = support > 0
-    return Metrics(
-        images=images,
-        classes=tuple(classes),
-        chance=1 / len(classes),
-        majority=float(support.max() / images),
-        accuracy=float(right.sum() / images),
-        interval=wilson_interval(int(right.sum()), images),
-        balanced_accuracy=float((right[present] / support[present]).mean()),
-        ece=ece,
-        per_class=per_class,
-        confusion=confusion,
-    )
+    counts = Counts(len(classes))
+    counts.add(scores, truth)
+    return counts.metrics(classes)
 
 
 def wilson_interval(hits: int, total: int) -> tuple[float, float]:
@@ -258,22 +305,3 @@ def _class_accuracy(name: str, images: int, hits: int) -> ClassAccuracy:
     if images == 0:
         return ClassAccuracy(name, 0, None, None)
     return ClassAccuracy(name, images, hits / images, wilson_interval(hits, images))
-
-
-def _counts(scores: Tensor, truth: Tensor) -> tuple[npt.NDArray[np.int64], float]:
-    """Return the confusion matrix and the calibration error, counted part by part."""
-    classes = scores.shape[1]
-    confusion = torch.zeros(classes * classes, dtype=torch.int64)
-    borders = torch.linspace(0, 1, ECE_BINS + 1, dtype=torch.float64)
-    excess = torch.zeros(ECE_BINS, dtype=torch.float64)  # of right predictions over confidence
-    rows = 0
-    for part in _parts(scores):
-        labels = truth[rows : rows + len(part)]
-        rows += len(part)
-        predicted = part.argmax(dim=1)
-        confusion += torch.bincount(labels * classes + predicted, minlength=len(confusion))
-        confidence = part.double().softmax(dim=1).amax(dim=1).clamp(max=1)
-        place = torch.bucketize(confidence, borders) - 1  # bins without their lower border
-        excess.index_add_(0, place, (predicted == labels).double() - confidence)
-    error = float(excess.abs().sum()) / len(scores)
-    return confusion.view(classes, classes).numpy(), error

@@ -5,6 +5,7 @@ from rada.features.checks import CheckedFeatures, FeatureWarning, check_features
 from rada.features.classes import ClassSet
 from rada.features.extract import BadImage, FeatureBatch, extract_features, iter_features
 from rada.features.features import Features
+from rada.features.store import FeatureStore, names_features
 from rada.features.work import ViewTransform
 
 __all__ = [
@@ -15,10 +16,12 @@ __all__ = [
     "ClassSet",
     "FeatureBatch",
     "FeatureCache",
+    "FeatureStore",
     "FeatureWarning",
     "Features",
     "ViewTransform",
     "check_features",
     "extract_features",
     "iter_features",
+    "names_features",
 ]

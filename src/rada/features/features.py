@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -117,6 +117,10 @@ class Features:
     def dim(self) -> int:
         """D, the width of the features."""
         return self.image_features.shape[2]
+
+    def parts(self) -> Iterator[Features]:
+        """Yield itself: all of it is in memory, other than that of a `FeatureStore`."""
+        yield self
 
     def plain(self) -> Tensor:
         """Return view 0 of every image, `(N, D)`."""

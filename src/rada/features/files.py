@@ -20,9 +20,11 @@ from torch import Tensor
 from rada.core.errors import FeatureError
 from rada.core.storage import atomic_path
 
-__all__ = ["load_features", "save_features"]
+__all__ = ["SUFFIXES", "file_key", "load_features", "save_features"]
 
 FORMAT = "rada-features-1"
+SUFFIXES = (".safetensors", ".npz")
+"""How the names of features files end."""
 _METADATA = "rada_features"
 _FIELDS = ("classes", "scale", "encoder", "encoder_fingerprint", "templates", "skipped", "decoding")
 _TENSORS = ("image_features", "labels", "text_features", "ids", "scale", "classes")
@@ -33,13 +35,20 @@ _SMALL = 64 << 20
 Made = TypeVar("Made")
 
 
-def save_features(values: Mapping[str, Any], path: str | Path, *, overwrite: bool = True) -> Path:
+def save_features(
+    values: Mapping[str, Any],
+    path: str | Path,
+    *,
+    overwrite: bool = True,
+    extra: Mapping[str, str] | None = None,
+) -> Path:
     """Write features to the safetensors file `path` in one step and return the path.
 
     Args:
         values: The fields of a `Features` by name; the images behind them are not saved.
         path: The file.
         overwrite: Replace the file if there is one.
+        extra: What else the metadata are to say, which readers pass over.
 
     Raises:
         OutputError: If there is such a file, and `overwrite` is off.
@@ -50,18 +59,34 @@ def save_features(values: Mapping[str, Any], path: str | Path, *, overwrite: boo
     tensors = {
         name: values[name].contiguous()
         for name in ("image_features", "labels", "text_features")
-        if values[name] is not None
+        if values.get(name) is not None
     }
     # A million ids would exceed what a safetensors header may hold, so they are a tensor.
     ids = json.dumps(values["ids"]).encode()
     tensors["ids"] = torch.frombuffer(bytearray(ids), dtype=torch.uint8)
-    fields = {"format": FORMAT} | {name: values[name] for name in _FIELDS}
+    fields = {"format": FORMAT} | {name: values.get(name) for name in _FIELDS}
     # One entry, since safetensors keeps no order of several: equal features give equal files.
     known = {key: value for key, value in fields.items() if value not in (None, ())}
+    known |= dict(extra or {})
     path = Path(path)
     with atomic_path(path, overwrite=overwrite) as temporary:
         save_file(tensors, temporary, metadata={_METADATA: json.dumps(known)})
     return path
+
+
+def file_key(path: Path) -> str | None:
+    """Return the key that a file was saved with (`extra`); "" where it has none, None without a file."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
+    except (SafetensorError, OSError, ValueError):
+        return ""
+    key = found.get("key", "") if isinstance(found, dict) else ""
+    return key if isinstance(key, str) else ""
 
 
 def load_features(path: str | Path, make: Callable[..., Made]) -> Made:

@@ -1,0 +1,91 @@
+"""Millions of rows in a feature store: rows a second and memory of fit, evaluate and predict.
+
+    OMP_NUM_THREADS=2 python benchmarks/feature_store.py [--rows 1000000 5000000] [--classes 1000] [--dim 512]
+        [--folder DIR] [--out results/feature_store.json]
+
+Writes stores of random features in float16 (2 D bytes a row), fits `prior_probe` on two images of every class, and
+runs `rada evaluate` and `rada predict` on each. Memory is the largest that belongs to the process alone (RssAnon),
+less that of the same command on a store of 1,000 rows; the rows are mapped, and the system takes those pages
+back when it wants them. If it is flat, it does not grow from the first number of rows to the last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from many_rows import RADA, measured
+from torch.nn.functional import normalize
+
+from rada import Features
+from rada.core.storage import write_json
+from rada.evaluation import environment
+from rada.features.store_writing import SHARD_ROWS, save_store
+
+
+def parts(rows: int, classes: int, dim: int, seed: int) -> Iterator[Features]:
+    """Yield rows around the class features, shard by shard."""
+    generator = torch.Generator().manual_seed(0)
+    text = normalize(torch.randn(classes, dim, generator=generator), dim=-1)
+    names = tuple(f"class {index}" for index in range(classes))
+    generator.manual_seed(seed)
+    for start in range(0, rows, SHARD_ROWS):
+        count = min(SHARD_ROWS, rows - start)
+        labels = torch.arange(start, start + count) % classes
+        noise = 2.5 * torch.randn(count, dim, generator=generator) / dim**0.5
+        table = normalize(text[labels] + noise, dim=-1)
+        ids = tuple(f"{seed}/{index}" for index in range(start, start + count))
+        yield Features(table, labels, names, ids, text_features=text, scale=50.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 5_000_000])
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--method", default="prior_probe")
+    parser.add_argument(
+        "--folder", type=Path, help="where the stores are made; needs 2 D bytes a row"
+    )
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    found = []
+    with tempfile.TemporaryDirectory(dir=options.folder) as place:
+        small = max(1000, 3 * options.classes)
+        sizes = {"small": small} | {str(rows): rows for rows in options.rows}
+        for number, (name, rows) in enumerate(sizes.items()):
+            made = parts(rows, options.classes, options.dim, number + 1)
+            save_store(made, Path(place) / name, half=True)
+        head = str(Path(place) / "head")
+        fit = ["fit", str(Path(place) / "small"), "--shots", "2", "--method", options.method]
+        subprocess.run([*RADA, *fit, "--out", head], check=True, capture_output=True)
+        for command in ("fit", "evaluate", "predict"):
+            start = 0
+            for name, rows in sizes.items():
+                store = str(Path(place) / name)
+                words = [command, head, store, "--json"]
+                if command == "fit":
+                    fit[1] = store
+                    words = [*fit, "--out", str(Path(place) / f"head-{name}")]
+                seconds, memory = measured([*RADA, *words], dict(os.environ))
+                start = start or memory
+                found.append(
+                    {"command": command, "rows": rows, "seconds": seconds, "MiB": memory - start}
+                )
+                print(
+                    f"{command:9s} {rows:8d} rows {seconds:7.1f} s, {rows / seconds:8.0f} rows/s, "
+                    f"{memory - start} MiB above the small one",
+                    flush=True,
+                )
+    if options.out:
+        facts = {key: value for key, value in vars(options).items() if key not in ("out", "folder")}
+        write_json(options.out, facts | {"runs": found, "environment": environment()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""A feature store says what a features file says, a shard at a time, and goes on where it stopped."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cli.test_cli import ok, refused
+from cli.test_predict_features import NAMES, table
+from features.test_encode_processes import model, photos, two  # noqa: F401
+from features.tiny import TinyEncoder, write_images
+from rada import Classifier, EFTConfig, Features
+from rada.core.errors import DataError, FeatureError, OutputError
+from rada.features import FeatureStore, extract_features
+from rada.features.processes import ProcessGroup
+from rada.features.store_writing import StorePlan, save_store, write_store
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> tuple[Features, FeatureStore]:
+    """90 rows in one piece, and in three shards of different sizes."""
+    whole = table(90, views=2)
+    pieces = [whole.subset(rows) for rows in torch.arange(90).split([40, 37, 13])]
+    return whole, save_store(pieces, tmp_path / "store")
+
+
+def same(one: Features, other: Features) -> None:
+    assert one.ids == other.ids
+    assert one.classes == other.classes
+    assert torch.equal(one.labels, other.labels)
+    assert torch.equal(one.image_features, other.image_features)
+    assert torch.equal(one.text_features, other.text_features)
+    assert one.scale == other.scale
+
+
+def test_a_store_holds_what_was_put_there(stored: tuple[Features, FeatureStore]) -> None:
+    whole, store = stored
+    assert len(store) == 90 and store.num_views == 2 and store.dim == 16
+    assert torch.equal(store.labels, whole.labels)
+    assert store.ids[41] == whole.ids[41] and store.ids[-1] == whole.ids[-1]
+    assert tuple(store.ids) == whole.ids and list(store.ids[38:42]) == list(whole.ids[38:42])
+    same(store.load(), whole)
+    rows = [89, 0, 40, 39, 76, 77, 0]
+    same(store.subset(rows), whole.subset(rows))
+    same(store.few_shot(4, 1), whole.few_shot(4, 1))
+    assert [len(part) for part in store.parts()] == [40, 37, 13]
+    with pytest.raises(FeatureError, match="from 0 to 89"):
+        store.subset([90])
+
+
+def test_half_precision_halves_the_files(tmp_path: Path) -> None:
+    whole = table(300)
+    full = save_store([whole], tmp_path / "full")
+    half = save_store([whole], tmp_path / "half", half=True)
+    size = [(store.folder / store.shards[0].file).stat().st_size for store in (full, half)]
+    assert size[1] < 0.7 * size[0]
+    found = half.load().image_features
+    assert found.dtype is torch.float32
+    assert (found - whole.image_features).abs().max() < 1e-3
+
+
+def test_everything_takes_a_store_as_it_takes_a_file(
+    stored: tuple[Features, FeatureStore], tmp_path: Path
+) -> None:
+    whole, store = stored
+    whole.save(tmp_path / "rows.safetensors")
+    heads = []
+    for data in (tmp_path / "rows.safetensors", store.folder):
+        out = tmp_path / f"head-{data.stem}"
+        options = ["--set", "epochs=2", "--set", "min_steps=0", "--set", "num_heads=2"]
+        ok("fit", data, "--shots", "4", "--seed", "2", "--out", out, *options, environment={})
+        heads.append(out)
+    weights = [(head / "model.safetensors").read_bytes() for head in heads]
+    assert weights[0] == weights[1]
+    answers, results = [], []
+    for data in (tmp_path / "rows.safetensors", store.folder):
+        answers.append(ok("predict", heads[0], data, environment={}))
+        results.append(json.loads(ok("evaluate", heads[0], data, "--json", environment={})))
+    assert answers[0] == answers[1]
+    assert len(list(csv.DictReader(io.StringIO(answers[1])))) == 90
+    for result in results:
+        for key in ("data", "data_fingerprint", "timing", "environment", "command"):
+            del result[key]
+        for row in result["rows"]:  # parts of another size round otherwise
+            result[row]["ece"] = round(result[row]["ece"], 4)
+    assert results[0] == results[1]
+
+
+def test_the_classifier_takes_an_opened_store(stored: tuple[Features, FeatureStore]) -> None:
+    whole, store = stored
+    config = EFTConfig(epochs=2, min_steps=0, num_heads=2, strength=0.5)
+    clf = Classifier(None, config, progress=False).fit(store, shots=4, seed=1)
+    assert (clf.predict(store) == clf.predict(whole)).all()
+    assert clf.score(store) == clf.score(whole)
+    found = clf.evaluate(store, class_names={"ant": "cat", "bee": "ant", "cat": "bee"})
+    names = {"ant": "cat", "bee": "ant", "cat": "bee"}
+    expected = clf.evaluate(whole, class_names=names)["adapted"]
+    assert found["adapted"]["confusion"] == expected["confusion"]
+    assert found.features is None and found.logits == {}
+    one, other = (
+        [answer.predictions[0] for answer in clf.predict_stream(x)] for x in (store, whole)
+    )
+    assert [answer.name for answer in one] == [answer.name for answer in other]
+    chances = [answer.probability for answer in other]
+    assert [answer.probability for answer in one] == pytest.approx(chances, abs=1e-5)
+
+
+def test_a_benchmark_reads_stores(stored: tuple[Features, FeatureStore], tmp_path: Path) -> None:
+    whole, _ = stored
+    save_store([whole], tmp_path / "set" / "train")
+    save_store([whole.subset(range(30)), whole.subset(range(30, 60))], tmp_path / "set" / "test")
+    out = tmp_path / "bench"
+    words = ("--methods", "zero_shot,prior_probe", "--shots", "4", "--seeds", "1")
+    ok("bench", "--datasets", tmp_path / "set", *words, "--out", out, environment={})
+    cells = [json.loads(path.read_text()) for path in out.glob("cells/**/*.json")]
+    assert {cell["parts"]["test"]["images"] for cell in cells} == {60}
+
+
+def test_encoding_to_a_store_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = write_images(tmp_path / "images", count=20)
+    encoder = TinyEncoder()
+    plan = StorePlan(split, ("a photo of a {}.",), batch_size=4, shard_rows=7)
+    assert plan.shards() == [(0, 8), (8, 16), (16, 20)]
+    options = {"workers": 0, "cache": False}
+    calls: list[int] = []
+    embed = encoder.image_embeddings
+
+    def stopping(pixels: torch.Tensor) -> torch.Tensor:
+        calls.append(len(pixels))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return embed(pixels)
+
+    monkeypatch.setattr(encoder, "image_embeddings", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        write_store(ProcessGroup(1), encoder, plan, tmp_path / "store", **options)
+    with pytest.raises(FeatureError, match="did not end"):
+        FeatureStore.open(tmp_path / "store")
+    calls.clear()
+    calls += [0] * 10  # no stop any more
+    store = write_store(ProcessGroup(1), encoder, plan, tmp_path / "store", **options)
+    assert store is not None and sum(calls) == 12  # the first shard was kept
+    expected = extract_features(encoder, split, batch_size=4, **options)
+    assert torch.equal(store.load().image_features, expected.image_features)
+    assert store.load().ids == expected.ids
+    calls.clear()
+    calls += [0] * 10
+    write_store(ProcessGroup(1), encoder, plan, tmp_path / "store", **options)
+    assert sum(calls) == 0
+
+
+def test_shards_of_something_else_are_not_replaced(tmp_path: Path) -> None:
+    split = write_images(tmp_path / "images", count=10)
+    plan = StorePlan(split, ("{}",), batch_size=4, shard_rows=4)
+    out, options = tmp_path / "store", {"workers": 0, "cache": False}
+    write_store(ProcessGroup(1), TinyEncoder(), plan, out, **options)
+    before = {path.name: path.read_bytes() for path in out.glob("[!.]*")}
+    with pytest.raises(OutputError, match="other images"):
+        write_store(ProcessGroup(1), TinyEncoder(seed=1), plan, out, **options)
+    assert before == {path.name: path.read_bytes() for path in out.glob("[!.]*")}
+    fewer = StorePlan(split.subset(range(6)), ("{}",), batch_size=4, shard_rows=4)
+    store = write_store(ProcessGroup(1), TinyEncoder(), fewer, out, overwrite=True, **options)
+    assert store is not None and len(store) == 6
+    assert len(list(out.glob("shard-*"))) == 2
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "shard-00000.safetensors").write_bytes(b"a user's own")
+    with pytest.raises(OutputError, match="did not write"):
+        write_store(ProcessGroup(1), TinyEncoder(), plan, tmp_path / "mine", **options)
+    assert (tmp_path / "mine" / "shard-00000.safetensors").read_bytes() == b"a user's own"
+
+
+def test_bad_images_are_named(tmp_path: Path) -> None:
+    split = write_images(tmp_path / "images", count=8)
+    (tmp_path / "images" / "05.jpg").write_bytes(b"no image")
+    plan = StorePlan(split, ("{}",), batch_size=4, shard_rows=4)
+    options = {"workers": 0, "cache": False}
+    with pytest.raises(DataError, match=r"05\.jpg"):
+        write_store(ProcessGroup(1), TinyEncoder(), plan, tmp_path / "a", **options)
+    store = write_store(
+        ProcessGroup(1), TinyEncoder(), plan, tmp_path / "b", skip_bad=True, **options
+    )
+    assert store is not None and len(store) == 7
+    assert [key for key, _ in store.skipped] == ["05.jpg"]
+
+
+def test_two_processes_write_the_store_of_one(
+    model: Path,  # noqa: F811
+    photos: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    words = ("--model", f"hf:{model}", "--skip-bad", "--shard-rows", "32", "--half")
+    ok("encode", photos, "--out", tmp_path / "one", *words, environment={})
+    for process in two("encode", photos, "--out", tmp_path / "two", *words):
+        assert process.returncode == 0, process.stderr
+    one, other = (FeatureStore.open(tmp_path / name).load() for name in ("one", "two"))
+    assert one.ids == other.ids and torch.equal(one.labels, other.labels)
+    assert torch.equal(one.image_features, other.image_features)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "rada-feature-store-9"}, "another version"),
+        ({"shards": [{"file": "../../x.safetensors", "rows": 1, "key": ""}]}, "file"),
+        ({"shards": [{"file": "shard-00009.safetensors", "rows": 1, "key": ""}]}, "lacks"),
+        ({"dim": "wide"}, "dim"),
+        ({"classes": ["one"]}, "class features"),
+    ],
+)
+def test_a_damaged_index_is_refused(
+    stored: tuple[Features, FeatureStore], change: dict[str, object], message: str
+) -> None:
+    folder = stored[1].folder
+    index = json.loads((folder / "features.json").read_text())
+    (folder / "features.json").write_text(json.dumps(index | change))
+    with pytest.raises(FeatureError, match=message):
+        FeatureStore.open(folder)
+    assert message in refused("evaluate", folder, folder, environment={})
+
+
+def test_a_foreign_shard_is_noticed(stored: tuple[Features, FeatureStore]) -> None:
+    _, store = stored
+    (store.folder / store.shards[0].file).write_bytes(
+        (store.folder / store.shards[2].file).read_bytes()
+    )
+    with pytest.raises(FeatureError, match=r"shard-00000.*not the one"):
+        list(FeatureStore.open(store.folder).parts())
+    assert store.classes == NAMES
+
+
+def test_options_of_a_store_are_refused_for_a_file(tmp_path: Path) -> None:
+    text = refused(
+        "encode", tmp_path, "--out", tmp_path / "f.safetensors", "--half", environment={}
+    )
+    assert "name a folder" in text
