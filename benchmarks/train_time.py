@@ -1,17 +1,22 @@
 """Seconds to fit: 16 shots of 24 classes at D = 512, the choice of the strength included.
 
     python benchmarks/train_time.py [--classes 24] [--shots 16] [--dim 512] [--threads 2] [--out result.json]
+    python benchmarks/train_time.py --stack        # 7 x 16 at 384, 12, 24 and 50 x 16 at 512
 
 Prints the seconds of a head's training alone, with the choice of the strength, of the default method, and of
-its probe, by the clock and of the processor
-(on a shared machine the clock says little); medians of the runs.
+its probe, by the clock and of the processor (on a shared machine the clock says little); medians of the runs.
+With `--stack` it compares, in turns, the default method with its three heads one after another and with the three
+as one stack, whether or not that is what `fit` would do; and the optimiser of before (a pass over the weights
+for each operation) with one after another.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import time
+from collections.abc import Iterator
 
 import torch
 from torch.nn.functional import normalize
@@ -19,10 +24,70 @@ from torch.nn.functional import normalize
 from rada import EFTConfig, Features
 from rada.core.storage import write_json
 from rada.evaluation import environment
-from rada.methods import Run
+from rada.methods import Run, head_stack
 from rada.methods.prior_probe import PriorProbeConfig
 from rada.methods.rada_probe import RAdaProbeConfig
 from rada.methods.registry import method_of
+from rada.training import optimizers
+
+# classes, shots, width
+SIZES = ((7, 16, 384), (12, 16, 512), (24, 16, 512), (50, 16, 512))
+
+
+def made(classes: int, shots: int, dim: int) -> Features:
+    """Return images around their classes."""
+    generator = torch.Generator().manual_seed(0)
+    text = normalize(torch.randn(classes, dim, generator=generator), dim=-1)
+    labels = torch.arange(classes).repeat(shots)
+    noise = 3 * torch.randn(len(labels), dim, generator=generator) / dim**0.5
+    images = normalize(text[labels] + noise, dim=-1)
+    names = tuple(map(str, range(classes)))
+    return Features(images, labels, names, text_features=text, scale=100.0)
+
+
+@contextlib.contextmanager
+def way(name: str) -> Iterator[None]:
+    """While the block runs, fits go the named way."""
+    rows, kind = head_stack._MOST_ROWS, optimizers.AdamW
+    head_stack._MOST_ROWS = 1 << 40 if name == "stack" else 0
+    if name == "before":
+        optimizers.AdamW = lambda *args, **own: kind(*args, **(own | {"fused": None}))  # type: ignore
+    try:
+        yield
+    finally:
+        head_stack._MOST_ROWS, optimizers.AdamW = rows, kind  # type: ignore[misc]
+
+
+def compare(rounds: int, threads: int) -> dict[str, object]:
+    """Fit by the default method in turns, the three ways."""
+    found: list[dict[str, object]] = []
+    for classes, shots, dim in SIZES:
+        data, config = made(classes, shots, dim), RAdaProbeConfig()
+        seconds: dict[str, list[float]] = {"before": [], "one after another": [], "stack": []}
+        method_of(config).fit(data, RAdaProbeConfig(min_steps=0, epochs=1), Run())
+        for seed in range(rounds):
+            for name, taken in seconds.items():
+                with way(name):
+                    began = time.perf_counter()
+                    method_of(config).fit(data, config, Run(seed=seed))
+                    taken.append(time.perf_counter() - began)
+        ratio = {
+            name: statistics.median(
+                first / own for first, own in zip(seconds["before"], taken, strict=True)
+            )
+            for name, taken in seconds.items()
+        }
+        rows = 32 * config.subset(classes)
+        found.append({"classes": classes, "shots": shots, "dim": dim, "seconds": seconds})
+        found[-1]["times as fast as before"] = ratio
+        each = ", ".join(
+            f"{name} {statistics.median(taken):.2f} s ({ratio[name]:.2f}x)"
+            for name, taken in seconds.items()
+        )
+        print(
+            f"{classes} x {shots}, D = {dim} ({rows} rows), {threads} threads: {each}", flush=True
+        )
+    return {"sizes": found, "threads": threads, "environment": environment()}
 
 
 def main() -> None:
@@ -32,17 +97,17 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--stack", action="store_true", help="one after another against a stack")
     parser.add_argument("--out", help="JSON file for the result")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    generator = torch.Generator().manual_seed(0)
-    text = normalize(torch.randn(options.classes, options.dim, generator=generator), dim=-1)
-    labels = torch.arange(options.classes).repeat(options.shots)
-    noise = 3 * torch.randn(len(labels), options.dim, generator=generator) / options.dim**0.5
-    images = normalize(text[labels] + noise, dim=-1)
+    if options.stack:
+        result = compare(options.runs, options.threads)
+        if options.out:
+            write_json(options.out, result)
+        return
     result: dict[str, object] = {"settings": vars(options), "environment": environment()}
-    names = tuple(map(str, range(options.classes)))
-    data = Features(images, labels, names, text_features=text, scale=100.0)
+    data = made(options.classes, options.shots, options.dim)
     fits = {
         "training alone": EFTConfig(strength=1.0),
         "with the choice of the strength": EFTConfig(),

@@ -13,8 +13,9 @@ from torch.nn.functional import cross_entropy, normalize
 
 from rada import ClassSet, EFTConfig, Features, get_method, train_head
 from rada.core.errors import ConfigError
-from rada.methods import Run
+from rada.methods import Run, head_stack
 from rada.methods.rada import HeadModel
+from rada.training import optimizers
 from rada.training import strength as strength_rule
 from rada.training.schedule import warmup_cosine
 from rada.training.strength import (
@@ -218,12 +219,15 @@ def test_given_strength_is_kept() -> None:
         (3, 6, EFTConfig(epochs=2, min_steps=31, batch_size=4)),  # over shots
     ],
 )
+@pytest.mark.parametrize("together", [False, True])
 def test_heads_of_the_folds_make_the_steps_of_the_final_head(
-    classes: int, shots: int, config: EFTConfig, monkeypatch: pytest.MonkeyPatch
+    classes: int, shots: int, config: EFTConfig, together: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counted where an optimiser steps: what a run says of itself could be wrong for all alike."""
     counts: list[int] = []
-    start, step = type(get_method("rada")).start, torch.optim.AdamW.step
+    start, step = type(get_method("rada")).start, optimizers.AdamW.step
+    if not together:
+        monkeypatch.setattr(head_stack, "_MOST_ROWS", 0)
 
     def watched_start(*args, **kwargs):  # type: ignore[no-untyped-def]
         counts.append(0)
@@ -234,12 +238,14 @@ def test_heads_of_the_folds_make_the_steps_of_the_final_head(
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(type(get_method("rada")), "start", watched_start)
-    monkeypatch.setattr(torch.optim.AdamW, "step", watched_step)
+    monkeypatch.setattr(optimizers.AdamW, "step", watched_step)
     trained = train_head(*toy(classes, shots), SCALE, config, 1)
-    assert counts == [counts[0]] * (1 + 2)
-    assert counts[0] >= config.min_steps
+    steps = max(counts)
+    # one optimiser steps for the stack, after all have started
+    assert counts == ([0, 0, steps] if together else [steps] * (1 + 2))
+    assert steps >= config.min_steps
     history = trained.record["history"]
-    assert trained.record["effective"] == {"epochs": len(history), "steps": counts[0]}
+    assert trained.record["effective"] == {"epochs": len(history), "steps": steps}
 
 
 def test_a_run_of_so_many_steps_has_the_rates_of_so_many() -> None:

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from rada.core.config import Config
 from rada.features import ClassSet, Features
 from rada.head import RAdaHead
 from rada.methods.base import AdaptedModel, Facts, Method, Run
+from rada.methods.head_stack import HeadStack, learn_stack
 from rada.methods.registry import register_method
 from rada.methods.terms import Terms, masked_terms
 from rada.training.feature_loop import Losses, Recipe, class_logits_loss, default_subset
-from rada.training.strength import Strength
+from rada.training.strength import Strength, folds_of
 
 if TYPE_CHECKING:
     pass
@@ -121,24 +122,29 @@ class HeadModel(AdaptedModel):
     Attributes:
         head: The head.
         alpha: Weight of the smoothness term in the loss.
+        image_adapter: What image features go through before the head; None for nothing.
+        text_adapter: The same for class features.
     """
 
     by_class_features = True
     head: RAdaHead
+    image_adapter: nn.Module | None
+    text_adapter: nn.Module | None
 
     def __init__(self, method: Method, facts: Facts, config: Any, *_: object) -> None:
         super().__init__(method, facts, config)
         heads, temperature = getattr(config, "num_heads", 8), getattr(config, "temperature", 1.0)
         self.head = RAdaHead(facts.dim, heads, temperature)
         self.alpha = float(getattr(config, "alpha", 0.0))
+        self.image_adapter = self.text_adapter = None
 
     def adapted_images(self, images: Tensor) -> Tensor:
         """Return what the head gets of image features `(B, D)`."""
-        return images
+        return images if self.image_adapter is None else self.image_adapter(images)
 
     def adapted_text(self, text: Tensor) -> Tensor:
         """Return what the head gets of class features `(K, D)`."""
-        return text
+        return text if self.text_adapter is None else self.text_adapter(text)
 
     def head_logits(self, images: Tensor, classes: ClassSet) -> Tensor:
         """Return the logits of the head alone; the head sees exactly these classes."""
@@ -189,22 +195,25 @@ class RAda(Method):
     ) -> AdaptedModel:
         """Train the model, then choose its strength."""
         steps = config.steps(len(data))  # the folds stand for this model, so they learn for as many
+        together: dict[str, AdaptedModel] = {}
+        if config.strength == "auto" and self._together(model, data, config):
+            together = self._learn_together(model, data, config, run, steps)
 
         def learned(model: AdaptedModel, part: Features, path: Path | None) -> AdaptedModel:
-            subset = config.subset(len(part.classes))
-            model = self.learn(
-                model,
-                part,
-                config.recipe(),
-                run,
-                classes_per_step=subset,
-                steps=steps,
-                state_path=path,
-            )
+            if part.fingerprint not in together:
+                model = self.learn(
+                    model,
+                    part,
+                    config.recipe(),
+                    run,
+                    classes_per_step=config.subset(len(part.classes)),
+                    steps=steps,
+                    state_path=path,
+                )
             return self.beside_head(model, part, config)
 
         def fit_part(part: Features, path: Path | None) -> AdaptedModel:
-            fold = self.start(part, config, run).to(part.image_features.device)
+            fold = together.get(part.fingerprint) or self._start_part(part, config, run)
             return learned(fold, part, path)
 
         learned(model, data, None)
@@ -213,6 +222,31 @@ class RAda(Method):
         else:
             model.strength = Strength(float(config.strength), classes=model.strength.classes)
         return model
+
+    def _start_part(self, part: Features, config: EFTConfig, run: Run) -> AdaptedModel:
+        return self.start(part, config, run).to(part.image_features.device)
+
+    def _together(self, model: AdaptedModel, data: Features, config: EFTConfig) -> bool:
+        """Whether the folds learn in one loop with the model: where that is known to be faster."""
+        if type(self).learn is not Method.learn or not isinstance(model, HeadModel):
+            return False
+        own = type(model)
+        as_head = (
+            own.loss is HeadModel.loss
+            and own.step_loss is AdaptedModel.step_loss
+            and own.adapted_images is HeadModel.adapted_images
+            and own.adapted_text is HeadModel.adapted_text
+        )
+        return as_head and HeadStack.pays(data, config)
+
+    def _learn_together(
+        self, model: AdaptedModel, data: Features, config: EFTConfig, run: Run, steps: int
+    ) -> dict[str, AdaptedModel]:
+        """Train the model and those of the folds in one loop; return each by what it learned from."""
+        parts = [data, *(fold.learned for fold in folds_of(data, run.seed, config.strength_folds))]
+        models = [model, *(self._start_part(part, config, run) for part in parts[1:])]
+        learn_stack(models, parts, config, run, steps, f"Training ({self.title})")
+        return {part.fingerprint: one for part, one in zip(parts, models, strict=True)}
 
     def beside_head(self, model: AdaptedModel, data: Features, config: Any) -> AdaptedModel:
         """Learn what a variant has beside the head; nothing here."""

@@ -63,16 +63,6 @@ class AdaptedHeadModel(HeadModel):
         self.image_adapter = Bottleneck(facts.dim, config.hidden)
         self.text_adapter = Bottleneck(facts.dim, config.hidden)
 
-    def adapted_images(self, images: Tensor) -> Tensor:
-        """Return image features behind their bottleneck."""
-        found: Tensor = self.image_adapter(images)
-        return found
-
-    def adapted_text(self, text: Tensor) -> Tensor:
-        """Return class features behind theirs."""
-        found: Tensor = self.text_adapter(text)
-        return found
-
 
 @dataclass(frozen=True)
 class RAdaAdapter(RAda):

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,13 +31,15 @@ __all__ = [
     "class_logits_loss",
     "default_subset",
     "draw_classes",
+    "endless_steps",
     "learning_rate",
     "seeded",
     "train",
 ]
 
 Losses = dict[str, Tensor]
-"""`loss` is what a step minimises; the others are reported. All are means over the images."""
+"""`loss` is what a step minimises, the others are reported. All are means over the images, but for
+`total`: where it is there, it is what is minimised, and not reported."""
 
 _WARM_RATE = 1e-5
 
@@ -179,7 +181,7 @@ def class_logits_loss(logits: Tensor, labels: Tensor, **weighted: Tensor) -> Los
 
 def train(
     model: nn.Module,
-    loss: Callable[[Step], Losses],
+    loss: Callable[[Any], Losses],
     data: Features,
     recipe: Recipe,
     seed: int,
@@ -190,6 +192,7 @@ def train(
     state_path: Path | None = None,
     progress: bool | None = None,
     description: str = "Training",
+    batches: Callable[[int], Iterator[Any]] | None = None,
 ) -> list[dict[str, float]]:
     """Train the parameters of a model that take gradients.
 
@@ -208,6 +211,8 @@ def train(
             call goes on from there, bit for bit; a state of another run is replaced.
         progress: Show a bar; None on a terminal only.
         description: Beside the bar.
+        batches: Returns the steps of an epoch, a pure function of its number; None for those of the data.
+            They need `labels`, and are what `loss` gets.
 
     Returns:
         One entry for each epoch: the means of the losses and the last learning rate.
@@ -232,14 +237,21 @@ def train(
             advance(state.epoch * per_epoch)
             for epoch in range(state.epoch, epochs):
                 left = steps - epoch * per_epoch
-                batches = itertools.islice(
-                    _steps(data, recipe, seed, classes_per_step, epoch), left
+                drawn = (
+                    _steps(data, recipe, seed, classes_per_step, epoch)
+                    if batches is None
+                    else batches(epoch)
                 )
                 rates = (
                     learning_rate(recipe, epoch * per_epoch + number, per_epoch, steps)
                     for number in itertools.count()
                 )
-                paced = zip(itertools.count(epoch * per_epoch + 1), batches, rates, strict=False)
+                paced = zip(
+                    range(epoch * per_epoch + 1, epoch * per_epoch + 1 + left),
+                    drawn,
+                    rates,
+                    strict=False,
+                )
                 entry, last = _epoch(model, loss, optimizer, paced, advance)
                 state.history.append(entry)
                 state.epoch = epoch + 1
@@ -281,8 +293,9 @@ def _epoch(
         losses = loss(step)
         reported = _check_loss(losses, f"at step {number}", rate)
         optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
+        losses.get("total", losses["loss"]).backward()
         optimizer.step()
+        reported.pop("total", None)
         for name, value in reported.items():
             totals[name] = totals.get(name, 0.0) + value * len(step.labels)
         seen += len(step.labels)
@@ -341,6 +354,16 @@ def _steps(
         kept = (relabelled >= 0).nonzero().flatten()
         labels = relabelled[kept].to(labels.device)
         yield Step(number, batch[kept], chosen[kept], labels, classes.take(drawn), views[kept])
+
+
+def endless_steps(
+    data: Features, recipe: Recipe, seed: int, classes_per_step: int, first: int
+) -> Iterator[Step]:
+    """Yield the steps of `train` on the same data from the one numbered `first` on, without end."""
+    epoch, skipped = divmod(first, math.ceil(len(data) / recipe.batch_size))
+    for number in itertools.count(epoch):
+        found = _steps(data, recipe, seed, classes_per_step, number)
+        yield from itertools.islice(found, skipped if number == epoch else 0, None)
 
 
 def default_subset(classes: int) -> int:

@@ -27,7 +27,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -46,6 +46,7 @@ __all__ = [
     "PLAIN_GRID",
     "SHARE_OF_GAIN",
     "STRENGTHS",
+    "Fold",
     "Grid",
     "Point",
     "Scores",
@@ -54,6 +55,7 @@ __all__ = [
     "cautious_strength",
     "choose_strength",
     "fitted_temperature",
+    "folds_of",
     "position_in_class",
     "score",
 ]
@@ -344,13 +346,15 @@ def choose_strength(
     assert data.scale is not None
     classes = data.class_set()
     prior = fitted_temperature(classes.zero_shot_logits(data.plain(), data.scale), data.labels)
-    shots = torch.bincount(data.labels.cpu(), minlength=len(classes))
     runs = _Folds(train, grid, prior, folder, [seed, key], baseline)
-    if len(classes) >= 4:
-        return _over_classes(runs, data, seed, min(folds, len(classes) // 2))
-    if int(shots.min()) >= 2:
-        return _over_shots(runs, data, seed)
-    return _chosen(runs, "none", None, None)
+    base, new = Scores.none(len(grid.points)), Scores.none(len(STRENGTHS))
+    method = "none"
+    for fold in folds_of(data, seed, folds):
+        base_scores, new_scores = runs.scores(fold)
+        base, new = base + base_scores, new + new_scores
+        method = fold.name.partition("-")[0]
+    asked = base if base.images else None
+    return _chosen(runs, method, asked, new if method == "classes" else None)
 
 
 @dataclass
@@ -366,10 +370,9 @@ class _Folds:
     probe_right: int = 0
     probe_images: int = 0
 
-    def scores(
-        self, learned: Features, base: Features | None, new: Features | None, name: str
-    ) -> tuple[Scores, Scores]:
+    def scores(self, fold: Fold) -> tuple[Scores, Scores]:
         """Return what held-out images of learned and of other classes say."""
+        name, learned, base, new = fold
         self._ask_baseline(learned, base)
         record = self.folder and self.folder / f"strength-{name}.json"
         parts = [part and part.fingerprint for part in (base, new)]
@@ -419,11 +422,34 @@ def _forget(state: Path | None) -> None:
         shutil.rmtree(state.with_suffix(""), ignore_errors=True)
 
 
-def _over_classes(runs: _Folds, data: Features, seed: int, folds: int) -> StrengthChoice:
+class Fold(NamedTuple):
+    """What one model of the choice learns and is asked.
+
+    Attributes:
+        name: Of its files.
+        learned: What it learns from.
+        base: Held-out images of the learned classes, if there are any.
+        new: Images of classes held out, if there are any.
+    """
+
+    name: str
+    learned: Features
+    base: Features | None
+    new: Features | None
+
+
+def folds_of(data: Features, seed: int, folds: int = 2) -> Iterator[Fold]:
+    """Yield what `choose_strength` trains on and asks; nothing where nothing can be held out."""
+    shots = torch.bincount(data.labels.cpu(), minlength=len(data.classes))
+    if len(data.classes) >= 4:
+        yield from _over_classes(data, seed, min(folds, len(data.classes) // 2))
+    elif int(shots.min()) >= 2:
+        yield from _over_shots(data, seed)
+
+
+def _over_classes(data: Features, seed: int, folds: int) -> Iterator[Fold]:
     order = torch.randperm(len(data.classes), generator=_generator(seed))
     held_out = _last_part_of_each_class(data, seed)
-    some = bool(held_out.any())
-    base, new = Scores.none(len(runs.grid.points)), Scores.none(len(STRENGTHS))
     everything = torch.ones_like(held_out)
     for fold, part in enumerate(order.tensor_split(folds)):
         pseudo_new = part.sort().values.tolist()
@@ -431,14 +457,8 @@ def _over_classes(runs: _Folds, data: Features, seed: int, folds: int) -> Streng
         learned = _part(data, ~held_out, pseudo_base)
         if learned is None:
             continue
-        base_scores, new_scores = runs.scores(
-            learned,
-            _part(data, held_out, pseudo_base),
-            _part(data, everything, pseudo_new),
-            f"classes-{fold}",
-        )
-        base, new = base + base_scores, new + new_scores
-    return _chosen(runs, "classes", base if some else None, new)
+        base, new = _part(data, held_out, pseudo_base), _part(data, everything, pseudo_new)
+        yield Fold(f"classes-{fold}", learned, base, new)
 
 
 def _part(data: Features, rows: Tensor, classes: list[int]) -> Features | None:
@@ -447,14 +467,14 @@ def _part(data: Features, rows: Tensor, classes: list[int]) -> Features | None:
     return data.subset(found).select_classes(classes) if len(found) else None
 
 
-def _over_shots(runs: _Folds, data: Features, seed: int) -> StrengthChoice:
+def _over_shots(data: Features, seed: int) -> Iterator[Fold]:
     part = position_in_class(data, seed) % 2
-    base = Scores.none(len(runs.grid.points))
     for fold in range(2):
-        learned = data.subset((part != fold).nonzero())
-        asked = data.subset((part == fold).nonzero())
-        base += runs.scores(learned, asked, None, f"shots-{fold}")[0]
-    return _chosen(runs, "shots", base, None)
+        learned, asked = (
+            data.subset((part != fold).nonzero()),
+            data.subset((part == fold).nonzero()),
+        )
+        yield Fold(f"shots-{fold}", learned, asked, None)
 
 
 def _chosen(runs: _Folds, method: str, base: Scores | None, new: Scores | None) -> StrengthChoice:
