@@ -177,13 +177,14 @@ def evaluate_opened(
         "row_names": rows.names,
         "tuned": model is not None and model.method.train_encoder,
         "trained_classes": sum(name in trained for name in classes.names),
+        "new_classes": [name for name in classes.names if trained and name not in trained],
         "seen_in_training": rows.seen,
         "near_duplicates": rows.duplicates,
     }
     if stored:
         return Evaluation(result, None, classes.names, {})
     images = found if isinstance(found, ImageSplit) else None
-    return Evaluation(result, features, classes.names, rows.logits, images)
+    return Evaluation(result, features, classes.names, rows.logits, images, rows.train)
 
 
 class _Rows:
@@ -197,13 +198,14 @@ class _Rows:
         skipped: Images that were left out, with the reason.
         seen: Images that the model was trained on.
         duplicates: Images that are training images under another name.
+        train: The training images; None where they are not known.
     """
 
     def __init__(self, classifier: ClassifierBase, train: Features | None) -> None:
         self._classifier = classifier
         if train is None and classifier.is_fitted:
             train = training_features(classifier)
-        self._train = train
+        self.train = train
         self.comparison: Comparison | None = None
         self.features: Features | None = None
         self.logits: dict[str, Tensor] = {}
@@ -236,8 +238,8 @@ class _Rows:
         self._images += len(part)
         if classifier.is_fitted:
             self.seen += seen_images(part, list(classifier.fitted_.record.image_keys))
-        if self._train is not None:
-            self.duplicates += _duplicates(features, self._train)
+        if self.train is not None:
+            self.duplicates += _duplicates(features, self.train)
 
     def warn(self) -> None:
         """Warn of test images that were trained on."""

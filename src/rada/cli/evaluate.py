@@ -130,12 +130,14 @@ def write(
     """
     from rada.core.output import claim
     from rada.evaluation import shareable
-    from rada.report import report_examples, write_report
+    from rada.report import changed_examples, find_problems, write_report
 
     examples: list[dict[str, Any]] = []
-    if found.images is not None and not found["skipped"]:
+    after = found.logits.get("adapted")
+    if found.images is not None and not found["skipped"] and after is not None:
         images = found.images.rename(found.classes)
-        examples = report_examples(images, found.logits["zero_shot"], found.logits.get("adapted"))
+        examples = changed_examples(images, found.logits["zero_shot"], after)
+    problems = find_problems(found)
     history = classifier.fitted_.record.history if classifier.is_fitted else []
     learned = None if runs else _learned(classifier, found)
     if learned is not None:
@@ -156,6 +158,7 @@ def write(
             examples=examples,
             curve=history,
             runs=runs,
+            problems=problems,
             learned=None if learned is None else learned.to_dict() | {"mask": learned.mask},
         )
         folder.write_json("result.json", shareable(result))
@@ -184,6 +187,7 @@ def _print(result: dict[str, Any], page: Path | None) -> None:
     from rada.cli.tables import class_table, comparison_table
     from rada.report.rows import failures
     from rada.report.text import count
+    from rada.report.verdict import verdict
 
     terminal = screen()
     terminal.print(comparison_table(result))
@@ -192,7 +196,7 @@ def _print(result: dict[str, Any], page: Path | None) -> None:
     lines = [*failures(result), *_head_lines(result)]
     if result["skipped"]:
         lines.append(f"{count(len(result['skipped']), 'unreadable image')} left out.")
-    for line in lines:
+    for line in [verdict(result | {"shots": result["training"].get("shots")}), *lines]:
         terminal.print(line, soft_wrap=True)
     if page is not None:
         terminal.print("Report: ", bold(page), sep="", soft_wrap=True)
@@ -208,7 +212,7 @@ def _head_lines(result: dict[str, Any]) -> list[str]:
     classes = count(len(result["classes"]), "class", "classes")
     strength = "" if result["head"] is None else f" Strength {result['strength']:g}."
     return [
-        f"{changed['wrong_to_right']} images went from wrong to right, "
+        f"{count(changed['wrong_to_right'], 'image')} went from wrong to right, "
         f"{changed['right_to_wrong']} from right to wrong.",
         f"The model was trained on {result['trained_classes']} of these {classes}.{strength}",
     ]

@@ -8,14 +8,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from rada.core.errors import FeatureError
 from rada.evaluation.metrics import ArrayLike, Counts, checked_labels, checked_logits
 
-__all__ = ["Comparison", "PairedDifference", "compare", "paired_difference"]
+__all__ = [
+    "Comparison",
+    "PairedDifference",
+    "compare",
+    "paired_difference",
+    "pooled_difference",
+]
 
 _Z95 = 1.959963984540054
-_TAKEN = {"images", "classes", "chance", "majority", "rows", "changed", "zero_shot", "adapted"}
+_TAKEN = {
+    *("images", "classes", "chance", "majority", "rows", "changed", "changed_classes"),
+    *("zero_shot", "adapted"),
+}
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,24 @@ def paired_difference(first_right: ArrayLike, second_right: ArrayLike) -> Paired
     return _difference(int((second & ~first).sum()), int((first & ~second).sum()), len(first))
 
 
+def pooled_difference(classes: Sequence[Mapping[str, Any]]) -> PairedDifference | None:
+    """Return the difference over the images of several classes; None where they have no images.
+
+    Args:
+        classes: Entries of "changed_classes" in the result of `compare`.
+
+    Example:
+        >>> one = {"images": 4, "wrong_to_right": 2, "right_to_wrong": 0}
+        >>> pooled_difference([one, one]).difference
+        0.5
+    """
+    gained, lost, images = (
+        sum(entry[key] for entry in classes)
+        for key in ("wrong_to_right", "right_to_wrong", "images")
+    )
+    return _difference(gained, lost, images) if images else None
+
+
 def _difference(gained: int, lost: int, images: int) -> PairedDifference:
     # scipy.stats has the test under its name, and takes a second to import
     from scipy.special import bdtr  # type: ignore[import-untyped,unused-ignore]
@@ -109,8 +137,8 @@ class Comparison:
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
         self._counts: dict[str, Counts] = {}
-        self._gained: dict[str, int] = {}
-        self._lost: dict[str, int] = {}
+        self._gained: dict[str, Tensor] = {}  # by class
+        self._lost: dict[str, Tensor] = {}
 
     def add(self, rows: Mapping[str, ArrayLike], labels: ArrayLike) -> None:
         """Count some images.
@@ -133,9 +161,9 @@ class Comparison:
             self._counts.setdefault(name, Counts(len(self.classes))).add(scores, truth)
             right = scores.argmax(dim=1) == truth
             before = right if before is None else before
-            gained, lost = int((right & ~before).sum()), int((before & ~right).sum())
-            self._gained[name] = self._gained.get(name, 0) + gained
-            self._lost[name] = self._lost.get(name, 0) + lost
+            for moved, changed in ((self._gained, right & ~before), (self._lost, before & ~right)):
+                by_class = truth[changed].bincount(minlength=len(self.classes))
+                moved[name] = moved[name] + by_class if name in moved else by_class
 
     def result(self) -> dict[str, Any]:
         """Return what `compare` says."""
@@ -147,13 +175,24 @@ class Comparison:
             result |= shared
             del metrics["classes"]
             if found:
-                gained, lost = self._gained[name], self._lost[name]
+                gained, lost = int(self._gained[name].sum()), int(self._lost[name].sum())
                 difference = _difference(gained, lost, counts.images)
                 metrics["against_zero_shot"] = difference.to_dict()
             found[name] = metrics
         adapted = found.get("adapted")
         changed = None if adapted is None else dict(adapted["against_zero_shot"])
-        return result | {"rows": list(found), "changed": changed} | found
+        moved = [] if adapted is None else self._class_changes("adapted")
+        return result | {"rows": list(found), "changed": changed, "changed_classes": moved} | found
+
+    def _class_changes(self, row: str) -> list[dict[str, Any]]:
+        """Return the difference of a row and the first one for each class that has images."""
+        images = [entry.images for entry in self._counts[row].metrics(self.classes).per_class]
+        numbers = zip(self._gained[row].tolist(), self._lost[row].tolist(), images, strict=True)
+        return [
+            {"class": name, "images": count} | _difference(gained, lost, count).to_dict()
+            for name, (gained, lost, count) in zip(self.classes, numbers, strict=True)
+            if count
+        ]
 
 
 def compare(
@@ -179,7 +218,8 @@ def compare(
         classes, chance and majority, which all rows share), and in "changed" the
         `PairedDifference` of adapted and zero-shot. Without adaptation there is no row "adapted", and
         "changed" is None. Every row but zero_shot holds
-        its own comparison with zero-shot under "against_zero_shot".
+        its own comparison with zero-shot under "against_zero_shot". "changed_classes" has, for each
+        class with images, the same as "changed" for its images alone.
 
     Raises:
         FeatureError: As `evaluate_logits`.

@@ -25,6 +25,7 @@ class Evaluation:
         classes: Candidate class names.
         logits: Logits `(N, K)` of each row of the result, by its name; none of a store.
         images: The images, where the data has them.
+        train: The encoded training images, where they are known.
 
     Example:
         >>> from rada.evaluation import compare
@@ -41,6 +42,7 @@ class Evaluation:
     classes: tuple[str, ...]
     logits: dict[str, Tensor]
     images: ImageSplit | None = None
+    train: Features | None = None
 
     def __getitem__(self, name: str) -> Any:
         return self.result[name]

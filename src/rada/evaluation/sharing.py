@@ -10,8 +10,9 @@ from typing import Any
 
 from rada.data.splits import split_name
 
-__all__ = ["shareable", "shown_name"]
+__all__ = ["data_title", "shareable", "shown_name"]
 
+_ENDING = re.compile(r"\.[a-zA-Z][a-zA-Z0-9]{1,11}$")
 _URL = re.compile(r"(\w+://)(?:[^/@]*@)?([^?#]*).*", re.DOTALL)
 
 
@@ -39,6 +40,22 @@ def shown_name(place: str) -> str:
     parts = [part for part in path.parts if part not in (path.anchor, "..", "~")]
     last = 2 if parts and split_name(parts[-1]) is not None else 1
     return "/".join(parts[-last:]) or place
+
+
+def data_title(place: str) -> str:
+    """Return what data is called in a title: a name, not a path.
+
+    Example:
+        >>> data_title("/home/ann/birds/test"), data_title("photos/of/birds.csv"), data_title("textiles")
+        ('birds', 'birds', 'textiles')
+        >>> data_title("https://me:key@host/a/birds.tar?token=1"), data_title("v1.5")
+        ('birds', 'v1.5')
+    """
+    parts = [part for part in re.split(r"[/\\]", shown_name(place)) if part not in ("", ".")]
+    if len(parts) > 1 and split_name(parts[-1]) is not None:
+        parts.pop()
+    name = parts[-1] if parts else place
+    return name[: -len(found[0])] if (found := _ENDING.search(name)) and found.start() else name
 
 
 def shareable(result: Mapping[str, Any]) -> dict[str, Any]:

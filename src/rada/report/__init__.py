@@ -23,11 +23,18 @@ if TYPE_CHECKING:
         Table,
         TableCell,
         Text,
+        Verdict,
         render_page,
         write_page,
     )
-    from rada.report.examples import changed_examples, report_examples, wrong_examples
+    from rada.report.examples import (
+        changed_examples,
+        error_examples,
+        report_examples,
+        wrong_examples,
+    )
     from rada.report.html import write_report
+    from rada.report.problems import find_problems
     from rada.report.svg import responsive_figure
 
 __all__ = [
@@ -47,7 +54,10 @@ __all__ = [
     "Table",
     "TableCell",
     "Text",
+    "Verdict",
     "changed_examples",
+    "error_examples",
+    "find_problems",
     "render_page",
     "report_examples",
     "responsive_figure",
@@ -58,6 +68,8 @@ __all__ = [
 
 _ELSEWHERE = {
     "changed_examples": "rada.report.examples",
+    "error_examples": "rada.report.examples",
+    "find_problems": "rada.report.problems",
     "report_examples": "rada.report.examples",
     "responsive_figure": "rada.report.svg",
     "write_report": "rada.report.html",

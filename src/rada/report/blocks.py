@@ -45,6 +45,7 @@ __all__ = [
     "TableCell",
     "Text",
     "Tone",
+    "Verdict",
     "data_uri",
     "render_page",
     "thumbnail",
@@ -67,6 +68,15 @@ class Text(Block):
     template: ClassVar[str] = "text.html.j2"
     text: str
     note: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict(Block):
+    """The one sentence that matters, large; `cautions` are what makes it say less than it seems to."""
+
+    template: ClassVar[str] = "verdict.html.j2"
+    text: str
+    cautions: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -264,6 +274,7 @@ class Page:
         title: The page's title and first heading.
         lead: What was run, in one sentence.
         sections: The parts in order.
+        verdict: Blocks between the title and the lead.
         top: Blocks between the lead and the first section.
         eyebrow: The small line above the title.
         footer: The last line.
@@ -273,6 +284,7 @@ class Page:
     lead: str
     sections: Sequence[Section]
     top: Sequence[Block] = field(default_factory=list)
+    verdict: Sequence[Block] = field(default_factory=list)
     eyebrow: str = "rada report"
     footer: str = ""
 

@@ -13,7 +13,7 @@ from rada.evaluation.metrics import ArrayLike, checked_labels, checked_logits
 if TYPE_CHECKING:
     import PIL.Image
 
-__all__ = ["Images", "changed_examples", "report_examples", "wrong_examples"]
+__all__ = ["Images", "changed_examples", "error_examples", "report_examples", "wrong_examples"]
 
 
 class Images(Protocol):
@@ -93,8 +93,37 @@ def wrong_examples(
         DataError: If a chosen image cannot be read.
     """
     labels, before, after = _probabilities(split, zero_shot_logits, adapted_logits)
+    wrong = before.argmax(dim=1) != labels
+    return _most_certain(split, labels, before, after, wrong, limit)
+
+
+def error_examples(
+    split: Images,
+    zero_shot_logits: ArrayLike,
+    adapted_logits: ArrayLike | None = None,
+    *,
+    limit: int = 6,
+) -> list[dict[str, Any]]:
+    """Pick the most confident errors, those of images that the adaptation turned wrong among them.
+
+    Arguments, results and errors are those of `wrong_examples`.
+    """
+    labels, before, after = _probabilities(split, zero_shot_logits, adapted_logits)
+    every = torch.ones(len(labels), dtype=torch.bool)
+    return _most_certain(split, labels, before, after, every, limit)
+
+
+def _most_certain(
+    split: Images,
+    labels: torch.Tensor,
+    before: torch.Tensor,
+    after: torch.Tensor | None,
+    among: torch.Tensor,
+    limit: int,
+) -> list[dict[str, Any]]:
+    """Return the most certain errors among some images, the true classes in turn."""
     last = before if after is None else after
-    wrong = (before.argmax(dim=1) != labels) & (last.argmax(dim=1) != labels)
+    wrong = among & (last.argmax(dim=1) != labels)
     certainty = last.amax(dim=1).tolist()
     candidates = sorted(
         wrong.nonzero().flatten().tolist(), key=lambda index: (-certainty[index], index)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rada.core.output import claim
-from rada.evaluation.sharing import shareable, shown_name
+from rada.evaluation.sharing import data_title, shareable, shown_name
 from rada.report.blocks import (
     Block,
     Card,
@@ -22,11 +22,13 @@ from rada.report.blocks import (
     SideBySide,
     Text,
     Tone,
+    Verdict,
     render_page,
     thumbnail,
 )
 from rada.report.figures import training_curve
 from rada.report.learned import learned_blocks, pair_blocks
+from rada.report.problems import problem_blocks
 from rada.report.rows import SeedSummary, main_row, name_of, over_seeds
 from rada.report.tables import (
     class_blocks,
@@ -35,6 +37,7 @@ from rada.report.tables import (
     shots_blocks,
 )
 from rada.report.text import count, interval, percent, points
+from rada.report.verdict import cautions, verdict
 
 __all__ = ["build_report", "write_report"]
 
@@ -56,6 +59,7 @@ def write_report(
     curve: Sequence[Mapping[str, Any]] = (),
     runs: Sequence[Mapping[str, Any]] = (),
     learned: Mapping[str, Any] | None = None,
+    problems: Mapping[str, Any] | None = None,
     title: str | None = None,
 ) -> Path:
     """Write `index.html`, one page that needs no network and no other file.
@@ -73,6 +77,7 @@ def write_report(
             `{"method": "rada", "shots": 4, "seed": 1, "accuracy": 0.6, "balanced_accuracy": 0.5}`.
         learned: What the model learned as a whole, as from `rada.explain.what_was_learned`, with "mask"
             where there is a head.
+        problems: What is still wrong, as from `find_problems`; `examples` are then those that changed.
         title: Heading of the page.
 
     Returns:
@@ -92,7 +97,13 @@ def write_report(
         'index.html'
     """
     page = build_report(
-        result, examples=examples, curve=curve, runs=runs, learned=learned, title=title
+        result,
+        examples=examples,
+        curve=curve,
+        runs=runs,
+        learned=learned,
+        problems=problems,
+        title=title,
     )
     with claim(directory, "report") as out:
         return out.write_bytes("index.html", render_page(page).encode())
@@ -105,6 +116,7 @@ def build_report(
     curve: Sequence[Mapping[str, Any]] = (),
     runs: Sequence[Mapping[str, Any]] = (),
     learned: Mapping[str, Any] | None = None,
+    problems: Mapping[str, Any] | None = None,
     title: str | None = None,
 ) -> Page:
     """Return the page of `write_report` without writing it; arguments are the same."""
@@ -119,13 +131,17 @@ def build_report(
     if runs:
         place = 1 if seeds is None else 0  # what speaks of all seeds comes before one of them
         sections.insert(place, Section("Accuracy by number of shots", shots_blocks(runs, result)))
+    if problems is not None:
+        sections.insert(-2, Section("What is still wrong", problem_blocks(problems, result)))
     if learned is not None:
         sections.append(Section("What the model learned", learned_blocks(learned)))
     figure = training_curve(curve)
     if figure is not None:
         sections.append(Section("Training", [figure]))
     if examples:
-        sections.append(Section("Examples", _galleries(examples, result)))
+        heading = "Examples" if problems is None else "What changed"
+        galleries = _galleries(examples, result, wrong=problems is None)
+        sections.append(Section(heading, galleries))
     provenance = _provenance(result, len(curve))
     if provenance:
         sections.append(Section("Run it again", provenance))
@@ -133,6 +149,7 @@ def build_report(
     return Page(
         title=title or _title(result),
         lead=str(result.get("summary") or _summary(result)),
+        verdict=[Verdict(verdict(result, seeds), cautions(result))],
         top=[_headline(result) if seeds is None else _seeds_headline(result, seeds)],
         sections=sections,
         eyebrow=f"rada report · {date}" if date else "rada report",
@@ -143,7 +160,7 @@ def build_report(
 def _title(result: Mapping[str, Any]) -> str:
     dataset, key = result.get("dataset"), main_row(result)
     if dataset:
-        return f"{name_of(result, key)} on {dataset}"
+        return f"{name_of(result, key)} on {data_title(str(dataset))}"
     return name_of(result, key) + (" beside zero-shot" if key != "zero_shot" else "")
 
 
@@ -250,20 +267,24 @@ def _seeds_headline(result: Mapping[str, Any], seeds: SeedSummary) -> Headline:
     )
 
 
-def _galleries(examples: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> list[Block]:
+def _galleries(
+    examples: Sequence[Mapping[str, Any]], result: Mapping[str, Any], *, wrong: bool
+) -> list[Block]:
     adapted = [one for one in examples if "adapted" in one]
     gained = [one for one in adapted if one["adapted"]["class"] == one["true"]]
     lost = [one for one in adapted if one["zero_shot"]["class"] == one["true"]]
-    wrong = [one for one in examples if one not in gained and one not in lost]
+    others = [one for one in examples if one not in gained and one not in lost]
     changed = [
         Text("Where the probability of the true class moved most, class by class in turn."),
         Gallery("From wrong to right", [_card(one, "gain", result) for one in gained]),
         Gallery("From right to wrong", [_card(one, "loss", result) for one in lost]),
     ]
+    if not wrong:
+        return changed
     return [
         *(changed if adapted else []),
         Gallery(
-            "Still wrong" if adapted else "Wrong", [_card(one, "loss", result) for one in wrong]
+            "Still wrong" if adapted else "Wrong", [_card(one, "loss", result) for one in others]
         ),
         Text("Of the wrong ones those of which the model is most certain.", note=True),
     ]

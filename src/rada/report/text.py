@@ -8,6 +8,7 @@ from typing import Any
 from rada.core.printable import clean
 
 __all__ = [
+    "ARROW",
     "DASH",
     "MAIN_ROWS",
     "MINUS",
@@ -20,7 +21,7 @@ __all__ = [
     "spread",
 ]
 
-DASH, MINUS = "\u2013", "\u2212"
+DASH, MINUS, ARROW = "\u2013", "\u2212", "\u2192"
 
 MAIN_ROWS = ("rada_probe", "adapted")
 """Keys of the rows that a page is about: the default method."""

@@ -24,9 +24,9 @@ PALETTE: Mapping[str, tuple[str, str]] = {
 
 
 def theme_css() -> str:
-    """Return the palette as CSS variables, light with dark for readers who prefer it."""
+    """Return the palette as CSS variables, light with dark for readers who prefer it; paper is light."""
     light, dark = (
         ";".join(f"--{name}:{shades[which]}" for name, shades in PALETTE.items())
         for which in (0, 1)
     )
-    return f":root{{{light}}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}"
+    return f":root{{{light}}}@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}"
