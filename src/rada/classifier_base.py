@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
+from rada.core import notebook
 from rada.core.config import Config
 from rada.core.errors import ConfigError, DataError, FeatureError
 from rada.core.estimator import Estimator
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from rada.features import FeatureCache
 
 __all__ = ["ClassifierBase"]
+
+_MOST_NAMES = 12
 
 
 class ClassifierBase(Estimator, NamesImages):
@@ -78,6 +81,25 @@ class ClassifierBase(Estimator, NamesImages):
             f"{type(self).__name__}(encoder={encoder!r}, method={self.resolved()[0].name!r}, "
             f"classes={count}, {state})"
         )
+
+    def _repr_html_(self) -> str:
+        method = self.resolved()[0]
+        known = self._fitted is not None or self.classes is not None
+        names = ", ".join(self.candidates()[:_MOST_NAMES]) if known else "not known yet"
+        more = len(self.candidates()) - _MOST_NAMES if known else 0
+        said = {
+            "encoder": getattr(self.encoder, "name", self.encoder),
+            "method": f"{method.title} ({method.name})",
+            "classes": f"{names} and {more} more" if more > 0 else names,
+        }
+        if self._fitted is None:
+            said["state"] = "zero-shot: nothing is learned yet"
+        else:
+            record = self._fitted.record
+            said["state"] = f"learned from {record.images:,} images, seed {record.seed}"
+            said["strength"] = f"{self.strength_for(self.candidates()):g}"
+        rows = [(notebook.text(name), notebook.text(value)) for name, value in said.items()]
+        return notebook.fragment(type(self).__name__, notebook.table(("", ""), rows))
 
     # -- what it is made of ----------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from rada.core import notebook
 from rada.features import Features
 
 if TYPE_CHECKING:
@@ -46,6 +47,30 @@ class Evaluation:
 
     def __getitem__(self, name: str) -> Any:
         return self.result[name]
+
+    def _repr_html_(self) -> str:
+        names = self.result.get("row_names") or {}
+        rows = []
+        for key in self.result["rows"]:
+            row = self.result[key]
+            low, high = (f"{100 * bound:.1f}" for bound in row["interval"])
+            against = row.get("against_zero_shot")
+            gain = ""
+            if against is not None:
+                ends = " to ".join(f"{100 * bound:+.1f}" for bound in against["interval"])
+                gain = f"{100 * against['difference']:+.1f} ({ends})"
+            said = f"{100 * row['accuracy']:.1f} % ({low} to {high})"
+            name = names.get(key) or key.replace("_", " ")
+            rows.append(
+                (notebook.text(name), notebook.bar(row["accuracy"], 1.0, said), notebook.text(gain))
+            )
+        images, classes = self.result["images"], len(self.classes)
+        chance = f"Chance is {100 * self.result['chance']:.1f} %; intervals are of 95 %."
+        return notebook.fragment(
+            f"{images:,} test image{'s'[: images != 1]}, {classes} class{'es'[: 2 * (classes != 1)]}",
+            notebook.table(("", "accuracy", "points more than zero-shot"), rows),
+            notebook.paragraph(chance, note=True),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON values."""

@@ -1,7 +1,8 @@
 """Why a model says what it says: evidence, plain words, places in the image, similar training images."""
 
 from rada.explain.evidence import ClassScore, Contribution, Evidence
-from rada.explain.image import ExplainConfig, Explainer, ImageExplanation, Nearest, Words
+from rada.explain.explanation import ImageExplanation, Nearest, Words
+from rada.explain.image import ExplainConfig, Explainer
 from rada.explain.learned import ClassChange, ConfusedPair, Learned, what_was_learned
 from rada.explain.neighbours import Neighbour
 from rada.explain.where import HeatMap

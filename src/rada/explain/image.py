@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
@@ -16,15 +15,14 @@ from rada.data import ImageSplit
 from rada.evaluating import training_features
 from rada.evaluation.seen import seen_images
 from rada.explain.evidence import (
-    ClassScore,
-    Evidence,
     best_classes,
     class_scores,
     compare_terms,
 )
-from rada.explain.neighbours import Neighbour, nearest
+from rada.explain.explanation import ImageExplanation, Nearest, Words
+from rada.explain.neighbours import nearest
 from rada.explain.where import HeatMap, check_captum, gradient_map, occlusion_map
-from rada.explain.words import InWords, Vocabulary
+from rada.explain.words import Vocabulary
 from rada.features import ClassSet, Features
 from rada.inputs import Data
 from rada.methods import AdaptedModel
@@ -35,7 +33,7 @@ if TYPE_CHECKING:
 
     from rada.classifier_base import ClassifierBase
 
-__all__ = ["ExplainConfig", "Explainer", "ImageExplanation", "Nearest", "Words"]
+__all__ = ["ExplainConfig", "Explainer"]
 
 
 @dataclass(frozen=True)
@@ -81,113 +79,6 @@ class ExplainConfig(Config):
         return (
             every if self.where == "both" else tuple(kind for kind in every if kind == self.where)
         )
-
-
-@dataclass(frozen=True)
-class Words:
-    """What an image, its classes and the change of these are, in plain words.
-
-    Attributes:
-        image: The image.
-        classes: Effective class weights of the classes that are looked at, by name.
-        changes: What the adaptation changed in them; classes without any change are left out.
-    """
-
-    image: InWords
-    classes: dict[str, InWords]
-    changes: dict[str, InWords]
-
-
-@dataclass(frozen=True)
-class Nearest:
-    """The most similar training images.
-
-    Attributes:
-        all: Whatever their class.
-        other: Of the second class alone.
-        other_class: Its name.
-    """
-
-    all: tuple[Neighbour, ...]
-    other: tuple[Neighbour, ...]
-    other_class: str
-
-
-@dataclass(frozen=True, eq=False)
-class ImageExplanation:
-    """Why a model gave an image its class.
-
-    Attributes:
-        name: Path of the image, or its number.
-        method: Title of the method.
-        classes: The classes that are looked at, the most probable first.
-        evidence: The best class against each of the others.
-        words: All of it in plain words; None without a text encoder.
-        maps: Heat maps; empty of features.
-        nearest: The most similar training images; None where they are not known.
-        notes: What is missing and why.
-        image: The image, small; None of features.
-        before: What the logits before adaptation are called.
-    """
-
-    name: str
-    method: str
-    classes: tuple[ClassScore, ...]
-    evidence: tuple[Evidence, ...]
-    words: Words | None = None
-    maps: tuple[HeatMap, ...] = ()
-    nearest: Nearest | None = None
-    notes: tuple[str, ...] = ()
-    image: Image | None = field(default=None, repr=False)
-    before: str = "zero-shot"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values, without the images."""
-        found = {
-            "name": self.name,
-            "method": self.method,
-            "before": self.before,
-            "classes": [dataclasses.asdict(entry) for entry in self.classes],
-            "evidence": [dataclasses.asdict(entry) for entry in self.evidence],
-            "words": None if self.words is None else dataclasses.asdict(self.words),
-            "maps": [entry.to_dict() for entry in self.maps],
-            "nearest": None,
-            "notes": list(self.notes),
-        }
-        if self.nearest is not None:
-            sides = {side: getattr(self.nearest, side) for side in ("all", "other")}
-            found["nearest"] = {"other_class": self.nearest.other_class} | {
-                side: [
-                    {"id": one.id, "label": one.label, "similarity": one.similarity} for one in rows
-                ]
-                for side, rows in sides.items()
-            }
-        return found
-
-    def lines(self, classes: int = 3) -> list[str]:
-        """Return the explanation in a few lines, of at most so many classes."""
-        best = self.classes[0]
-        text = [
-            f"{entry.name}: {entry.zero_shot_probability:.4f} -> {entry.probability:.4f}, logit "
-            f"{entry.zero_shot:.2f} -> {entry.adapted:.2f} ({self.before} -> {self.method})"
-            for entry in self.classes[:classes]
-        ]
-        for one in self.evidence[:1]:
-            parts = [part for part in one.parts if part.dimension is not None][:3]
-            named = ", ".join(f"{part.name} {part.total:+.2f}" for part in parts)
-            text.append(
-                f"{one.target} against {one.against}: {one.adapted:+.2f}, of it "
-                f"{one.adapted - one.zero_shot:+.2f} by the adaptation; largest: {named}"
-            )
-        if self.words is not None:
-            text.append(f"the image in words: {self.words.image.text()}")
-            change = self.words.changes.get(best.name)
-            if change is not None:
-                text.append(f"what the adaptation changed in {best.name}: {change.text()}")
-        if self.nearest is not None:
-            rows = ", ".join(f"{one.label} ({one.similarity:.3f})" for one in self.nearest.all)
-            text.append(f"most similar training images: {rows}")
-        return [*text, *self.notes]
 
 
 class Explainer:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from rada.core import notebook
 from rada.core.errors import ConfigError, EncoderError, FeatureError
 from rada.explain.image import vocabulary_of
 from rada.explain.words import InWords
@@ -105,6 +106,22 @@ class Learned:
             "images": self.images,
             "notes": list(self.notes),
         }
+
+    def _repr_html_(self) -> str:
+        largest = max((entry.size for entry in self.classes), default=0.0)
+        rows = [
+            (
+                notebook.text(entry.name),
+                notebook.bar(entry.size, largest, f"{entry.size:.0%}"),
+                notebook.text("" if entry.words is None else entry.words.text()),
+            )
+            for entry in self.classes
+        ]
+        return notebook.fragment(
+            f"What the model learned: {self.total} classes",
+            notebook.table(("class", "change", "in words"), rows),
+            *(notebook.paragraph(note, note=True) for note in self.notes),
+        )
 
 
 def _told(words: InWords | None) -> dict[str, Any]:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from rada.core.output import claim
 from rada.evaluation.sharing import shareable, shown_name
-from rada.explain.image import ImageExplanation, Nearest, Words
+from rada.explain.explanation import ImageExplanation, Nearest, Words
+from rada.explain.figures import evidence_bars
 from rada.explain.where import HeatMap
 from rada.report.blocks import (
     Block,
     Card,
     Details,
-    FigureBlock,
     Gallery,
     Page,
     Row,
@@ -25,11 +25,9 @@ from rada.report.blocks import (
     render_page,
     thumbnail,
 )
-from rada.report.text import MINUS, count, percent, shorten
+from rada.report.text import MINUS, count, percent
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from rada.explain.evidence import Contribution, Evidence
     from rada.explain.neighbours import Neighbour
     from rada.explain.words import InWords
@@ -103,9 +101,9 @@ def _blocks(entry: ImageExplanation) -> list[Block]:
         blocks.append(Gallery("The image, and where the evidence lies", cards, large=True))
     blocks.append(_scores(entry))
     one = entry.evidence[0]
-    blocks += [Text(_READING), _bars(entry, one, one.parts)]
+    blocks += [Text(_READING), evidence_bars(one, one.parts, entry.before, entry.method)]
     if one.words is not None:
-        blocks += [Text(_BY_WORDS), _bars(entry, one, one.words)]
+        blocks += [Text(_BY_WORDS), evidence_bars(one, one.words, entry.before, entry.method)]
     sums = [
         _sum(entry, one, part) for one in entry.evidence for part in (one.parts, one.words) if part
     ]
@@ -172,39 +170,6 @@ def _scores(entry: ImageExplanation) -> Table:
     before = entry.before
     columns = ["Class", f"Logit, {before}", "Logit", f"Probability, {before}", "Probability"]
     return Table("Logits and probabilities among all candidates", columns, rows)
-
-
-def _bars(entry: ImageExplanation, one: Evidence, parts: Sequence[Contribution]) -> FigureBlock:
-    """Draw the sum behind a difference, one pair of bars for each part."""
-    import numpy as np
-
-    from rada.report.svg import COLOURS, responsive_figure, tidy
-
-    names = [part.name for part in parts]
-    place = np.arange(len(names))
-
-    def paint(figure: Figure, narrow: bool) -> None:
-        axes = figure.subplots()
-        bars = (
-            ([part.zero_shot for part in parts], -0.2, "zero", entry.before),
-            ([part.total for part in parts], 0.2, "accent", entry.method),
-        )
-        for values, shift, colour, label in bars:
-            axes.barh(place + shift, values, 0.36, color=COLOURS[colour], label=label)
-        axes.axvline(0, color=COLOURS["muted"], linewidth=0.8)
-        axes.set_yticks(place, [shorten(name, 16 if narrow else 28) for name in names])
-        axes.tick_params(axis="y", labelcolor=COLOURS["ink"])
-        axes.set_ylim(len(names) - 0.45, -0.55)
-        axes.set_xlabel("Part of the difference of the logits")
-        tidy(axes, grid="x")
-        handles, labels = axes.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=2)
-
-    height = 80 + 30 * len(names)
-    spoken = "; ".join(f"{part.name} {_number(part.total)}" for part in parts)
-    alt = f"What speaks for {one.target} against {one.against}: {spoken}."
-    caption = f"“{one.target}” against “{one.against}”: to the right, what speaks for the first."
-    return responsive_figure(paint, wide=height, narrow=height, alt=alt, caption=caption)
 
 
 def _sum(entry: ImageExplanation, one: Evidence, parts: Sequence[Contribution]) -> Table:

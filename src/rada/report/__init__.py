@@ -33,9 +33,10 @@ if TYPE_CHECKING:
         report_examples,
         wrong_examples,
     )
+    from rada.report.figures import result_figure
     from rada.report.html import write_report
     from rada.report.problems import find_problems
-    from rada.report.svg import responsive_figure
+    from rada.report.svg import drawn, responsive_figure
 
 __all__ = [
     "Block",
@@ -56,11 +57,13 @@ __all__ = [
     "Text",
     "Verdict",
     "changed_examples",
+    "drawn",
     "error_examples",
     "find_problems",
     "render_page",
     "report_examples",
     "responsive_figure",
+    "result_figure",
     "write_page",
     "write_report",
     "wrong_examples",
@@ -71,6 +74,8 @@ _ELSEWHERE = {
     "error_examples": "rada.report.examples",
     "find_problems": "rada.report.problems",
     "report_examples": "rada.report.examples",
+    "drawn": "rada.report.svg",
+    "result_figure": "rada.report.figures",
     "responsive_figure": "rada.report.svg",
     "write_report": "rada.report.html",
     "wrong_examples": "rada.report.examples",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -25,6 +25,7 @@ from rada.report.theme import theme_css
 if TYPE_CHECKING:
     import jinja2
     import PIL.Image
+    from matplotlib.figure import Figure
 
 __all__ = [
     "Block",
@@ -165,13 +166,14 @@ class Drawing:
 
 @dataclass(frozen=True)
 class FigureBlock(Block):
-    """A figure with a drawing for wide and one for narrow screens."""
+    """A figure with a drawing for wide and one for narrow screens; `paint` drew it (`rada.report.drawn`)."""
 
     template: ClassVar[str] = "figure.html.j2"
     wide: Drawing
     narrow: Drawing
     alt: str
     caption: str = ""
+    paint: Callable[[Figure, bool], None] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from rada.core.errors import ConfigError
 from rada.core.extras import needed_for
 from rada.report.blocks import FigureBlock
-from rada.report.rows import main_row, name_of
-from rada.report.svg import COLOURS, MARKERS, SERIES, responsive_figure, tidy
+from rada.report.rows import compared_rows, main_row, name_of, rows_of
+from rada.report.svg import (
+    COLOURS,
+    MARKERS,
+    SERIES,
+    ShownFigure,
+    drawn,
+    responsive_figure,
+    tidy,
+)
 from rada.report.text import percent, row_name, shorten
 
 with needed_for("the report"):
@@ -23,6 +32,7 @@ __all__ = [
     "class_bars",
     "class_scatter",
     "confusion_heat_map",
+    "result_figure",
     "row_colours",
     "shots_figure",
     "training_curve",
@@ -48,6 +58,41 @@ def row_colours(names: Sequence[str]) -> dict[str, str]:
     others = [name for name in names if name not in fixed]
     chosen = fixed | {name: free[i % len(free)] for i, name in enumerate(others)}
     return {name: COLOURS[chosen[name]] for name in names}
+
+
+def result_figure(
+    result: Mapping[str, Any],
+    kind: Literal["classes", "scatter", "confusion"] = "classes",
+    *,
+    width: float = 9.375,
+) -> ShownFigure:
+    """Draw a result with matplotlib, to change, show and save; in a notebook it shows itself.
+
+    Args:
+        result: The dictionary of `rada.evaluation.compare`, such as `Evaluation.result`.
+        kind: "classes" for a bar a class, "scatter" for a point a class, "confusion" for heat maps.
+        width: In inches; below 5 as on narrow screens.
+
+    Raises:
+        ConfigError: If there is no such figure.
+
+    Example:
+        >>> from rada.evaluation import compare
+        >>> before, after = [[2.0, 1.0], [2.0, 1.0]], [[2.0, 1.0], [1.0, 2.0]]
+        >>> figure = result_figure(compare(before, after, [0, 1], ["cat", "dog"]))
+        >>> figure.axes[0].get_xlabel()
+        'Accuracy, %'
+    """
+    if kind == "classes":
+        block = class_bars(result, rows_of(result))
+    elif kind == "scatter":
+        block = class_scatter(result)
+    elif kind == "confusion":
+        tables = {key: result[key]["confusion"] for key in compared_rows(result)}
+        block = confusion_heat_map(tables, result["classes"], result.get("row_names"))
+    else:
+        raise ConfigError(f"there is no figure {kind!r}: say classes, scatter or confusion")
+    return drawn(block, width)
 
 
 def class_bars(result: Mapping[str, Any], rows: Sequence[str]) -> FigureBlock:

@@ -23,7 +23,18 @@ with needed_for("the report"):
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "MARKERS", "NARROW", "SERIES", "WIDE", "Paint", "responsive_figure", "tidy"]
+__all__ = [
+    "COLOURS",
+    "MARKERS",
+    "NARROW",
+    "SERIES",
+    "WIDE",
+    "Paint",
+    "ShownFigure",
+    "drawn",
+    "responsive_figure",
+    "tidy",
+]
 
 Paint: TypeAlias = Callable[[Figure, bool], None]
 """Draws into a figure; the flag says whether the figure is the narrow one."""
@@ -98,7 +109,43 @@ def responsive_figure(
         narrow=Drawing(_draw(paint, NARROW, narrow, narrow=True), NARROW, narrow),
         alt=alt,
         caption=caption,
+        paint=paint,
     )
+
+
+class ShownFigure(Figure):
+    """A figure of matplotlib that shows itself in a notebook, whatever the backend."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        with _quiet():
+            self.savefig(buffer, format="png", dpi=120)
+        return buffer.getvalue()
+
+
+def drawn(block: FigureBlock, width: float = WIDE / 96, height: float | None = None) -> ShownFigure:
+    """Return the figure of a report as one of matplotlib, to change, show and save.
+
+    Args:
+        block: A figure as `responsive_figure` makes it.
+        width: In inches; below 5 the drawing for narrow screens is taken.
+        height: In inches; that of the report when None.
+
+    Example:
+        >>> def paint(figure, narrow):
+        ...     _ = figure.subplots().plot([0, 1])
+        >>> figure = drawn(responsive_figure(paint, wide=200, narrow=200, alt="A rising line"))
+        >>> figure.axes[0].set_title("Mine").get_text()
+        'Mine'
+    """
+    narrow = width < 5
+    usual = (block.narrow if narrow else block.wide).height / 96
+    paper = {"figure.facecolor": COLOURS["paper"], "savefig.facecolor": COLOURS["paper"]}
+    with matplotlib.rc_context(_STYLE | paper), _quiet():
+        figure = ShownFigure(figsize=(width, height or usual), layout="constrained")
+        assert block.paint is not None
+        block.paint(figure, narrow)
+    return figure
 
 
 def tidy(axes: Axes, *, grid: str = "y") -> None:

@@ -18,6 +18,7 @@ __all__ = [
     "points",
     "row_name",
     "shorten",
+    "signed",
     "spread",
 ]
 
@@ -88,6 +89,16 @@ def points(value: float) -> str:
     """
     text = f"{100 * value:+.1f}".replace("-", MINUS)
     return "0.0" if text in ("+0.0", f"{MINUS}0.0") else text
+
+
+def signed(value: float) -> str:
+    """Spell a number with its sign and two decimals, with a true minus.
+
+    Example:
+        >>> signed(-0.514), signed(0.001)
+        ('−0.51', '0.00')
+    """
+    return "0.00" if abs(value) < 0.005 else f"{value:+.2f}".replace("-", MINUS)
 
 
 def interval(bounds: Sequence[float] | None) -> str:
