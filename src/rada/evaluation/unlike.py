@@ -49,9 +49,11 @@ def unlike_images(
         but: Classes whose images are passed over, such as those that were not trained.
 
     Example:
-        >>> rows = torch.nn.functional.normalize(torch.eye(4)[[0] * 12] + torch.rand(12, 4) / 10, dim=1)
-        >>> train = Features(rows, [0] * 12, ("cat",))
-        >>> [one.row for one in unlike_images(Features(torch.eye(4)[:2], [0, 0], ("cat",)), train)]
+        >>> angle = torch.linspace(0, 0.5, 20)
+        >>> rows = torch.stack([angle.cos(), angle.sin(), 0 * angle], dim=1)
+        >>> train = Features(rows, [0] * 20, ("cat",))
+        >>> test = Features(torch.stack([rows[7], torch.eye(3)[2]]), [0, 0], ("cat",))
+        >>> [one.row for one in unlike_images(test, train)]
         [1]
     """
     if len(train) < FEWEST:
