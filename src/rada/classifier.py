@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -23,6 +24,7 @@ from rada.fitting import FitPlan, fit_model
 from rada.inputs import Data
 from rada.methods import Run
 from rada.pretrained import load_model, resolve_directory, save_model
+from rada.publishing import push_folder
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder
@@ -209,6 +211,21 @@ class Classifier(ClassifierAnswers):
                     features = self.class_set().text_features
             fitted = dataclasses.replace(fitted, classes=chosen, class_features=features)
         save_model(directory, fitted)
+
+    def push_to_hub(self, repository: str, **options: Any) -> str:
+        """Send the model to the Hugging Face hub, with a card, and return its address.
+
+        Args:
+            repository: `owner/name`; it is made, private, if there is none.
+            options: `private`, `result`, `license`, `message`, `token`, as for
+                `rada.publishing.push_folder`.
+
+        Raises:
+            RadaError: As for `save_pretrained` and `rada.publishing.push_folder`.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(Path(folder) / "model")
+            return push_folder(Path(folder) / "model", repository, **options).url
 
     @classmethod
     def from_pretrained(

@@ -28,6 +28,7 @@ from rada.cli import (
     methods,
     models,
     predict,
+    push,
     serve,
 )
 from rada.cli.options import TakesSettings
@@ -75,6 +76,7 @@ app.command("predict")(predict.predict)
 app.command("explain")(explain.explain)
 app.command("export")(export.export)
 app.command("serve")(serve.serve)
+app.command("push")(push.push)
 app.command("encode")(encode.encode)
 app.command("methods")(methods.methods)
 app.command("models")(models.models)
