@@ -167,6 +167,7 @@ NEEDS = {
     "onnxscript": EXPORT,
     "onnxruntime": EXPORT,
     **dict.fromkeys(EXTRAS["serve"], SERVE),
+    "datasets": ("fit", "hf-dataset:beans", "--out", "head"),
     "tensorboard": ("finetune", "photos", "--track", "tensorboard", "--out", "tuned"),
 }
 # Asked for inside a library, or below in a test of its own.

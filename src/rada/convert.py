@@ -24,7 +24,15 @@ from rada.core.network import is_web_url
 from rada.data import ImageDataset, ImageSplit, expand_images, open_images
 from rada.data.arrays import is_array, is_tensor
 from rada.data.checks import check_splits, without_missing
-from rada.data.items import item_labels, item_names
+from rada.data.hugging_face import (
+    IMAGE_COLUMNS,
+    LABEL_COLUMNS,
+    hugging_face_columns,
+    named_columns,
+    one_column,
+    refuse_several_labels,
+)
+from rada.data.items import item_labels, item_names, pixels_of_item
 from rada.data.prompts import display_name
 from rada.data.scan import natural_key
 from rada.data.sources import FileSource, ImageSource, IndexedSource
@@ -47,9 +55,6 @@ ACCEPTED_IMAGES = (
     "Hugging Face Dataset, or a pandas DataFrame with the column path or image"
 )
 """The images that `predict` takes, in words."""
-
-_IMAGE_COLUMNS = "image path img file filename file_name filepath file_path image_path".split()
-_LABEL_COLUMNS = "label labels class class_name target category".split()
 
 
 # -- data with labels ----------------------------------------------------------------------------
@@ -180,6 +185,8 @@ def _labels(
     """Return the labels as integers and the class names that they are places in."""
     found = _listed(values)
     for index, value in enumerate(found):
+        if isinstance(value, list | tuple) and value:
+            refuse_several_labels(f"item {index}, with the label {value!r},")
         if not isinstance(value, str) and not _is_label(value):
             raise DataError(
                 f"the label of item {index} is {value!r}, but labels are texts or integers, and None or -1 "
@@ -269,9 +276,7 @@ class _Items:
         value = self.images[index]
         if isinstance(value, tuple | list):
             value = value[0]
-        if isinstance(value, dict) and ("bytes" in value or "path" in value):  # Hugging Face's
-            value = value.get("bytes") or value.get("path")
-        return value, None
+        return pixels_of_item(value), None
 
 
 def _portable(image: Any) -> Any:
@@ -377,67 +382,16 @@ def _image_files(data: Any) -> FileSource | None:
 
 def _hugging_face(data: Any) -> _Columns:
     """Read a `Dataset` or `DatasetDict` with a column of images and one of labels."""
-    parts = data if isinstance(data, dict) else {"all": data}
-    images, labels = {}, {}
-    names: tuple[str, ...] | None = None
-    for key, part in parts.items():
-        split = (split_name(key) or key) if len(parts) > 1 or key != "all" else "all"
-        kinds = {column: type(kind).__name__ for column, kind in part.features.items()}
-        image = _one_column(
-            [column for column, kind in kinds.items() if kind == "Image"]
-            or _named(kinds, _IMAGE_COLUMNS),
-            kinds,
-            "image",
-        )
-        images[split] = _Column(part.select_columns([image]), image)
-        label = [column for column, kind in kinds.items() if kind == "ClassLabel"]
-        label = label or _named(kinds, _LABEL_COLUMNS)
-        chosen = _one_column(label, kinds, "label") if label else None
-        labels[split] = [None] * len(part) if chosen is None else part[chosen]
-        if chosen is not None and kinds[chosen] == "ClassLabel":
-            names = tuple(part.features[chosen].names)
-    return _Columns("the Hugging Face data set", images, labels, names)
-
-
-@dataclass(frozen=True)
-class _Column:
-    """One column of a Hugging Face data set as a sequence."""
-
-    rows: Any
-    column: str
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.rows[index][self.column]
-
-
-def _named(columns: Iterable[Any], names: Sequence[str]) -> list[Any]:
-    return [column for column in columns if str(column).strip().lower() in names]
-
-
-def _one_column(found: Sequence[Any], columns: Iterable[Any], what: str) -> Any:
-    if len(found) != 1:
-        count = (
-            f"{len(found)} columns of the {what} ({', '.join(map(repr, found))})"
-            if found
-            else (f"no column of the {what}")
-        )
-        raise DataError(
-            f"the data has {count} among {', '.join(map(repr, columns))}: name exactly one of them "
-            f"{what!r}{', or path' if what == 'image' else ''}"
-        )
-    return found[0]
+    return _Columns("the Hugging Face data set", *hugging_face_columns(data))
 
 
 def _data_frame(data: Any) -> _Columns:
     """Read a DataFrame with the columns path or image, label and, if wanted, split."""
     columns = list(data.columns)
-    image = _one_column(_named(columns, _IMAGE_COLUMNS), columns, "image")
-    labelled = _named(columns, _LABEL_COLUMNS)
-    label = _one_column(labelled, columns, "label") if labelled else None
-    split = next(iter(_named(columns, ("split",))), None)
+    image = one_column(named_columns(columns, IMAGE_COLUMNS), columns, "image")
+    labelled = named_columns(columns, LABEL_COLUMNS)
+    label = one_column(labelled, columns, "label") if labelled else None
+    split = next(iter(named_columns(columns, ("split",))), None)
     images = [_portable(value) for value in data[image].tolist()]
     labels = [None] * len(data) if label is None else data[label].tolist()
     missing = [row for row, value in enumerate(labels) if value != value]

@@ -39,6 +39,7 @@ EXTRAS = {
     "explain": ("captum",),
     "labels": ("cleanlab",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "datasets": ("datasets",),
     "serve": (
         *("fastapi", "fastapi_offline", "uvicorn", "python_multipart", "prometheus_client"),
         "httpcore2",

@@ -13,7 +13,7 @@ from PIL import Image
 from rada.core.errors import DataError
 from rada.data.arrays import is_array
 
-__all__ = ["item_labels", "item_names"]
+__all__ = ["item_labels", "item_names", "pixels_of_item"]
 
 # Where torchvision's classes keep their labels and names, if they do.
 _LABELS = ("targets", "_labels", "labels", "_targets", "y")
@@ -105,3 +105,10 @@ def item_names(items: Any) -> tuple[str, ...] | None:
             return tuple(entry if isinstance(entry, str) else str(entry[0]) for entry in names)
     table = getattr(items, "class_to_idx", None)
     return tuple(sorted(table, key=table.__getitem__)) if isinstance(table, dict) else None
+
+
+def pixels_of_item(value: Any) -> Any:
+    """Return what can be opened as an image, of how Hugging Face keeps one that it did not decode."""
+    if isinstance(value, dict) and ("bytes" in value or "path" in value):
+        return value.get("bytes") or value.get("path")
+    return value

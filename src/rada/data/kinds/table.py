@@ -16,6 +16,7 @@ from rada.core.errors import DataError
 from rada.core.storage import not_utf8, parse_json, read_json
 from rada.data.align import no_label, without_invisible
 from rada.data.dataset import ImageDataset, ImageSplit
+from rada.data.hugging_face import refuse_several_labels
 from rada.data.prompts import display_name
 from rada.data.registry import register_dataset
 from rada.data.scan import natural_key
@@ -76,7 +77,7 @@ def _splits(path: Path, rows: list[_Row]) -> list[str]:
 
 
 def _rows(path: Path) -> Iterator[_Row]:
-    seen: dict[tuple[str, str], int] = {}
+    seen: dict[tuple[str, str], tuple[int, str]] = {}
     root = path.absolute().parent
     real = functools.cache(os.path.realpath)  # of folders, which are few
     for line, record in _records(path):
@@ -89,9 +90,14 @@ def _rows(path: Path) -> Iterator[_Row]:
         if split is None:
             raise DataError(f"{where}: the split {written!r} is none of {', '.join(SPLITS)}")
         folder, name = posixpath.split(image)
-        first = seen.setdefault((real(root / folder), name), line)  # also by its absolute path
-        if first != line:
-            raise DataError(f"{where}: the image {image!r} stands in line {first} already")
+        first = seen.setdefault(
+            (real(root / folder), name), (line, label)
+        )  # also by its absolute path
+        if first[0] != line:
+            told = f"{where}: the image {image!r} stands in line {first[0]} already"
+            if first[1] != label:
+                refuse_several_labels(f"{told}, as {first[1]!r}: this")
+            raise DataError(told)
         yield _Row(line, image, label, split)
 
 
@@ -99,6 +105,8 @@ def _label(where: str, record: dict[str, Any]) -> str:
     """Return the label of a row; what a program wrote for "missing" or as a decimal is none."""
     column = "class" if record.get("class") is not None else "label"
     value = record.get(column)
+    if isinstance(value, list) and len(value) > 1:
+        refuse_several_labels(f"{where}, with the {column} {value!r},")
     label = str(value) if isinstance(value, float) else _cell(where, record, column)
     reason = no_label(label)
     if reason:
