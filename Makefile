@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 OLDEST ?= .venv-oldest
 
-.PHONY: demo test test-oldest smoke lint types style clean
+.PHONY: demo test test-oldest smoke docs lint types style clean
 
 demo: $(VENV)/.demo
 	$(BIN)/rada demo --out rada-demo
@@ -22,6 +22,10 @@ test-oldest: $(OLDEST)/.dev
 smoke:
 	PYTHON=$(PYTHON) .ci/smoke
 
+# The site of the documents, into site/: no warning, no dead link, no network.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,7 +39,7 @@ style: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(OLDEST) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(OLDEST) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(BIN)/pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rada needs Python 3.11 or newer: make PYTHON=python3.12 ...")'

@@ -1,7 +1,7 @@
 """Print the lowest versions that pyproject.toml allows, as constraints for pip.
 
-The packages of `test` and `dev` are tools, which are not rada's to hold back: they stay free. `onnx` asks for
-a newer torch than the core, and is left out.
+The packages of `docs`, `test` and `dev` are tools, which are not rada's to hold back: they stay free. `onnx` asks
+for a newer torch than the core, and is left out.
 """
 
 import re
@@ -13,7 +13,7 @@ extras = project["optional-dependencies"]
 wanted = project["dependencies"] + [
     text
     for extra, texts in extras.items()
-    if extra not in ("onnx", "test", "dev")
+    if extra not in ("onnx", "docs", "test", "dev")
     for text in texts
 ]
 for text in sorted(wanted, key=str.lower):

@@ -132,7 +132,7 @@ def test_table_is_that_of_pyproject() -> None:
     names = {
         extra: {re.split(r"[>\[]", text)[0].replace("_", "-") for text in texts} - {"rada-vlm"}
         for extra, texts in extras.items()
-        if extra not in ("test", "dev", "all")
+        if extra not in ("docs", "test", "dev", "all")
     }
     names["models"].remove("protobuf")  # no module of it is asked for by name
     names["onnx"].remove("torch")  # a newer one than the core needs
