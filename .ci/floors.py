@@ -1,7 +1,7 @@
 """Print the lowest versions that pyproject.toml allows, as constraints for pip.
 
-The packages of `docs`, `test` and `dev` are tools, which are not rada's to hold back: they stay free. `onnx` asks
-for a newer torch than the core, and is left out.
+The packages of `docs`, `test` and `dev` are tools, which are not rada's to hold back: they stay free. `onnx`
+asks for a newer torch than the core, and is left out.
 """
 
 import re

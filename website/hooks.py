@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,20 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "`from rada import Classifier, Features, load_encoder, ...`.\n\n"
     )
     files.append(File.generated(config, "api/index.md", content=intro + "\n".join(rows) + "\n"))
+    listed = set(_pages(config["nav"]))
+    rest = [file.src_uri for file in files.documentation_pages() if file.src_uri not in listed]
+    if rest:  # pages that nobody has put into the navigation yet
+        config["nav"].append({"More": sorted(rest)})
     return files
+
+
+def _pages(nav: Any) -> Iterator[str]:
+    """Yield the pages of a navigation, at whatever depth."""
+    if isinstance(nav, str):
+        yield nav
+        return
+    for entry in nav.values() if isinstance(nav, dict) else nav:
+        yield from _pages(entry)
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
