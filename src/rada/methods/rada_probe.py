@@ -34,19 +34,32 @@ from rada.training.strength import Grid, Point, StrengthChoice
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder
 
-__all__ = ["RAdaProbe", "RAdaProbeConfig"]
+__all__ = ["RAdaProbe", "RAdaProbeConfig", "pulled_grid"]
 
 _PRIOR = (1.0, 0.5)
 _STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)
-_POINTS = tuple(itertools.product(_STEPS, _STEPS))
-_GRID = Grid(
-    _POINTS,
-    _PRIOR,
-    tuple(
-        2 * (strength - _PRIOR[0]) ** 2 + 8 * (share - _PRIOR[1]) ** 2
-        for strength, share in _POINTS
-    ),
-)
+
+
+def pulled_grid(prior: Point = _PRIOR, pull: float = 1.0) -> Grid:
+    """Return the points of strength and share that are compared, with what draws them to one of them.
+
+    Args:
+        prior: The strength and the share that are taken where nothing can be held out.
+        pull: How firmly they draw; at 1, a strength of 0 instead of 1 must make up for two nats.
+
+    Example:
+        >>> pulled_grid().points[0], pulled_grid().penalties[0]
+        ((0.0, 0.0), 4.0)
+    """
+    points = tuple(itertools.product(_STEPS, _STEPS))
+    penalties = tuple(
+        pull * (2 * (strength - prior[0]) ** 2 + 8 * (share - prior[1]) ** 2)
+        for strength, share in points
+    )
+    return Grid(points, prior, penalties)
+
+
+_GRID = pulled_grid()
 
 
 @dataclass(frozen=True)

@@ -519,22 +519,26 @@ def _chosen(runs: _Folds, method: str, base: Scores | None, new: Scores | None) 
     )
 
 
-def cautious_strength(losses: Tensor) -> float:
-    """Return the smallest strength up to `LARGEST_NEW` with most of the gain over zero-shot; 0 for no gain.
+def cautious_strength(
+    losses: Tensor, share_of_gain: float = SHARE_OF_GAIN, largest: float = LARGEST_NEW
+) -> float:
+    """Return the smallest strength with most of the gain over zero-shot; 0 for no gain.
 
     Args:
         losses: Negative log-likelihoods at all `STRENGTHS`, `(S,)`.
+        share_of_gain: How much of the best gain it must keep.
+        largest: At most this is returned.
 
     Example:
         >>> cautious_strength((torch.tensor(STRENGTHS) - 0.4).square())
         0.2
     """
     gains = (losses[0] - losses).tolist()
-    wanted = SHARE_OF_GAIN * max(gains)
+    wanted = share_of_gain * max(gains)
     if wanted <= 0:
         return 0.0
     enough = (one for one, gain in zip(STRENGTHS, gains, strict=True) if gain >= wanted)
-    return min(LARGEST_NEW, next(enough))
+    return min(largest, next(enough))
 
 
 def _generator(seed: int) -> torch.Generator:
