@@ -47,8 +47,8 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | more
 
 
-def two(*arguments: str | Path) -> list[subprocess.CompletedProcess[str]]:
-    """Start both processes as a launcher does, which would hide their exit codes."""
+def two(*arguments: str | Path, count: int = 2) -> list[subprocess.CompletedProcess[str]]:
+    """Start the processes as a launcher does, which would hide their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -56,14 +56,14 @@ def two(*arguments: str | Path) -> list[subprocess.CompletedProcess[str]]:
         subprocess.Popen(
             [sys.executable, "-m", "rada", *map(str, arguments)],
             env=environment(
-                WORLD_SIZE="2", RANK=rank, LOCAL_RANK=rank, LOCAL_WORLD_SIZE="2",
+                WORLD_SIZE=str(count), RANK=rank, LOCAL_RANK=rank, LOCAL_WORLD_SIZE=str(count),
                 MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
             ),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in ("0", "1")
+        for rank in map(str, range(count))
     ]  # fmt: skip
     try:
         return [subprocess.CompletedProcess(each.args, *_ended(each)) for each in running]

@@ -186,20 +186,31 @@ def test_bad_images_are_named(tmp_path: Path) -> None:
     )
     assert store is not None and len(store) == 7
     assert [key for key, _ in store.skipped] == ["05.jpg"]
+    for name in ("04.png", "06.png", "07.jpg"):  # a whole shard
+        (tmp_path / "images" / name).write_bytes(b"no image")
+    store = write_store(
+        ProcessGroup(1), TinyEncoder(), plan, tmp_path / "c", skip_bad=True, **options
+    )
+    assert store is not None and store.load().ids == ("00.png", "01.jpg", "02.png", "03.jpg")
+    assert len(store.skipped) == 4 and len(list(store.parts())) == 1
+    with pytest.raises(DataError, match="none of the 4 images"):
+        rest = StorePlan(split.subset([4, 5, 6, 7]), ("{}",), batch_size=4)
+        write_store(ProcessGroup(1), TinyEncoder(), rest, tmp_path / "d", skip_bad=True, **options)
 
 
-def test_two_processes_write_the_store_of_one(
+def test_four_processes_write_the_store_of_one(
     model: Path,  # noqa: F811
     photos: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    words = ("--model", f"hf:{model}", "--skip-bad", "--shard-rows", "32", "--half")
+    words = ("--model", f"hf:{model}", "--skip-bad", "--shard-rows", "2", "--half")
     ok("encode", photos, "--out", tmp_path / "one", *words, environment={})
-    for process in two("encode", photos, "--out", tmp_path / "two", *words):
+    for process in two("encode", photos, "--out", tmp_path / "two", *words, count=4):
         assert process.returncode == 0, process.stderr
     one, other = (FeatureStore.open(tmp_path / name).load() for name in ("one", "two"))
     assert one.ids == other.ids and torch.equal(one.labels, other.labels)
     assert torch.equal(one.image_features, other.image_features)
+    assert len(FeatureStore.open(tmp_path / "two").shards) == 4
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,7 @@ class CellRecord(_OpenRecord):
 
 class _Shard(_Record):
     file: Annotated[str, Field(pattern=r"^shard-[0-9]{1,9}\.safetensors$")]
-    rows: Annotated[int, Field(ge=1, le=2**40)]
+    rows: Annotated[int, Field(ge=0, le=2**40)]
     key: str
 
 

@@ -66,7 +66,7 @@ class Shard:
 
     Attributes:
         file: Its name.
-        rows: How many images it has.
+        rows: How many images it has; none where all of its images were unreadable.
         key: Hash of all that decides its content.
     """
 
@@ -194,7 +194,8 @@ class FeatureStore:
     @property
     def skipped(self) -> tuple[tuple[str, str], ...]:
         """`(id, reason)` of each image that was left out as unreadable."""
-        return tuple(itertools.chain.from_iterable(part.skipped for part in self.parts()))
+        fields = map(self._fields, range(len(self.shards)))
+        return tuple(itertools.chain.from_iterable(one["skipped"] for one in fields))
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -211,8 +212,9 @@ class FeatureStore:
         Raises:
             FeatureError: If a shard is damaged.
         """
-        for number in range(len(self.shards)):
-            yield self._features(self._fields(number))
+        for number, shard in enumerate(self.shards):
+            if shard.rows:
+                yield self._features(self._fields(number))
 
     def load(self) -> Features:
         """Return all features, in memory."""

@@ -46,7 +46,7 @@ class StorePlan:
         views: Views of each image.
         seed: Chooses the random views.
         batch_size: Images a batch.
-        shard_rows: Images in a shard; rounded up to whole batches.
+        shard_rows: Images in a shard; rounded up to whole batches, where it is one at least.
         half: Whether features are rounded to float16.
         exact_decoding: As for `iter_features`.
     """
@@ -63,7 +63,7 @@ class StorePlan:
     def shards(self) -> list[tuple[int, int]]:
         """Return where each shard starts and stops."""
         rows = check_count(self.shard_rows, "shard_rows")
-        size = -(-rows // self.batch_size) * self.batch_size
+        size = rows if rows < self.batch_size else -(-rows // self.batch_size) * self.batch_size
         total = len(self.split)
         return [(start, min(total, start + size)) for start in range(0, total, size)]
 
@@ -176,7 +176,10 @@ def write_store(
             _write_shards(encoder, plan, out, {n: keys[n] for n in todo}, progress, options)
         with group.together():
             if folder is not None:
-                _write_index(folder, plan.shared(encoder, out), _shards(out, keys))
+                shards = _shards(out, keys)
+                if not any(shard["rows"] for shard in shards):
+                    raise DataError(f"none of the {len(plan.split)} images can be read")
+                _write_index(folder, plan.shared(encoder, out), shards)
     return FeatureStore.open(out) if group.is_main else None
 
 
@@ -310,10 +313,6 @@ def _write_shards(
                 kept += batch.indices.tolist()
                 bad += batch.bad
                 advance(batch.stop - batch.start)
-            if not kept:
-                raise DataError(
-                    f"none of the {len(part)} images of a shard can be read (the first: {bad[0].reason})"
-                )
             _save(plan, part, table[: len(kept)], kept, bad, out / _name(number), key, encoder)
 
 
