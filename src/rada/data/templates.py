@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["AUTO", "ENSEMBLE", "IMAGENET_TEMPLATES", "asks_for_choice"]
+__all__ = ["AUTO", "ENSEMBLE", "IMAGENET_TEMPLATES", "PROMPTSRC_TEMPLATES", "asks_for_choice"]
 
 AUTO = "auto"
 """What stands for templates that are to be chosen on the labelled images."""
@@ -101,6 +101,9 @@ IMAGENET_TEMPLATES = (
     "a tattoo of the {}.",
 )
 """The eighty templates that CLIP's authors wrote for ImageNet; "a photo of a {}." is one of them."""
+
+PROMPTSRC_TEMPLATES = IMAGENET_TEMPLATES[:60]
+"""The sixty templates whose mean PromptSRC's code holds its class features to."""
 
 
 def asks_for_choice(templates: object) -> bool:

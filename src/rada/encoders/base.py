@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rada.encoders.attention import AttentionAccess
 from rada.encoders.batching import Batching
 from rada.encoders.projection import ProjectionAccess
 from rada.encoders.prompt_learning import PromptLearning
@@ -11,7 +12,7 @@ from rada.encoders.weights import Weights
 __all__ = ["CAPABILITIES", "DualEncoder", "Transform", "TruncationWarning", "evaluating"]
 
 
-class DualEncoder(Batching, PromptLearning, ProjectionAccess, Weights):
+class DualEncoder(Batching, PromptLearning, AttentionAccess, ProjectionAccess, Weights):
     """An image encoder and a text encoder that embed into one space.
 
     A family subclasses this, implements the abstract methods and registers itself with

@@ -20,6 +20,8 @@ from rada.encoders.tokens import Tokens, check_prompts
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from rada.encoders.inserts import Inserts
+
 __all__ = ["CAPABILITIES", "EncoderProtocol", "Transform", "TruncationWarning", "evaluating"]
 
 Transform = Callable[["Image"], Tensor]
@@ -32,6 +34,9 @@ CAPABILITIES: dict[str, str] = {
     "token_embeddings": "learned context vectors can stand among the token embeddings",
     "deep_text_prompts": "learned prompts can enter every layer of the text encoder",
     "deep_image_prompts": "learned prompts can enter every layer of the image encoder",
+    "residual_branches": "a learned branch can be added to every layer of both encoders",
+    "text_attention": "queries, keys and values of the text encoder's layers can be changed",
+    "image_attention": "queries, keys and values of the image encoder's layers can be changed",
     "image_projection": "the image encoder ends in a linear projection that can be read and changed",
     "fast_inference": "an image path faster than the module's own, equal within 1e-4",
     "save": "writes the format of its own library",
@@ -61,8 +66,10 @@ class EncoderProtocol(ABC):
         family: Name of the family.
         capabilities: What it can do beyond the protocol; the keys of `CAPABILITIES`.
         default_scale: Scale where the model learns none.
+        inserts: What a method put into the encoder without changing its weights; None for nothing.
     """
 
+    inserts: Inserts | None = None
     family: ClassVar[str] = ""
     capabilities: frozenset[str] = frozenset()
     default_scale: ClassVar[float] = 100.0
@@ -138,6 +145,10 @@ class EncoderProtocol(ABC):
         """Transformer layers of the image encoder, in order; empty where it has none."""
         return []
 
+    def image_token_norm(self) -> nn.Module:
+        """What normalises the tokens of an image before the first layer; the identity where nothing does."""
+        return nn.Identity()
+
     def image_projection_slot(self) -> tuple[nn.Module, str]:
         """Where the last, linear step of the image encoder is kept, which `image_projection` needs.
 
@@ -189,7 +200,8 @@ class EncoderProtocol(ABC):
         Raises:
             EncoderError: If `pixels` has another shape.
         """
-        return functional.normalize(self.image_embeddings(self._pixels(pixels)).float(), dim=-1)
+        with self._inserted("in_images"):
+            return functional.normalize(self.image_embeddings(self._pixels(pixels)).float(), dim=-1)
 
     def infer_images(self, pixels: Tensor) -> Tensor:
         """Do the same without gradients, in evaluation mode, as fast as the family can."""
@@ -219,7 +231,15 @@ class EncoderProtocol(ABC):
 
     def forward_texts(self, tokens: Tokens) -> Tensor:
         """Embed tokens as unit-norm float32 `(K, D)`, differentiably."""
-        return functional.normalize(self.text_embeddings(self._tokens(tokens)).float(), dim=-1)
+        with self._inserted("in_texts"):
+            return functional.normalize(self.text_embeddings(self._tokens(tokens)).float(), dim=-1)
+
+    def _inserted(self, where: str) -> contextlib.AbstractContextManager[None]:
+        """Return a block in which what was put into an encoder is there."""
+        if self.inserts is None:
+            return contextlib.nullcontext()
+        found: contextlib.AbstractContextManager[None] = getattr(self.inserts, where)(self)
+        return found
 
     # The model ----------------------------------------------------------------------------
 

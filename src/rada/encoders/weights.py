@@ -95,17 +95,25 @@ class Weights(EncoderProtocol):
 
     def _fingerprints(self) -> tuple[str, str]:
         """Return the fingerprint, and the one that rada 0.1.0 gave the same encoder."""
-        version = weights_version(self.model)
+        version = self.version
         if self._fingerprint is None or self._fingerprint[0] != version:
+            inside = () if self.inserts is None else (module_digest(self.inserts),)
             parts = (
                 self.family,
                 module_digest(self.model),
+                *inside,
                 self.transform_key("preprocess"),
                 self._tokenizer_digest,
             )
             both = digest(*parts, digest(self.architecture_key())), digest(*parts)
             self._fingerprint = (version, both)
         return self._fingerprint[1]
+
+    @property
+    def version(self) -> object:
+        """What changes when the weights do, or what a method put into the encoder; cheap to read."""
+        found = weights_version(self.model)
+        return found if self.inserts is None else (found, weights_version(self.inserts))
 
     def architecture_key(self) -> str:
         """Return a text that changes with every setting that decides features beside the weights."""

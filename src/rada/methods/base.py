@@ -358,7 +358,9 @@ class Method(ABC):
             encoder (`rada.encoders.CAPABILITIES`).
         cost: What is run in every step: cached features alone, the text encoder, or the image
             encoder.
-        train_encoder: Whether it changes the encoder's weights; the model then owns a copy.
+        train_encoder: Whether it changes the encoder; the model then owns a copy.
+        frozen_encoder: Whether the encoder's own weights stay as they are in that copy: a saved model then
+            names the encoder instead of holding it.
         learns: Whether it looks at the images at all.
         new_classes: Whether it can score classes that it was not trained on.
         config: Its configuration class.
@@ -372,10 +374,16 @@ class Method(ABC):
     needs: frozenset[str] = field(default_factory=frozenset)
     cost: Cost = "features"
     train_encoder: bool = False
+    frozen_encoder: bool = False
     learns: bool = True
     new_classes: bool = True
     config: ClassVar[type[Config]] = NoConfig
     model: ClassVar[Callable[..., AdaptedModel]] = AdaptedModel
+
+    @property
+    def saves_encoder(self) -> bool:
+        """Whether a saved model holds an encoder."""
+        return self.train_encoder and not self.frozen_encoder
 
     def build(
         self, facts: Facts, config: Any, shapes: Shapes, encoder: DualEncoder | None

@@ -26,6 +26,7 @@ __all__ = [
     "PromptModel",
     "PromptTexts",
     "context_vectors",
+    "frozen",
     "prompted_text",
 ]
 
@@ -50,7 +51,7 @@ class PromptConfig(Recipe):
 
 
 @contextlib.contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
+def frozen(module: nn.Module) -> Iterator[None]:
     """While the block runs, an encoder is in evaluation mode and takes no gradients of its own."""
     wanted = [p for p in module.parameters() if p.requires_grad]
     training = [part for part in module.modules() if part.training]
@@ -123,7 +124,7 @@ class PromptTexts:
         """Return the features of some prompts, counted image by image."""
         encoder, first, names = self.encoder, self.encoder.context_start, len(self.names)
         tokens = {key: tensor[rows % names] for key, tensor in self.tokens.items()}
-        with _frozen(encoder.model):
+        with frozen(encoder.model):
             embeddings = encoder.embed_tokens(tokens).detach()
             place = context.to(embeddings)
             place = (

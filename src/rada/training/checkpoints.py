@@ -195,6 +195,14 @@ def collect(
     return chosen, moments, groups
 
 
+def _unused(optimizer: torch.optim.Optimizer, weight: Tensor) -> dict[str, Tensor]:
+    """Return the moments of a parameter that took no step yet."""
+    if isinstance(optimizer, torch.optim.SGD):
+        return {"momentum_buffer": torch.zeros_like(weight)}
+    zeros = {moment: torch.zeros_like(weight) for moment in ("exp_avg", "exp_avg_sq")}
+    return {"step": torch.tensor(0.0), **zeros}
+
+
 def restore(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -212,8 +220,7 @@ def restore(
         entries.setdefault(name, {})[moment] = value
     for name in {name for group in groups for name in group["params"]} - entries.keys():
         # No loss has reached this parameter yet, but the optimiser wants to hear of all of them.
-        zeros = {moment: torch.zeros_like(weights[name]) for moment in ("exp_avg", "exp_avg_sq")}
-        entries[name] = {"step": torch.tensor(0.0), **zeros}
+        entries[name] = _unused(optimizer, weights[name])
     set_state_dict(
         model,
         optimizer,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from rada.core.config import Config
 
@@ -24,8 +24,14 @@ class EncoderConfig(Config):
         accumulate: Parts that a step's images are cut into, one after the other, to save memory; the
             result is the same, except for FLYP, whose contrast is within a part.
         learning_rate: Peak learning rate of the encoder.
-        weight_decay: Decoupled weight decay.
-        warmup: Part of all steps with a rising learning rate, in [0, 1); a cosine to zero follows.
+        optimizer: "adamw" (decoupled weight decay) or "sgd" (momentum 0.9, weight decay as an L2 term in
+            the gradient).
+        weight_decay: Its weight.
+        schedule: "steps": a linear warm-up over the part `warmup` of all steps, then a cosine to
+            `final_learning_rate`; "epochs": the first epoch at 1e-5, then a cosine from the full
+            rate, changed once an epoch (as in CoOp); "cosine_epochs": the same without that first epoch.
+        warmup: Part of all steps with a rising learning rate, in [0, 1), for "steps".
+        final_learning_rate: What the cosine falls to, for "steps".
         max_grad_norm: The norm that gradients are clipped to; 0 for none.
         train: The parts of the encoder that learn.
         augmentation: "random" for the encoder's training transform, "plain" for its evaluation
@@ -57,8 +63,11 @@ class EncoderConfig(Config):
     batch_size: int = 32
     accumulate: int = 1
     learning_rate: float = 3e-5
+    optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = 0.1
+    schedule: Literal["steps", "epochs", "cosine_epochs"] = "steps"
     warmup: float = 0.1
+    final_learning_rate: float = 0.0
     max_grad_norm: float = 1.0
     train: Literal["both", "image", "text"] = "both"
     augmentation: Literal["random", "plain"] = "random"
@@ -72,6 +81,8 @@ class EncoderConfig(Config):
     keep_checkpoints: int = 2
     wise_alpha: float = 1.0
 
+    least_epochs: ClassVar[int] = 1
+
     @property
     def parts(self) -> tuple[EncoderPart, ...]:
         """The parts of the encoder that learn."""
@@ -79,7 +90,10 @@ class EncoderConfig(Config):
 
     def validate(self) -> None:
         """Check that every field is in its range."""
-        for name in ("epochs", "batch_size", "accumulate", "text_chunk"):
+        least = self.least_epochs
+        meaning = "a positive integer" if least == 1 else "0 or more"
+        self.require(self.epochs >= least, "epochs", meaning)
+        for name in ("batch_size", "accumulate", "text_chunk"):
             self.require(getattr(self, name) >= 1, name, "a positive integer")
         for name in ("checkpoint_every", "keep_checkpoints"):
             self.require(getattr(self, name) >= 1, name, "a positive integer")
@@ -87,6 +101,11 @@ class EncoderConfig(Config):
             self.require(getattr(self, name) >= 0, name, "0 or more")
         self.require(self.learning_rate > 0, "learning_rate", "above 0")
         self.require(0 <= self.warmup < 1, "warmup", "in [0, 1)")
+        self.require(
+            0 <= self.final_learning_rate <= self.learning_rate,
+            "final_learning_rate",
+            "from 0 to learning_rate",
+        )
         self.require(0 <= self.wise_alpha <= 1, "wise_alpha", "in [0, 1]")
         self.require(self.accumulate <= self.batch_size, "accumulate", "at most batch_size")
         crop = self.crop_scale

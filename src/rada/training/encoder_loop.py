@@ -20,7 +20,7 @@ from rada.core.progress import progress_bar
 from rada.training.batches import Batch, Order, Position, StepData
 from rada.training.checkpoints import Checkpoints, RunState, collect, restore
 from rada.training.encoder_config import EncoderConfig
-from rada.training.schedule import warmup_cosine
+from rada.training.schedule import epoch_cosine, warmup_cosine
 from rada.training.signals import StopRequest
 from rada.training.tracking import StepLog
 
@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 __all__ = ["EncoderLearner", "EncoderLoop", "FineTuningStopped", "OutOfMemoryError"]
 
-_SUMS = ("loss", "cross_entropy", "smoothness", "contrastive", "penalty", "accuracy")
+_SUMS = (
+    *("loss", "cross_entropy", "smoothness", "contrastive", "penalty"),
+    *("text_distance", "image_distance", "divergence", "accuracy"),
+)
 
 
 class OutOfMemoryError(RadaError, MemoryError):
@@ -65,6 +68,14 @@ class EncoderLearner(Protocol):
 
     def eval(self) -> object:
         """Set every part to evaluation mode."""
+
+
+def _optimizer(groups: list[dict[str, Any]], config: EncoderConfig) -> torch.optim.Optimizer:
+    """Return the optimiser of some groups, each with its rate."""
+    decay = config.weight_decay
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=0.9, weight_decay=decay)
+    return torch.optim.AdamW(groups, weight_decay=decay)
 
 
 class EncoderLoop:
@@ -109,7 +120,7 @@ class EncoderLoop:
         self.total = steps or config.epochs * order.steps_per_epoch
         self.epochs = math.ceil(self.total / order.steps_per_epoch)
         groups = [{**group, "peak": group["lr"]} for group in model.parameter_groups()]
-        optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+        optimizer = _optimizer(groups, config)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
 
     def run(self) -> RunState:
@@ -220,10 +231,19 @@ class EncoderLoop:
 
     def _set_rates(self, step: int) -> float:
         """Set the learning rates of a step; return the encoder's."""
-        part = warmup_cosine(1.0, step, self.total, self.config.warmup)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * part
-        return self.config.learning_rate * part
+            group["lr"] = self._rate(group["peak"], step)
+        return self._rate(self.config.learning_rate, step)
+
+    def _rate(self, peak: float, step: int) -> float:
+        config = self.config
+        epoch = step // self.order.steps_per_epoch
+        if config.schedule == "epochs":
+            return epoch_cosine(peak, epoch, self.epochs)
+        if config.schedule == "cosine_epochs":
+            return warmup_cosine(peak, epoch, self.epochs, 0.0)
+        final = min(peak, config.final_learning_rate)
+        return warmup_cosine(peak, step, self.total, config.warmup, final)
 
     # -- between steps -----------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from rada.core.hashing import fingerprint_tensors
 from rada.core.progress import progress_bar
 from rada.features import ClassSet, Features
 from rada.training import optimizers
-from rada.training.schedule import warmup_cosine
+from rada.training.schedule import epoch_cosine, warmup_cosine
 from rada.training.state import TrainingState, optimizer_moments, restore_moments
 
 __all__ = [
@@ -40,8 +40,6 @@ __all__ = [
 Losses = dict[str, Tensor]
 """`loss` is what a step minimises, the others are reported. All are means over the images, but for
 `total`: where it is there, it is what is minimised, and not reported."""
-
-_WARM_RATE = 1e-5
 
 
 class Step(NamedTuple):
@@ -152,12 +150,7 @@ def learning_rate(
     if recipe.schedule == "constant":
         return recipe.learning_rate
     if recipe.schedule == "epochs":
-        epoch = step // steps_per_epoch
-        if epoch == 0:
-            return _WARM_RATE
-        # CoOp's warm-up epoch comes before the cosine, which then begins at its own first value.
-        part = (epoch - 1) / recipe.epochs
-        return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * part))
+        return epoch_cosine(recipe.learning_rate, step // steps_per_epoch, recipe.epochs)
     total = steps or recipe.epochs * steps_per_epoch
     return warmup_cosine(recipe.learning_rate, step, total, recipe.warmup)
 

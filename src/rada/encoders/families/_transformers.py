@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TransformersEncoder", "load_module", "quiet"]
 
-TRAINABLE = frozenset({"image_gradients", "text_gradients", "save"})
+TRAINABLE = frozenset({"image_gradients", "text_gradients", "text_attention", "save"})
 
 
 @contextlib.contextmanager
@@ -340,6 +340,11 @@ class TransformersEncoder(EncoderFamily):
     def image_layers(self) -> list[nn.Module]:
         """Layers of the image encoder."""
         return transformer_layers(self.image_parts()[0])
+
+    def image_token_norm(self) -> nn.Module:
+        """The norm of CLIP's image encoders, by the name that their code has; none elsewhere."""
+        found: nn.Module = getattr(self.image_parts()[0], "pre_layrnorm", None) or nn.Identity()
+        return found
 
     @cached_property
     def context_start(self) -> int:

@@ -21,6 +21,8 @@ class AltClipEncoder(TransformersEncoder):
         "token_embeddings",
         "deep_text_prompts",
         "deep_image_prompts",
+        "residual_branches",
+        "image_attention",
         "image_projection",
     }
     hub_models = {"BAAI/AltCLIP": (768, 864_186_113)}  # noqa: RUF012

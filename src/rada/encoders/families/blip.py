@@ -30,6 +30,8 @@ class BlipEncoder(TransformersEncoder):
         "token_embeddings",
         "deep_text_prompts",
         "deep_image_prompts",
+        "residual_branches",
+        "image_attention",
         "image_projection",
     }
     hub_models = {"Salesforce/blip-itm-base-coco": (256, 223_744_258)}  # noqa: RUF012

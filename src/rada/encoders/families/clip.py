@@ -21,6 +21,8 @@ class ClipEncoder(TransformersEncoder):
         "token_embeddings",
         "deep_text_prompts",
         "deep_image_prompts",
+        "residual_branches",
+        "image_attention",
         "image_projection",
     }
     hub_models = {  # noqa: RUF012

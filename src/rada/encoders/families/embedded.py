@@ -74,6 +74,7 @@ class EmbeddedEncoder(EncoderFamily):
             "text_gradients",
             "token_embeddings",
             "deep_text_prompts",
+            "text_attention",
             "image_projection",
             "fast_inference",
             "save",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rada.core.errors import EncoderError, one_line
 from rada.core.extras import needed_for
+from rada.encoders.attention import Part, has_projections
 from rada.encoders.families._headers import count_parameters
 from rada.encoders.families._open_clip_files import (
     checkpoint,
@@ -80,12 +81,24 @@ class OpenClipEncoder(EncoderFamily):
             "token_embeddings",
             "deep_text_prompts",
             "deep_image_prompts",
+            "residual_branches",
+            "text_attention",
+            "image_attention",
             "image_projection",
             "save",
         }
     )
     conditional = frozenset(
-        {"logit_bias", "deep_text_prompts", "deep_image_prompts", "image_projection", "save"}
+        {
+            "logit_bias",
+            "deep_text_prompts",
+            "deep_image_prompts",
+            "residual_branches",
+            "text_attention",
+            "image_attention",
+            "image_projection",
+            "save",
+        }
     )
     model: Any
 
@@ -116,6 +129,12 @@ class OpenClipEncoder(EncoderFamily):
             yield "deep_text_prompts"
         if self.image_layers():
             yield "deep_image_prompts"
+        if self.attention_layers("text") and self.attention_layers("image"):
+            yield "residual_branches"
+        if has_projections(self.attention_layers("text")):
+            yield "text_attention"
+        if has_projections(self.attention_layers("image")):
+            yield "image_attention"
         if _projection_slot(self.model.visual) is not None:
             yield "image_projection"
         if self.config is not None:
@@ -265,6 +284,19 @@ class OpenClipEncoder(EncoderFamily):
             return []
         reads_class_token = visual.pool_type == "tok" and visual.attn_pool is None
         return list(visual.transformer.resblocks) if reads_class_token else []
+
+    def image_token_norm(self) -> nn.Module:
+        """The norm before the blocks of a vision transformer."""
+        found: nn.Module = getattr(self.model.visual, "ln_pre", None) or nn.Identity()
+        return found
+
+    def attention_layers(self, part: Part) -> list[nn.Module]:
+        """Blocks of the text transformer, of a vision transformer, or of a network of timm."""
+        encoder: Any = self.text_module if part == "text" else self.model.visual
+        blocks = getattr(getattr(encoder, "transformer", None), "resblocks", None)
+        if blocks is None:
+            blocks = getattr(getattr(encoder, "trunk", None), "blocks", None)
+        return super().attention_layers(part) if blocks is None else list(blocks)
 
     def image_projection_slot(self) -> tuple[nn.Module, str]:
         """The projection of a vision transformer, a ResNet or a network of timm."""

@@ -32,6 +32,8 @@ class SiglipEncoder(TransformersEncoder):
         "logit_bias",
         "token_embeddings",
         "deep_text_prompts",
+        "residual_branches",
+        "image_attention",
     }
     hub_models = {  # noqa: RUF012
         "google/siglip-base-patch16-224": (768, 203_155_970),

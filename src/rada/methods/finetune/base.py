@@ -96,6 +96,12 @@ class EncoderMethod(EncoderTraining, ABC):
         """Return how many of the classes a step draws; 0 for all."""
         return 0
 
+    def end_epoch(self, model: TunedModel, done: int, epochs: int) -> None:
+        """Change `model` when `done` of its epochs are done, before they are evaluated and kept.
+
+        Nothing, unless a method says otherwise.
+        """
+
     # -- how it fits -------------------------------------------------------------------------------
 
     def capabilities(self, config: Any) -> frozenset[str]:
@@ -156,13 +162,14 @@ class EncoderMethod(EncoderTraining, ABC):
         checkpoints = self._checkpoints(data, config, run)
         if checkpoints is None or not checkpoints.all():
             self.first(model, data, self._first_run(run))
+        epochs = -(-steps // -(-len(data) // config.batch_size)) if steps else config.epochs
         job = EncoderJob(
             data.labelled_images(),
             model.facts.templates,
             self.title,
             captions=self.captions,
             classes_per_step=self.classes_per_step(config, len(data.classes)),
-            after_epoch=_asked(run.after_epoch, model),
+            after_epoch=self._after_epoch(model, run, epochs),
             select=_asked(run.select if config.select == "best" else None, model),
             steps=steps,
         )
@@ -171,6 +178,18 @@ class EncoderMethod(EncoderTraining, ABC):
         model.record |= {"history": state.history, "best": state.best, "effective": effective}
         model.keep_average(config.wise_alpha)
         return model
+
+    def _after_epoch(
+        self, model: TunedModel, run: Run, epochs: int
+    ) -> Callable[[int], dict[str, Any]]:
+        """Return what is called after each epoch."""
+        asked = _asked(run.after_epoch, model)
+
+        def after(done: int) -> dict[str, Any]:
+            self.end_epoch(model, done, epochs)
+            return {} if asked is None else asked(done)
+
+        return after
 
     def _checkpoints(self, data: Features, config: EncoderConfig, run: Run) -> Checkpoints | None:
         """Take the folder for the states of this very run; those of another are replaced."""

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from rada.core.processes import process_count
-from rada.encoders.fingerprint import weights_version
 from rada.encoders.tokens import Tokens
 from rada.features import ClassSet, Features, extract_features
 from rada.head import RAdaHead
@@ -230,7 +229,7 @@ class TunedModel(AdaptedModel):
         if "text" not in self.config.parts:
             return classes
         templates = self.facts.templates
-        key = (weights_version(self.encoder_module), classes.names)
+        key = (self.encoder.version, classes.names)
         if self._tuned_text is None or self._tuned_text[0] != key:
             self._tuned_text = (key, self.encoder.encode_classes(classes.names, templates))
         return dataclasses.replace(classes, text_features=self._tuned_text[1], templates=templates)

@@ -1,0 +1,321 @@
+"""Methods that put parts into frozen encoders, against plain loops over CLIP's layers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, linear, relu
+
+from encoders.tiny_models import MAKERS
+from finetune.plain_clip import image_features, text_features
+from methods.test_recipes import coop_rates
+from rada import FineTuner, extract_features
+from rada.core.errors import ConfigError, EncoderError
+from rada.data import open_dataset
+from rada.data.templates import PROMPTSRC_TEMPLATES
+from rada.encoders import load_encoder
+from rada.features import ClassSet
+from rada.methods import Run, get_method
+from rada.pretrained import EncoderId, Fitted, load_model, save_model
+
+NAMES = ["maple", "promptsrc", "mma"]
+QUICK = {"epochs": 6, "batch_size": 20, "learning_rate": 0.05, "augmentation": "plain"}
+LEARN = {
+    "maple": {"epochs": 12},
+    "promptsrc": {
+        **{"epochs": 16, "learning_rate": 0.1, "batch_size": 4},
+        **{"text_weight": 1.0, "image_weight": 1.0},
+    },
+    "mma": {"epochs": 12, "learning_rate": 0.2},
+}
+PROMPT = "a photo of a"
+
+
+def examples_of(encoder, data):
+    split = open_dataset(data).split("train")
+    features = extract_features(encoder, split, workers=0, progress=False)
+    text = encoder.encode_classes(features.classes)
+    return dataclasses.replace(features, text_features=text, scale=encoder.scale)
+
+
+@pytest.fixture
+def examples(encoder, data):
+    return examples_of(encoder, data)
+
+
+@pytest.fixture(scope="module")
+def open_clip_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("open-clip") / "model"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        MAKERS["open_clip"](folder)
+    return folder
+
+
+def config(name, **changes):
+    return get_method(name).config(**QUICK | changes)
+
+
+def fitted(name, examples, encoder, run=None, **changes):
+    return get_method(name).fit(
+        examples, config(name, **changes), run or Run(seed=1, encoder=encoder)
+    )
+
+
+def predicted(model, examples, classes=None):
+    return model.logits(model.features_of(examples), classes or examples.class_set())
+
+
+def ids_of(encoder, names):
+    prompts = [f"{PROMPT} {name}." for name in names]
+    return torch.tensor(encoder.tokenizer(prompts, padding=True)["input_ids"])
+
+
+def pixels_of(encoder, examples):
+    split = examples.images
+    return torch.stack([encoder.preprocess(split.load(i)) for i in range(len(split))])
+
+
+# What the published code computes, from the parameters by name ---------------------------------------
+
+
+def maple_parts(p):
+    text = [p["context"], p["deeper.0"]]
+    maps = [
+        ("projection.weight", "projection.bias"),
+        ("projections.0.weight", "projections.0.bias"),
+    ]
+    images = [linear(tokens, p[w], p[b]) for tokens, (w, b) in zip(text, maps, strict=True)]
+    return {"prompts": images}, {"prompts": text}
+
+
+def promptsrc_parts(p):
+    return {"prompts": [p["image.0"], p["image.1"]]}, {"prompts": [p["context"], p["text.0"]]}
+
+
+def mma_parts(p):
+    def branch(side, layer):
+        def run(x):
+            x = relu(linear(x, p[f"{side}.{layer}.down.weight"], p[f"{side}.{layer}.down.bias"]))
+            x = relu(linear(x, p[f"shared.{layer}.weight"], p[f"shared.{layer}.bias"]))
+            return 1e-3 * linear(x, p[f"{side}.{layer}.up.weight"], p[f"{side}.{layer}.up.bias"])
+
+        return run
+
+    return tuple(
+        {"branches": [branch(side, layer) for layer in (0, 1)]} for side in ("image", "text")
+    )
+
+
+PARTS = {"maple": maple_parts, "promptsrc": promptsrc_parts, "mma": mma_parts}
+
+
+def both(name, encoder, parameters, pixels, names):
+    images, text = PARTS[name](parameters)
+    ids = ids_of(encoder, names)
+    return (
+        image_features(encoder.model, pixels, **images),
+        text_features(encoder.model, ids, **text),
+    )
+
+
+def loss_of(name, encoder, parameters, pixels, examples, frozen, written):
+    images, text = both(name, encoder, parameters, pixels, examples.classes)
+    logits = encoder.scale * images @ text.T
+    loss = cross_entropy(logits, examples.labels)
+    if name != "promptsrc":
+        return loss
+    teacher = (encoder.scale * frozen @ written.T).log_softmax(1)
+    divergence = (teacher.exp() * (teacher - logits.log_softmax(1))).sum() / logits.numel()
+    return (
+        loss + 25 * (text - written).abs().mean() + 10 * (images - frozen).abs().mean() + divergence
+    )
+
+
+def rates(name, epochs, peak):
+    if name == "mma":  # no epoch at the small rate before the cosine
+        return [peak * 0.5 * (1 + math.cos(math.pi * epoch / epochs)) for epoch in range(epochs)]
+    return coop_rates(epochs, peak)
+
+
+def transcription(name, encoder, examples, epochs, peak):
+    """SGD, all images a step; returns the parameters that the method ends with."""
+    start = get_method(name).start(examples, config(name), Run(seed=1, encoder=encoder))
+    own = {k: v.detach().clone().requires_grad_() for k, v in start.inserts.named_parameters()}
+    first = {k: v.detach().clone() for k, v in own.items()}
+    pixels = pixels_of(encoder, examples)
+    encoder.freeze()
+    frozen = image_features(encoder.model, pixels)
+    written = encoder.encode_classes(examples.classes, PROMPTSRC_TEMPLATES)
+    optimizer = torch.optim.SGD(own.values(), lr=peak, momentum=0.9, weight_decay=5e-4)
+    gauss = [math.exp(-0.5 * (e - 15) ** 2) for e in range(1, epochs + 1)]
+    average = {k: torch.zeros_like(v) for k, v in own.items()}
+    for epoch, rate in enumerate(rates(name, epochs, peak)):
+        optimizer.param_groups[0]["lr"] = rate
+        loss = loss_of(name, encoder, own, pixels, examples, frozen, written)
+        optimizer.zero_grad()
+        loss.backward()
+        if name == "mma":  # its gradient scaling layers: as if the branches were added as they are
+            for value in own.values():
+                value.grad *= 1000
+        optimizer.step()
+        for key, value in own.items():
+            average[key] += gauss[epoch] / sum(gauss) * value.detach()
+    ends = average if name == "promptsrc" else {k: v.detach() for k, v in own.items()}
+    return first, ends
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_the_published_loop(name, encoder, examples):
+    epochs, peak = 5, {"maple": 0.02, "promptsrc": 0.02, "mma": 0.01}[name]
+    model = fitted(name, examples, encoder, epochs=epochs, learning_rate=peak)
+    first, expected = transcription(name, encoder, examples, epochs, peak)
+    found = dict(model.inserts.named_parameters())
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key].detach(), value, atol=2e-4, rtol=2e-3)
+    assert max((value - first[key]).abs().max() for key, value in expected.items()) > 1e-3
+    # What it predicts is what the plain encoders say with these parts.
+    images, text = both(name, encoder, expected, pixels_of(encoder, examples), examples.classes)
+    torch.testing.assert_close(
+        predicted(model, examples), encoder.scale * images @ text.T, atol=2e-2, rtol=1e-2
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("library", ["transformers", "open_clip"])
+def test_the_parts_alone_learn_and_accuracy_rises(name, library, encoder, open_clip_folder, data):
+    if library == "open_clip":
+        encoder = load_encoder(open_clip_folder)
+    examples = examples_of(encoder, data)
+    before = {key: value.clone() for key, value in encoder.model.state_dict().items()}
+    method, run = get_method(name), Run(seed=1, encoder=encoder)
+    start = method.start(examples, config(name), run)
+    learning = {key: p for key, p in start.named_parameters() if p.requires_grad}
+    assert learning.keys() == {f"inserts.{key}" for key, _ in start.inserts.named_parameters()}
+    start.training_mode()
+    pixels = pixels_of(encoder, examples)
+    images, text = start.image_features(pixels), start.class_features(None)
+    cross_entropy(start.scale() * images @ text.T, examples.labels).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learning.values())
+    model = fitted(name, examples, encoder, **LEARN[name])
+    after = model.encoder.model.state_dict()
+    assert all(torch.equal(value, before[key]) for key, value in after.items())
+    assert encoder.inserts is None
+    labels = examples.labels
+    right = [(predicted(m, examples).argmax(1) == labels).float().mean() for m in (start, model)]
+    if (name, library) != ("promptsrc", "transformers"):  # held to a random model's equal features
+        assert right[1] > right[0]
+    losses = [cross_entropy(predicted(m, examples), labels) for m in (start, model)]
+    assert losses[1] < losses[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_saved_parts_are_small_and_load_into_the_named_encoder(
+    name, encoder, examples, model_folder, tmp_path
+):
+    model = fitted(name, examples, encoder)
+    origin = EncoderId(str(model_folder), encoder.fingerprint)
+    save_model(tmp_path / "it", Fitted(model, examples.classes, encoder=origin))
+    assert not (tmp_path / "it" / "encoder").exists()
+    weights = sum(p.numel() for p in model.inserts.parameters())
+    assert (tmp_path / "it" / "model.safetensors").stat().st_size < 4 * weights + 4000
+    loaded = load_model(tmp_path / "it").model
+    torch.testing.assert_close(predicted(loaded, examples), predicted(model, examples))
+    others = ClassSet(("red", "dog"), examples.text_features[:2])
+    found = predicted(loaded, examples, others)
+    torch.testing.assert_close(found, predicted(model, examples, others))
+    assert model.encoder.fingerprint == loaded.encoder.fingerprint != encoder.fingerprint
+    given = load_model(tmp_path / "it", encoder=encoder).model
+    assert encoder.inserts is None and given.encoder.model is encoder.model
+    torch.testing.assert_close(predicted(given, examples), predicted(model, examples))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_goes_on_from_its_state(name, examples, encoder, tmp_path, monkeypatch):
+    from rada.training.encoder_loop import EncoderLoop
+
+    changes = {"batch_size": 8, "epochs": 3, "checkpoint_every": 2, "augmentation": "random"}
+    whole = fitted(name, examples, encoder, **changes)
+    step = EncoderLoop._step
+
+    def breaking(self, at, batches, state):
+        if state.step == 5:
+            raise RuntimeError("the machine is gone")
+        return step(self, at, batches, state)
+
+    run = Run(seed=1, encoder=encoder, state_dir=tmp_path)
+    monkeypatch.setattr(EncoderLoop, "_step", breaking)
+    with pytest.raises(RuntimeError, match="gone"):
+        fitted(name, examples, encoder, run, **changes)
+    monkeypatch.undo()
+    again = fitted(name, examples, encoder, run, **changes)
+    pairs = zip(whole.own_state().items(), again.own_state().items(), strict=True)
+    assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+
+
+def test_published_values():
+    maple, src, mma = (get_method(name).config() for name in NAMES)
+    assert (maple.length, maple.depth, maple.learning_rate, maple.batch_size) == (2, 9, 3.5e-3, 4)
+    assert (src.text_length, src.image_length, src.depth, src.epochs) == (4, 4, 9, 20)
+    assert (src.learning_rate, src.batch_size, src.text_weight, src.image_weight) == (
+        *(2.5e-3, 4, 25, 10),
+    )
+    assert (src.average_mean, src.average_deviation, maple.epochs, mma.epochs) == (15, 1, 5, 5)
+    assert (mma.width, mma.layers, mma.branch_scale) == (32, 8, 1e-3)
+    assert (mma.learning_rate, mma.batch_size) == (1.5e-3, 16)
+    assert len(set(PROMPTSRC_TEMPLATES)) == 60 and "a photo of a {}." in PROMPTSRC_TEMPLATES
+    for found in (maple, src, mma):
+        assert (found.optimizer, found.weight_decay, found.warmup) == ("sgd", 5e-4, 0)
+
+
+def test_mma_starts_near_zero_shot_and_prompts_at_their_words(encoder, examples):
+    zero_shot = encoder.scale * examples.plain() @ examples.text_features.T
+    start = get_method("mma").start(examples, config("mma"), Run(seed=1, encoder=encoder))
+    torch.testing.assert_close(predicted(start, examples), zero_shot, atol=0.2, rtol=0.05)
+    for name in ("maple", "promptsrc"):
+        changes = config(name, depth=1)
+        start = get_method(name).start(examples, changes, Run(seed=1, encoder=encoder))
+        text = start.class_features(None).detach()
+        torch.testing.assert_close(text, examples.text_features, atol=1e-5, rtol=1e-4)
+
+
+def test_many_classes_learn_in_chunks_with_the_same_gradient(encoder, examples, monkeypatch):
+    import rada.methods.deep_text as deep_text
+
+    found = []
+    for chunk in (64, 3):
+        monkeypatch.setattr(deep_text, "TEXT_CHUNK", chunk)
+        start = get_method("maple").start(examples, config("maple"), Run(seed=1, encoder=encoder))
+        start.class_features(None).pow(3).sum().backward()
+        found.append([p.grad for p in start.inserts.text_vectors()])
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
+
+
+def test_what_cannot_carry_them_is_refused_by_name(tmp_path, data, encoder, examples):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        MAKERS["open_clip_resnet"](tmp_path / "resnet")
+    network = load_encoder(tmp_path / "resnet")
+    for name, lacking in (("maple", "deep_image_prompts"), ("mma", "residual_branches")):
+        with pytest.raises(EncoderError, match=f"does not offer '{lacking}'"):
+            FineTuner(network, name)
+    with pytest.raises(ConfigError, match="has 2 tokens, fewer than the 4 that learn"):
+        fitted("promptsrc", examples, encoder, context="a photo")
+    with pytest.raises(ConfigError, match="parts in both encoders"):
+        config("mma", train="image")
+
+
+def test_in_the_fine_tuner_with_wise_ft(model_folder, data, dark, tmp_path):
+    tuner = FineTuner(
+        load_encoder(model_folder), "promptsrc", config("promptsrc", epochs=3), progress=False
+    )
+    result = tuner.fit(data, seed=1, ood={"dark": dark}, wise=(0, 1), output_dir=tmp_path / "out")
+    assert result["wise"][0]["in_distribution"] == result["zero_shot"]["in_distribution"]
+    assert {"text_distance", "image_distance", "divergence"} <= result["history"][0].keys()
+    again = tuner.fit(data, seed=1, ood={"dark": dark}, wise=(0, 1), output_dir=tmp_path / "out")
+    assert again == result
