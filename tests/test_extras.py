@@ -161,6 +161,10 @@ NEEDS = {
     "jinja2": ("demo",),
     "yaml": ("bench", "--plan", "plan.yaml", "--out", "cells"),
     "accelerate": ("finetune", "photos", "--out", "tuned"),
+    "peft": (
+        *("finetune", "photos", "--method", "clip_lora", "--set", "train=text"),
+        *("--out", "tuned"),
+    ),
     "webdataset": ("fit", "gs://bucket/a.tar", "--out", "head"),
     "braceexpand": ("fit", "a-{0..1}.tar", "--out", "head"),
     "onnx": EXPORT,

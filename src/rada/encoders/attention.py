@@ -83,15 +83,15 @@ class SplitAttention(nn.Module):
         """Return the attention's output, and None for its weights."""
         if not self.batch_first:
             query, key, value = (part.transpose(0, 1) for part in (query, key, value))
-        heads = [
+        queries, keys, values = (
             getattr(self, name)(part).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for name, part in zip(_OWN, (query, key, value), strict=True)
-        ]
+        )
         if attn_mask is not None and attn_mask.ndim == 3:  # one for each image and head
             attn_mask = attn_mask.unflatten(0, (-1, self.heads))
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             attn_mask = ~attn_mask  # True meant: not this one
-        found = scaled_dot_product_attention(*heads, attn_mask=attn_mask)
+        found = scaled_dot_product_attention(queries, keys, values, attn_mask=attn_mask)
         output: Tensor = self.out_proj(found.transpose(1, 2).flatten(2))
         return (output if self.batch_first else output.transpose(0, 1)), None
 

@@ -20,8 +20,6 @@ from rada.encoders.tokens import Tokens, check_prompts
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from rada.encoders.inserts import Inserts
-
 __all__ = ["CAPABILITIES", "EncoderProtocol", "Transform", "TruncationWarning", "evaluating"]
 
 Transform = Callable[["Image"], Tensor]
@@ -69,7 +67,7 @@ class EncoderProtocol(ABC):
         inserts: What a method put into the encoder without changing its weights; None for nothing.
     """
 
-    inserts: Inserts | None = None
+    inserts: nn.Module | None = None  # of the class `rada.encoders.inserts.Inserts`
     family: ClassVar[str] = ""
     capabilities: frozenset[str] = frozenset()
     default_scale: ClassVar[float] = 100.0

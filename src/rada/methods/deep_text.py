@@ -38,7 +38,9 @@ def deep_prompted_text(
     tokens = encoder.tokenize([f"{words} {name}." for name in names])
     start = encoder.context_start
 
-    def encoded(tokens: Tokens, first: Tensor, *deeper: Tensor | None) -> Tensor:
+    def encoded(tokens: Tokens, *vectors: Tensor | None) -> Tensor:
+        first, *deeper = vectors
+        assert first is not None
         with frozen(encoder.model), encoder.deep_text_prompts([None, *deeper]):
             embeddings = encoder.embed_tokens(tokens).detach()
             place = first.to(embeddings).expand(len(embeddings), -1, -1)
@@ -46,11 +48,12 @@ def deep_prompted_text(
             return encoder.encode_texts_from_embeddings(torch.cat(parts, dim=1), tokens)
 
     count = token_count(tokens)
-    parts = []
+    parts: list[tuple[Tokens, list[Tensor | None]]] = []
     for begin in range(0, count, TEXT_CHUNK):
         rows = slice(begin, begin + TEXT_CHUNK)
         own = [v[rows] if v is not None and v.ndim == 3 else v for v in vectors]
-        parts.append((token_slice(tokens, rows), *own))
+        parts.append((token_slice(tokens, rows), own))
     if count <= TEXT_CHUNK or not torch.is_grad_enabled():
-        return torch.cat([encoded(*part) for part in parts])
-    return torch.cat([checkpoint(encoded, *part, use_reentrant=False) for part in parts])
+        return torch.cat([encoded(part, *own) for part, own in parts])
+    found = [checkpoint(encoded, part, *own, use_reentrant=False) for part, own in parts]
+    return torch.cat(found)

@@ -67,8 +67,7 @@ class Branch(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return `(B, L, W)` of the same."""
-        weight = self.outer["down"].weight
-        hidden = inputs.to(weight)
+        hidden = inputs.to(next(self.outer.parameters()))
         if hidden.requires_grad:
             hidden = hidden.view_as(hidden)  # a hook of this use alone
             hidden.register_hook(_times(self.scale))
@@ -110,7 +109,7 @@ class MMABranches(Inserts):
         outer: Any = self.image if part == "image" else self.text
         pairs = zip(outer, self.shared, strict=True)
         branches = [Branch(own, shared, self.scale) for own, shared in pairs]
-        return residual_branches(layers, [None] * (len(layers) - self.count) + branches)
+        return residual_branches(layers, [*[None] * (len(layers) - self.count), *branches])
 
     def in_images(self, encoder: DualEncoder) -> AbstractContextManager[None]:
         """Put the branches into the image encoder while the block runs."""
