@@ -110,6 +110,7 @@ class FineTuner:
         self.method = get_method(method)
         self.config = self.method.checked(config)
         check_trackers(tuple(trackers))
+        self.method.check_packages()
         self.encoder = load_encoder(encoder, device=device)
         for capability in sorted(self.method.capabilities(self.config)):
             self.encoder.require(capability)

@@ -472,8 +472,16 @@ class Method(ABC):
         """Return what the encoder must offer, of `rada.encoders.CAPABILITIES`."""
         return self.needs - {"encoder", "images"}
 
+    def check_packages(self) -> None:
+        """Check that packages which this method alone needs are installed; there are none here.
+
+        Raises:
+            MissingExtraError: If one is not.
+        """
+
     def check(self, data: Features, config: Any, run: Run) -> None:
         """Check that data and run hold what the method needs."""
+        self.check_packages()
         if "encoder" in self.needs and run.encoder is None:
             raise ConfigError(
                 f"{self.name} works through the encoder, but there are features alone: "
