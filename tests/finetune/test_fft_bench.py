@@ -19,7 +19,13 @@ from rada.methods.finetune.base import EncoderConfig
 from rada.pretrained import EncoderId, Fitted, load_model, save_model
 from rada.training.strength import Strength
 
-INSIDE = ["clip_lora", "maple", "promptsrc", "mma"]  # they put something into the encoders
+INSIDE = [
+    "clip_lora",
+    "maple",
+    "promptsrc",
+    "mma",
+    "rada_promptsrc",
+]  # they put something into the encoders
 NAMES = ["prolip", *INSIDE, "ft", "l2_sp", "lp_ft", "flyp", "rada_ft"]
 QUICK = {"epochs": 3, "batch_size": 8, "learning_rate": 1e-3}
 OWN = {

@@ -319,3 +319,50 @@ def test_in_the_fine_tuner_with_wise_ft(model_folder, data, dark, tmp_path):
     assert {"text_distance", "image_distance", "divergence"} <= result["history"][0].keys()
     again = tuner.fit(data, seed=1, ood={"dark": dark}, wise=(0, 1), output_dir=tmp_path / "out")
     assert again == result
+
+
+def test_rada_promptsrc_is_the_head_on_promptsrc(encoder, examples, tmp_path):
+    method = get_method("rada_promptsrc")
+    head = {"head_epochs": 2, "head_min_steps": 30, "num_heads": 2}
+    config = method.config(**QUICK | head | {"strength": 1.0})
+    run = Run(seed=1, encoder=encoder, state_dir=tmp_path / "state")
+    model = method.fit(examples, config, run)
+    below = fitted("promptsrc", examples, encoder)
+    for (key, value), (other, expected) in zip(
+        model.inserts.named_parameters(), below.inserts.named_parameters(), strict=True
+    ):
+        assert key == other and torch.equal(value, expected)
+    learned = dataclasses.replace(
+        examples,
+        image_features=below.features_of(examples),
+        text_features=below.prepare(examples.class_set()).text_features,
+    )
+    rada = get_method("rada")
+    own = rada.config(epochs=2, min_steps=30, num_heads=2, strength=1.0)
+    above = rada.fit(learned, own, Run(seed=1))
+    expected = above.logits(learned.plain(), learned.class_set())
+    torch.testing.assert_close(predicted(model, examples), expected, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(expected, predicted(below, examples), atol=1e-2)
+    # Strength 0 is PromptSRC alone, for new classes too.
+    others = ClassSet(("red", "dog"), examples.text_features[:2])
+    found = model.logits(model.features_of(examples), others, strength=0)
+    torch.testing.assert_close(found, predicted(below, examples, others))
+    save_model(
+        tmp_path / "it",
+        Fitted(model, examples.classes, encoder=EncoderId(encoder.name, encoder.fingerprint)),
+    )
+    loaded = load_model(tmp_path / "it", encoder=encoder).model
+    torch.testing.assert_close(
+        predicted(loaded, examples, others), predicted(model, examples, others)
+    )
+    again = method.fit(examples, config, run)  # from the states that are there
+    assert torch.equal(predicted(again, examples), predicted(model, examples))
+
+
+def test_rada_promptsrc_chooses_its_strength_by_whole_runs(encoder, examples):
+    method = get_method("rada_promptsrc")
+    head = {"head_epochs": 1, "head_min_steps": 5, "num_heads": 2}
+    config = method.config(**QUICK | head | {"epochs": 1})
+    model = method.fit(examples, config, Run(seed=1, encoder=encoder))
+    assert model.record["strength_choice"]["method"] == "classes"
+    assert model.strength.classes == examples.classes

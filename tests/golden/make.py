@@ -46,6 +46,10 @@ QUICK: dict[str, dict[str, Any]] = {
     "clip_lora": {"learning_rate": 1e-2},
     "mma": {"epochs": 2, "learning_rate": 1e-2},
     "tcp": {"epochs": 4},
+    "rada_promptsrc": {
+        **{"epochs": 2, "learning_rate": 1e-2, "strength": 1.0},
+        **{"head_epochs": 2, "head_min_steps": 20},
+    },
     "maple": {"epochs": 2, "learning_rate": 1e-2},
     "promptsrc": {"epochs": 2, "learning_rate": 1e-2},
     "prolip": {"iterations": 20, "learning_rate": 1e-3},

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from rada.core.config import Config
 from rada.core.errors import ConfigError, FeatureError, UnknownClassError
+from rada.core.extras import check_extra
 from rada.core.values import check_seed
 from rada.encoders.protocol import evaluating
 from rada.features import ClassSet, Features
@@ -363,6 +364,7 @@ class Method(ABC):
             names the encoder instead of holding it.
         learns: Whether it looks at the images at all.
         new_classes: Whether it can score classes that it was not trained on.
+        extra: The extra whose packages it needs beside those of every fit; None for none.
         config: Its configuration class.
         model: The class of its models.
     """
@@ -377,6 +379,7 @@ class Method(ABC):
     frozen_encoder: bool = False
     learns: bool = True
     new_classes: bool = True
+    extra: ClassVar[str | None] = None
     config: ClassVar[type[Config]] = NoConfig
     model: ClassVar[Callable[..., AdaptedModel]] = AdaptedModel
 
@@ -473,11 +476,13 @@ class Method(ABC):
         return self.needs - {"encoder", "images"}
 
     def check_packages(self) -> None:
-        """Check that packages which this method alone needs are installed; there are none here.
+        """Check that the packages of the method's own extra are installed.
 
         Raises:
             MissingExtraError: If one is not.
         """
+        if self.extra is not None:
+            check_extra(self.extra, self.title)
 
     def check(self, data: Features, config: Any, run: Run) -> None:
         """Check that data and run hold what the method needs."""

@@ -39,6 +39,7 @@ _ORDER = (
     "maple",
     "promptsrc",
     "mma",
+    "rada_promptsrc",
     "ft",
     "l2_sp",
     "lp_ft",

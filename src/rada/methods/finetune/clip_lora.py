@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rada.core.config import Config
-from rada.core.extras import check_extra, needed_for
+from rada.core.extras import needed_for
 from rada.features import Features
 from rada.methods.base import AdaptedModel, Run
 from rada.methods.finetune.base import EncoderConfig, EncoderMethod
@@ -131,6 +131,7 @@ class ClipLoraModel(TunedModel):
 class ClipLora(EncoderMethod):
     """Starts as zero-shot: the second factor of every change is zero."""
 
+    extra: ClassVar[str | None] = "finetune"  # peft
     config: ClassVar[type[Config]] = ClipLoraConfig
     trains: str = "low-rank changes of queries, keys and values of both encoders"
 
@@ -138,10 +139,6 @@ class ClipLora(EncoderMethod):
         """Return what the encoder must offer: gradients and attention of the parts that learn."""
         attention = {f"{part}_attention" for part in config.parts}
         return super().capabilities(config) | attention
-
-    def check_packages(self) -> None:
-        """Check that peft is installed."""
-        check_extra("finetune", "CLIP-LoRA")
 
     def start(self, data: Features, config: Any, run: Run) -> TunedModel:
         """Return the zero-shot model, with an encoder of its own and changes that are zero."""
