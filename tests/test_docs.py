@@ -20,6 +20,7 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from rada import Classifier, ExplainConfig, Features
+from rada.app.config import AppConfig
 from rada.methods.rada import EFTConfig, RAda
 
 ROOT = Path(__file__).parents[1]
@@ -142,6 +143,8 @@ def test_settings_are_fields_of_a_configuration(page: Path) -> None:
         fields = every
         if words[:1] == ["explain"]:
             fields = set(ExplainConfig().to_dict())
+        if words[:1] == ["app"]:
+            fields = set(AppConfig().to_dict())
         if method is not None and method.islower():
             fields = set(get_method(method).config().to_dict())
         for word, setting in itertools.pairwise(words):

@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from rada._version import __version__
 from rada.cli import (
     bench,
+    browser_app,
     cache,
     demo,
     doctor,
@@ -74,6 +75,7 @@ app.command("finetune", cls=TakesSettings)(finetune.finetune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("explain")(explain.explain)
+app.command("app")(browser_app.app)
 app.command("export")(export.export)
 app.command("serve")(serve.serve)
 app.command("push")(push.push)

@@ -37,6 +37,7 @@ EXTRAS = {
     "shards": ("webdataset", "braceexpand"),
     "track": ("tensorboard",),
     "explain": ("captum",),
+    "app": ("gradio",),
     "labels": ("cleanlab",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "datasets": ("datasets",),
