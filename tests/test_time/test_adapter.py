@@ -224,12 +224,22 @@ MODELS = (
     "rada_adapter",
     "tip_adapter",
     "coop",
+    "cocoop",
+    "rada_coop",
     "linear_probe",
 )
 TUNED_MODELS = ("ft", "rada_ft")
 STARTS = {
-    "rada": {"zero_shot", "rada", "rada_released", "rada_adapter", "rada_probe", "rada_ft"},
-    "tpt": {"zero_shot"},
+    "rada": {
+        "zero_shot",
+        "rada",
+        "rada_released",
+        "rada_adapter",
+        "rada_probe",
+        "rada_coop",
+        "rada_ft",
+    },
+    "tpt": {"zero_shot", "coop", "cocoop"},
 }
 
 

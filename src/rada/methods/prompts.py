@@ -155,7 +155,15 @@ def prompted_text(encoder: DualEncoder, names: tuple[str, ...], context: Tensor)
 
 
 class PromptModel(AdaptedModel):
-    """Zero-shot with prompts whose first token embeddings are learned, one context for all classes."""
+    """Zero-shot with prompts whose first token embeddings are learned, one context for all classes.
+
+    Attributes:
+        context: The learned vectors, `(n, E)`.
+        by_prompts_alone: Whether it is zero-shot with these prompts and no more, so that what adapts them
+            (TPT) adapts the model. Models that learn something beside the context say False.
+    """
+
+    by_prompts_alone: ClassVar[bool] = True
 
     def __init__(
         self, method: Method, facts: Facts, config: Any, context: Tensor, encoder: DualEncoder
@@ -170,6 +178,10 @@ class PromptModel(AdaptedModel):
             assert self.encoder is not None
             self._texts = PromptTexts(self.encoder, classes.names, len(self.context))
         return self._texts
+
+    def contexts(self, images: Tensor) -> Tensor:
+        """Return the contexts of images `(B, D)`: `(n, E)` where all share it, else `(B, n, E)`."""
+        return self.context
 
     def prepare(self, classes: ClassSet) -> ClassSet:
         """Run the text encoder on the learned context before each class name."""

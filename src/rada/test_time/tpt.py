@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from rada.core.errors import ConfigError, EncoderError
+from rada.core.errors import ConfigError
 from rada.core.progress import track
 from rada.features import ClassSet
-from rada.methods import AdaptedModel
+from rada.methods import AdaptedModel, list_methods
+from rada.methods.prompts import PromptModel, PromptTexts, context_vectors
 from rada.test_time.base import TestTimeMethod, ViewPredictor, check_views
 from rada.test_time.config import ViewConfig
 from rada.test_time.registry import register_test_time_method
@@ -20,9 +21,11 @@ from rada.test_time.selection import entropy, keep_confident, mean_log_probabili
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder
-    from rada.encoders.tokens import Tokens
 
 __all__ = ["TPT", "TPTConfig", "tpt_logits"]
+
+WORDS = "a photo of a"
+"""The context at zero-shot, unless the configuration says another one."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +36,14 @@ class TPTConfig(ViewConfig):
         steps: AdamW steps on an image.
         learning_rate: Its rate.
         weight_decay: Its decay.
-        context: Words before the class name, whose token vectors are learned.
+        context: Words before the class name, whose token vectors are learned, where the start is
+            zero-shot; a model with learned prompts has its own.
     """
 
     steps: int = 1
     learning_rate: float = 5e-3
     weight_decay: float = 0.01
-    context: str = "a photo of a"
+    context: str = WORDS
 
     def validate(self) -> None:
         """Check that every field is in its range."""
@@ -52,16 +56,22 @@ class TPTConfig(ViewConfig):
 
 @dataclass(frozen=True)
 class TPT(TestTimeMethod):
-    """Learns the token vectors of the context, anew for every image; starts from zero-shot."""
+    """Learns the token vectors of the context, anew for every image.
+
+    Starts from zero-shot, or from the prompts of a method that learned them ("CoOp + TPT"). Of CoCoOp, whose
+    prompts every image moves, it goes on from those of the original view.
+    """
 
     config: ClassVar[type[ViewConfig]] = TPTConfig
 
     def check(self, model: AdaptedModel) -> None:
-        """Check that the model is zero-shot."""
-        if model.method.learns:
+        """Check that the model is zero-shot or has prompts that predict by themselves."""
+        if model.method.learns and not (isinstance(model, PromptModel) and model.by_prompts_alone):
+            starts = [method.name for method in list_methods() if _has_prompts(method.model)]
             raise ConfigError(
-                f"{self.title} starts from zero-shot, not from {model.method.title}: its prompt would "
-                "replace what was learned"
+                f"{self.title} goes on from zero-shot or from learned prompts that predict by themselves "
+                f"({', '.join(starts)}), not from {model.method.title}: what that learned would be lost; "
+                "take one of these, or another test-time method"
             )
         super().check(model)
 
@@ -75,9 +85,33 @@ class TPT(TestTimeMethod):
         progress: bool | None = False,
     ) -> ViewPredictor:
         """Return what adapts to one image at a time."""
-        encoder = model.encoder
-        assert encoder is not None
-        return lambda views: tpt_logits(encoder, classes.names, views, config, progress=progress)
+        share, temperature = 1.0, 1.0
+        if isinstance(model, PromptModel):
+            if config.context != WORDS:
+                raise ConfigError(
+                    f"the context {config.context!r} is that of TPT from zero-shot: {model.method.title} has "
+                    "its own, so leave it out"
+                )
+            texts, contexts = model.texts(classes), model.contexts
+            share = model.strength.for_classes(classes.names)
+            temperature = model.strength.temperature_for(classes.names)
+        else:
+            assert model.encoder is not None  # `check` has seen to it
+            texts, contexts = _from_words(model.encoder, classes.names, config)
+
+        def mixed(images: Tensor, adapted: Tensor) -> Tensor:
+            if share < 1:
+                zero_shot = model.zero_shot_logits(images, classes)
+                adapted = zero_shot + share * (adapted - zero_shot)
+            return adapted / temperature
+
+        return _Adapter(texts, contexts, model.facts.scale, config, mixed, progress).predict
+
+
+def _has_prompts(model: object) -> bool:
+    return (
+        isinstance(model, type) and issubclass(model, PromptModel) and bool(model.by_prompts_alone)
+    )
 
 
 def tpt_logits(
@@ -88,11 +122,11 @@ def tpt_logits(
     *,
     progress: bool | None = False,
 ) -> Tensor:
-    """Adapt a learned text prompt to each image (TPT, Shu et al., NeurIPS 2022).
+    """Adapt a text prompt to each image, from zero-shot (TPT, Shu et al., NeurIPS 2022).
 
     The token vectors of `context` are learned, anew for every image, on the same kept views and
     with the same loss, steps and optimiser as the head. One image at a time: each step runs the
-    text encoder on all classes.
+    text encoder on all classes, 64 at once.
 
     Args:
         encoder: An encoder with the capability `token_embeddings`.
@@ -105,57 +139,77 @@ def tpt_logits(
         Logits `(N, K)` of the original views.
 
     Raises:
-        EncoderError: If the encoder has no token embeddings, or the context is not the same tokens in
-            every prompt.
+        EncoderError: If the encoder has no token embeddings.
     """
     config = config or TPTConfig()
-    tokens, length = _prompt_tokens(encoder, classes, config.context)
-    with torch.no_grad():
-        embedded = encoder.embed_tokens(tokens)
-        text = encoder.encode_texts_from_embeddings(embedded, tokens)
-    first = embedded[0, 1 : 1 + length]
+    texts, contexts = _from_words(encoder, classes, config)
+    adapter = _Adapter(texts, contexts, encoder.scale, config, lambda _, logits: logits, progress)
+    return adapter.predict(view_features)
 
-    def embed(vectors: Tensor) -> Tensor:
-        place = vectors.expand(len(embedded), -1, -1)
-        changed = torch.cat([embedded[:, :1], place, embedded[:, 1 + length :]], 1)
-        return encoder.encode_texts_from_embeddings(changed, tokens)
 
-    views = check_views(view_features, text.shape[1])
-    scale, count = encoder.scale, config.kept(views.shape[1])
-    predictions = []
-    for image in track(views, "TPT", enabled=progress, unit="images"):
+def _from_words(
+    encoder: DualEncoder, names: Sequence[str], config: TPTConfig
+) -> tuple[PromptTexts, Callable[[Tensor], Tensor]]:
+    """Return the class names behind the words of a configuration, and these words' token vectors."""
+    encoder.require("token_embeddings")
+    context = context_vectors(encoder, config.context)
+    return PromptTexts(encoder, names, len(context)), lambda _: context
+
+
+@dataclass(frozen=True)
+class _Adapter:
+    """What adapts a context to each image.
+
+    Attributes:
+        texts: Turns a context `(n, E)` into class features `(K, D)`.
+        contexts: Turns original views `(B, D)` into what they start from, `(n, E)` or `(B, n, E)`.
+        scale: The exponentiated logit scale.
+        config: How to adapt.
+        mixed: Turns images `(m, D)` and logits by the prompt `(m, K)` into the model's logits.
+        progress: Show a bar.
+    """
+
+    texts: PromptTexts
+    contexts: Callable[[Tensor], Tensor]
+    scale: float
+    config: TPTConfig
+    mixed: Callable[[Tensor, Tensor], Tensor]
+    progress: bool | None
+
+    def predict(self, view_features: Any) -> Tensor:
+        """Return logits `(N, K)` of views `(N, V, D)`, one image after the other."""
+        views = check_views(view_features, self.texts.encoder.dim)
+        count = self.config.kept(views.shape[1])
+        start: tuple[Tensor, Tensor] | None = None
+        shared = False  # whether every image starts from the same context
+        answers = []
+        for image in track(views, "TPT", enabled=self.progress, unit="images"):
+            if start is None or not shared:
+                with torch.no_grad():
+                    found = self.contexts(image[:1])
+                    shared = found.ndim == 2
+                    context = found.reshape(found.shape[-2:])
+                    start = context, self.texts(context).to(image)
+            answers.append(self._answer(image, *start, count))
+        return torch.stack(answers)
+
+    def _answer(self, image: Tensor, start: Tensor, text: Tensor, count: int) -> Tensor:
+        """Return logits `(K,)` of one image from its views `(V, D)`, by a context that adapts to them."""
         # In float64: rounding must not choose other views for another batch.
-        entropies = view_entropies(scale * image.double() @ text.double().T)
-        kept = image[keep_confident(entropies[None], count)[0]]
-        vectors = first.clone().requires_grad_(True)
+        before = self.mixed(image, self.scale * image.double() @ text.double().T)
+        kept = image[keep_confident(view_entropies(before)[None], count)[0]]
+        context = start.detach().clone().requires_grad_(True)
         optimizer = torch.optim.AdamW(
-            [vectors], lr=config.learning_rate, weight_decay=config.weight_decay
+            [context], lr=self.config.learning_rate, weight_decay=self.config.weight_decay
         )
-        for _ in range(config.steps):
-            logits = scale * kept @ embed(vectors).T
+        for _ in range(self.config.steps):
+            logits = self.mixed(kept, self.scale * kept @ self.texts(context).to(kept).T)
             optimizer.zero_grad()
-            entropy(mean_log_probability(logits)).backward(inputs=[vectors])
+            entropy(mean_log_probability(logits)).backward(inputs=[context])
             optimizer.step()
         with torch.no_grad():
-            predictions.append(scale * image[0] @ embed(vectors).T)
-    return torch.stack(predictions)
-
-
-def _prompt_tokens(
-    encoder: DualEncoder, classes: Sequence[str], context: str
-) -> tuple[Tokens, int]:
-    """Return the prompts' tokens and the number of the context's, which follow the start mark."""
-    encoder.require("token_embeddings")
-    tokens = encoder.tokenize([f"{context} {name}." for name in classes])
-    alone = encoder.tokenize([context])
-    length = int(alone["attention_mask"].sum()) - 2  # without start and end mark
-    context_ids = tokens["input_ids"][:, 1 : 1 + length]
-    if length < 1 or not (context_ids == alone["input_ids"][:, 1 : 1 + length]).all():
-        raise EncoderError(
-            f"the tokenizer of {encoder.name!r} does not give the context {context!r} the same "
-            "tokens in every prompt: choose other words"
-        )
-    return tokens, length
+            logits = self.scale * image[:1] @ self.texts(context).to(image).T
+            return self.mixed(image[:1], logits)[0]
 
 
 register_test_time_method(
