@@ -1,4 +1,4 @@
-"""Test-time methods on shifted and corrupted images: accuracy, calibration, stability; JSON, table, figure.
+"""Test-time methods on shifted and corrupted images: JSON, two tables and a figure.
 
     python benchmarks/test_time_views.py out/views --minutes 60   # encodes, once
     python benchmarks/test_time_figures.py out/views              # the figures, on test images
@@ -6,8 +6,10 @@
 
 The conditions are those of `test_time_views.py`, and noisy views around CLIP features of ImageNet images.
 Everything is measured against doing nothing, on the same images: the change of accuracy with its 95 %
-interval (bootstrap over images, an image being drawn with all its seeds and corruptions), the change of
-the calibration error, and of methods that go on from image to image the spread over orders of images.
+interval (bootstrap over images, an image being drawn with all its seeds and corruptions). The second table has
+side by side what TTA-VLM (arXiv 2506.24000) asks for: accuracy, calibration error, detection of images that belong
+to none of the candidates (AUROC of the largest probability, against images of other data), and stability, the
+spread of accuracy over orders of the images (nothing for methods that start anew with each) and over seeds of the views.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from sklearn.metrics import roc_auc_score
 from test_time_views import DATA, encoded
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -31,6 +34,7 @@ from rada.features import ClassSet, Features
 from rada.methods import AdaptedModel, Facts, get_method
 from rada.methods.base import NoConfig
 from rada.test_time import TTTConfig, ViewConfig, adapt_views, get_test_time_method
+from rada.test_time.base import ViewPredictor
 from rada.test_time.selection import (
     gather_views,
     keep_confident,
@@ -86,7 +90,7 @@ def variants(features: Features) -> dict[str, Tensor]:
     return found
 
 
-@dataclass
+@dataclass(eq=False)
 class Condition:
     """One condition: features of its images by seed of the views, and the rows' logits.
 
@@ -97,6 +101,8 @@ class Condition:
         features: By seed; later seeds may have fewer images.
         files: Where the features are, by seed; none for CLIP's.
         logits: By row and seed.
+        outside: Views of images of none of the classes, by seed.
+        detection: AUROC of the largest probability, its images against those outside, by row and seed.
     """
 
     name: str
@@ -105,6 +111,8 @@ class Condition:
     features: dict[int, Features]
     files: dict[int, list[Path]] = field(default_factory=dict)
     logits: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    outside: dict[int, Tensor] = field(default_factory=dict)
+    detection: dict[str, dict[int, float]] = field(default_factory=dict)
 
 
 def encoded_conditions(
@@ -169,6 +177,33 @@ def clip_conditions(options: argparse.Namespace, part: str) -> dict[str, Conditi
     return found
 
 
+def set_outside(found: dict[str, Condition]) -> None:
+    """Give every condition images of none of its classes: CIFAR-10's to PACS, PACS's to CIFAR-10, others' to CLIP.
+
+    Images of a class that both know are left out, and no more are taken than the condition has.
+    """
+    for condition in found.values():
+        other = partner(condition, list(found.values()))
+        if other is None:
+            continue
+        for seed, features in condition.features.items():
+            views = other.features.get(seed, next(iter(other.features.values())))
+            strange = [
+                views.classes[label] not in features.classes for label in views.labels.tolist()
+            ]
+            condition.outside[seed] = views.image_features[strange][: len(features)]
+
+
+def partner(condition: Condition, found: list[Condition]) -> Condition | None:
+    """Return the condition whose images are outside of another one's classes."""
+    if condition.files:
+        pacs = condition.group == "PACS"
+        return next((one for one in found if one.files and (one.group == "PACS") != pacs), None)
+    alike = [one for one in found if one.name == condition.name]
+    other = alike[(alike.index(condition) + 1) % len(alike)]
+    return None if other is condition else other
+
+
 def model_of(features: Features, encoder: DualEncoder | None) -> tuple[AdaptedModel, ClassSet]:
     """Return the zero-shot model on the classes of features."""
     classes = features.class_set()
@@ -178,10 +213,14 @@ def model_of(features: Features, encoder: DualEncoder | None) -> tuple[AdaptedMo
 
 
 def predict(condition: Condition, encoder: DualEncoder | None, tune: bool) -> None:
-    """Fill in the logits of every row; those of TPT are kept beside the features."""
+    """Fill in the logits and the detection of every row; those of TPT are kept beside the features."""
     for seed, features in condition.features.items():
         model, classes = model_of(features, encoder)
         found = {NOTHING: model.logits(features.plain(), classes)}
+        outside = condition.outside.get(seed)
+        strange: dict[str, Tensor] = {}
+        if outside is not None:
+            strange[NOTHING] = model.logits(outside[:, 0], classes)
         if tune:
             found |= variants(features)
         for row, (name, config) in ({} if tune else rows()).items():
@@ -189,19 +228,46 @@ def predict(condition: Condition, encoder: DualEncoder | None, tune: bool) -> No
             if method.needs and not condition.files:
                 continue  # CLIP's features come without an encoder
             predictor = method.predictor(model, classes, config, progress=False)
-            if name != "tpt":
-                found[row] = predictor(features.image_features)
+            if name == "tpt":
+                found[row] = torch.cat(
+                    [
+                        kept(
+                            path.with_suffix(".tpt.safetensors"),
+                            predictor,
+                            Features.load(path).image_features,
+                        )
+                        for path in condition.files[seed]
+                    ]
+                )
+                if outside is not None:
+                    path = condition.files[seed][0].with_suffix(".tpt-outside.safetensors")
+                    strange[row] = kept(path, predictor, outside)
                 continue
-            parts = []
-            for path in condition.files[seed]:
-                kept = path.with_suffix(".tpt.safetensors")
-                if not kept.exists():
-                    logits = predictor(Features.load(path).image_features)
-                    save_file({"logits": logits.contiguous()}, kept)
-                parts.append(load_file(kept)["logits"])
-            found[row] = torch.cat(parts)
+            found[row] = predictor(features.image_features)
+            if (
+                outside is not None
+            ):  # those that go on from image to image go on from the condition's own
+                strange[row] = predictor(outside)
         for row, logits in found.items():
             condition.logits.setdefault(row, {})[seed] = logits
+            if row in strange:
+                condition.detection.setdefault(row, {})[seed] = detected(logits, strange[row])
+
+
+def kept(path: Path, predictor: ViewPredictor, views: Tensor) -> Tensor:
+    """Return a predictor's logits, from a file if it has those of as many images."""
+    if path.exists() and len(known := load_file(path)["logits"]) == len(views):
+        return known
+    logits = predictor(views)
+    save_file({"logits": logits.contiguous()}, path)
+    return logits
+
+
+def detected(own: Tensor, outside: Tensor) -> float:
+    """Return the AUROC of the largest probability, of images of the classes against others."""
+    scores = torch.cat([own, outside]).double().softmax(-1).amax(-1)
+    truth = torch.cat([torch.ones(len(own)), torch.zeros(len(outside))])
+    return float(roc_auc_score(truth.numpy(), scores.numpy()))
 
 
 def orders(condition: Condition, encoder: DualEncoder | None) -> dict[str, list[float]]:
@@ -226,8 +292,9 @@ def summary(found: list[Condition]) -> dict[str, Any]:
     names = [row for row in found[0].logits if all(row in part.logits for part in found)]
     for row in names:
         gains: dict[tuple[str, int], list[float]] = {}
-        errors, accuracies = [], []
+        errors, accuracies, detections = [], [], []
         for condition in found:
+            detections += condition.detection.get(row, {}).values()
             for seed, features in condition.features.items():
                 logits, nothing = (condition.logits[name][seed] for name in (row, NOTHING))
                 right, before = (
@@ -242,8 +309,28 @@ def summary(found: list[Condition]) -> dict[str, Any]:
             "gain": sum(map(sum, gains.values())) / sum(map(len, gains.values())),
             "gain_interval": bootstrap(list(gains.values())),
             "calibration_error": sum(errors) / len(errors),
+            "detection": sum(detections) / len(detections) if detections else None,
+            "seed_spread": spread_over_seeds(found, row),
         }
     return table
+
+
+def spread_over_seeds(found: list[Condition], row: str) -> float | None:
+    """Return the mean range of accuracy over seeds of the views, on the images that all seeds have."""
+    ranges = []
+    for condition in found:
+        if len(condition.features) > 1:
+            count = min(map(len, condition.features.values()))
+            values = [
+                float(
+                    (condition.logits[row][seed][:count].argmax(-1) == own.labels[:count])
+                    .double()
+                    .mean()
+                )
+                for seed, own in condition.features.items()
+            ]
+            ranges.append(max(values) - min(values))
+    return sum(ranges) / len(ranges) if ranges else None
 
 
 def bootstrap(gains: list[list[float]], draws: int = 4000) -> list[float]:
@@ -335,6 +422,8 @@ def measured(options: argparse.Namespace) -> tuple[dict[str, Condition], dict[st
     found = encoded_conditions(options, encoder, part) | clip_conditions(options, part)
     if options.conditions:
         found = {name: found[name] for name in options.conditions}
+    if not options.tune:
+        set_outside(found)
     spread: dict[str, Any] = {}
     for name, condition in found.items():
         own = encoder if condition.files else None
@@ -373,9 +462,31 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines).replace("-0.0", "0.0").replace("+0.0", "0.0")
 
 
+def side_by_side(result: dict[str, Any]) -> str:
+    """Return accuracy, calibration, detection and stability as a table in Markdown, of all images or of all."""
+    groups = result["groups"]
+    whole = groups["all images"] if "all images" in groups else groups["all"]
+    lines = [
+        "| | accuracy | calibration error | detection, AUROC | over orders | over seeds |",
+        "|---|---|---|---|---|---|",
+    ]
+
+    def shown(value: float | None) -> str:
+        return "-" if value is None else f"{100 * value:.1f}"
+
+    for row, entry in whole.items():
+        spread = [max(own[row]) - min(own[row]) for own in result["orders"].values() if row in own]
+        over = sum(spread) / len(spread) if spread else 0.0 if result["orders"] else None
+        cells = [entry["accuracy"], entry["calibration_error"], entry["detection"], over]
+        cells.append(entry["seed_spread"])
+        lines.append(f"| {row.replace('_', ' ')} | {' | '.join(map(shown, cells))} |")
+    return "\n".join(lines)
+
+
 def report(result: dict[str, Any]) -> None:
-    """Print the table, and which conditions are surely better or worse."""
+    """Print the tables, and which conditions are surely better or worse."""
     print(table(result))
+    print(side_by_side(result))
     for row, entry in result["extremes"].items():
         print(
             f"{row:28} mean over conditions {100 * entry['mean_gain']:+.2f}; surely worse "

@@ -17,7 +17,7 @@ from rada.core.output import claim, training_folder
 from rada.core.records import CellRecord, check_record
 from rada.core.storage import read_json, write_json
 
-__all__ = ["FORMAT", "Cell", "Folder", "data_name"]
+__all__ = ["FORMAT", "Cell", "Folder", "data_name", "subject"]
 
 FORMAT = "rada-bench-1"
 WAIT = 60.0
@@ -33,6 +33,18 @@ def data_name(spec: str) -> str:
     """
     bare = spec.split("?")[0].rstrip("/").rsplit("/", 1)[-1].rsplit(":", 1)[-1]
     return re.sub(r"\.(safetensors|npz|csv|tsv|jsonl|ndjson)$", "", bare) or spec
+
+
+def subject(cell: Mapping[str, Any]) -> str:
+    """Return the specification that tables name a cell by: what it learns from, or is tested on for "shift".
+
+    Example:
+        >>> cell = Cell("shift", "coop", "coop", "imagenet", 16, 1, targets=("imagenet_a",))
+        >>> subject(cell.to_dict())
+        'imagenet_a'
+    """
+    spec: str = cell["targets"][0] if cell["protocol"] == "shift" else cell["dataset"]
+    return spec
 
 
 @dataclass(frozen=True)
@@ -90,7 +102,7 @@ class Cell:
         )
 
     def __str__(self) -> str:
-        what = f"{self.protocol}, {self.label} on {data_name(self.dataset)}"
+        what = f"{self.protocol}, {self.label} on {data_name(subject(self.to_dict()))}"
         return what if not self.shots else f"{what}, {self.shots} shots, seed {self.seed}"
 
 

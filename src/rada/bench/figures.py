@@ -135,7 +135,7 @@ def base_new_figure(runs: Runs, shots: int) -> FigureBlock:
 
 def cost_figure(runs: Runs, protocol: str) -> FigureBlock | None:
     """Draw accuracy against trainable parameters and against the seconds of a fit."""
-    part = {"few-shot": "test", "base-to-new": HM}.get(protocol, MEAN)
+    part = {"few-shot": "test", "shift": "test", "base-to-new": HM}.get(protocol, MEAN)
     name = {"test": "Accuracy, %", HM: "Harmonic mean, %"}.get(part, "Mean of the targets, %")
     shots, datas, styles = runs.shots(protocol)[-1], runs.datas(protocol), _styles(runs)
     points = {}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rada.bench.cells import WAIT
-from rada.bench.recipes import PUBLISHED, PUBLISHED_NOTES
+from rada.bench.paper_results import paper_table
 from rada.bench.tables import ResultTable, Runs, load_runs, long_rows, result_tables
 from rada.core.errors import CheckpointError
 from rada.core.output import claim
@@ -30,6 +30,7 @@ _HEADINGS = {
     "base-to-new": "From base to new classes",
     "cross-dataset": "Other data sets",
     "domain": "Other domains",
+    "shift": "Shifted test sets",
 }
 
 
@@ -52,7 +53,8 @@ def write_files(directory: str | Path, reference: str = "zero_shot") -> dict[str
     folder, runs = Path(directory), load_runs(directory)
     if not runs.results and not runs.failures:
         raise CheckpointError(f"{str(directory)!r} holds no results yet")
-    tables = result_tables(runs, reference)
+    printed = paper_table(runs)
+    tables = [*([] if printed is None else [printed]), *result_tables(runs, reference)]
     tables += _failure_table(runs)
     texts = {
         "csv": ("results.csv", _csv(runs, reference)),
@@ -140,14 +142,12 @@ def build_page(runs: Runs, reference: str) -> Page:
     from rada.bench.figures import cost_figure
 
     tables = result_tables(runs, reference)
-    sections: list[Section] = []
+    printed = paper_table(runs)
+    sections = [] if printed is None else [Section("Beside the paper", _blocks(printed))]
     rest = tables[:-1]
     for protocol in runs.protocols():
         mine = [table for table in rest if table.title.startswith(_TITLES[protocol])]
         sections.append(Section(_HEADINGS[protocol], _protocol_blocks(runs, protocol, mine)))
-    published = PUBLISHED.get(str(runs.facts.get("recipe")))
-    if published:
-        sections.append(Section("Published numbers", _published(published, runs)))
     if tables:
         costs = [cost_figure(runs, protocol) for protocol in runs.protocols()]
         blocks: list[Block] = [block for block in costs if block is not None]
@@ -169,6 +169,7 @@ _TITLES = {
     "base-to-new": ("Base to new",),
     "cross-dataset": ("Cross-dataset",),
     "domain": ("Domain", "Average over"),
+    "shift": ("Shift",),
 }
 
 
@@ -215,16 +216,6 @@ def _html(table: ResultTable) -> Table:
         for row, label in zip(table.rows, labels, strict=True)
     ]
     return Table(table.title, table.columns, rows)
-
-
-def _published(numbers: dict[str, dict[str, float]], runs: Runs) -> list[Block]:
-    columns = list(next(iter(numbers.values())))
-    rows = [
-        Row(name, [f"{values[column]:.1f}" for column in columns])
-        for name, values in numbers.items()
-    ]
-    table = Table("As printed, %", ["Method", *columns], rows)
-    return [table, Text(PUBLISHED_NOTES[str(runs.facts["recipe"])], note=True)]
 
 
 def _failure_table(runs: Runs) -> list[ResultTable]:

@@ -21,7 +21,7 @@ from rada.test_time import get_test_time_method
 
 __all__ = ["PROTOCOLS", "Plan", "load_plan", "parse_setting"]
 
-PROTOCOLS = ("few-shot", "base-to-new", "cross-dataset", "domain")
+PROTOCOLS = ("few-shot", "base-to-new", "cross-dataset", "domain", "shift")
 
 
 class Options(dict[str, Any]):
@@ -33,11 +33,11 @@ class Plan(Config):
     """A benchmark.
 
     Attributes:
-        protocols: "few-shot", "base-to-new", "cross-dataset" or "domain".
+        protocols: "few-shot", "base-to-new", "cross-dataset", "domain" or "shift".
         methods: Names of methods or of variants in `options`; `METHOD+TEST_TIME` predicts with a
             test-time method, such as `zero_shot+tpt`.
         datasets: What to learn from: specifications as for `rada fit`, or features files.
-        targets: What else to test on, for "cross-dataset" and "domain".
+        targets: What else to test on, for "cross-dataset" and "domain"; what to test on, for "shift".
         shots: Images a class.
         seeds: Seeds of the shots and of training.
         model: The encoder for images.
@@ -87,8 +87,9 @@ class Plan(Config):
         self.require(all(shots >= 1 for shots in self.shots), "shots", "numbers from 1 on")
         for seed in self.seeds:
             check_seed(seed, "every one of the seeds")
-        if "cross-dataset" in self.protocols and not self.targets:
-            raise ConfigError("the protocol cross-dataset needs --targets: data sets to test on")
+        for protocol in ("cross-dataset", "shift"):
+            if protocol in self.protocols and not self.targets:
+                raise ConfigError(f"the protocol {protocol} needs --targets: data sets to test on")
         for label in self.methods:
             self.method(label)
         unknown = [label for label in self.options if label not in self.methods]
@@ -155,6 +156,8 @@ class Plan(Config):
         for protocol in self.protocols:
             for spec in self.datasets:
                 pairs = [(spec, self.targets if protocol in ("cross-dataset", "domain") else ())]
+                if protocol == "shift":  # a cell for each: views of large test sets take hours
+                    pairs = [(spec, (target,)) for target in self.targets]
                 if protocol == "domain" and not self.targets:
                     domains = domain_folders(spec)
                     pairs = [(one, tuple(o for o in domains if o != one)) for one in domains]
@@ -174,11 +177,12 @@ class Plan(Config):
         others = [label for label in self.methods if label not in learners]
         for shots, seed in [(0, 0), *runs]:
             for label in learners if shots else others:
+                alone = protocol == "shift" and not shots  # needs nothing but what it is tested on
                 yield Cell(
                     protocol=protocol,
                     label=label,
                     method=self.method(label),
-                    dataset=dataset,
+                    dataset=targets[0] if alone else dataset,
                     shots=shots,
                     seed=seed,
                     model=self.model,

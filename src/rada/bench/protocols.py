@@ -151,17 +151,41 @@ def _transfer(
     for spec in cell.targets:
         target = sources[spec]
         candidates = target.class_set()
-        if candidates.text_features.shape[1] != train.dim:
-            raise DataError(
-                f"{source.name!r} and {target.name!r} have features of different widths: encode both "
-                "with one model"
-            )
+        _check_width(train, source, target)
         if cell.protocol == "domain":
             _check_known(source, target)
         labels = range(len(target.classes))
         found = target.test(whole=True, views=views).select_classes(labels)
         parts.append(Part(target.name, found, candidates, target.groups))
     return Setup(train, tuple(parts))
+
+
+def _shift(cell: Cell, wanted: int, sources: dict[str, Source], views: ViewConfig | None) -> Setup:
+    target = sources[cell.targets[0]]
+    candidates = target.class_set()
+    if cell.shots:
+        source = sources[cell.dataset]
+        train = _train(cell, wanted, source, source.trained())
+        _check_width(train, source, target)
+    else:  # the method learns nothing: it takes scale and classes alone from these
+        train = dataclasses.replace(
+            target.test(whole=True),
+            labels=torch.full((len(target.test(whole=True)),), -1),
+            classes=candidates.names,
+            text_features=candidates.text_features,
+            templates=candidates.templates,
+            scale=target.scale,
+        )
+    found = target.test(whole=True, views=views).select_classes(range(len(target.classes)))
+    return Setup(train, (Part(target.name, found, candidates, target.groups),))
+
+
+def _check_width(train: Features, source: Source, target: Source) -> None:
+    if target.class_set().text_features.shape[1] != train.dim:
+        raise DataError(
+            f"{source.name!r} and {target.name!r} have features of different widths: encode both "
+            "with one model"
+        )
 
 
 def _check_known(source: Source, target: Source) -> None:
@@ -178,4 +202,5 @@ _PROTOCOLS: dict[str, Callable[[Cell, int, dict[str, Source], ViewConfig | None]
     "base-to-new": _base_to_new,
     "cross-dataset": _transfer,
     "domain": _transfer,
+    "shift": _shift,
 }

@@ -52,6 +52,22 @@ class RunSummary:
     failed: list[tuple[Cell, str]] = field(default_factory=list)
     seconds: float = 0.0
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON."""
+        failed = [{"cell": cell.to_dict(), "reason": reason} for cell, reason in self.failed]
+        return {
+            "done": self.done,
+            "skipped": self.skipped,
+            "failed": failed,
+            "seconds": self.seconds,
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"{self.done} cells run, {self.skipped} there before, {len(self.failed)} failed, "
+            f"{self.seconds:.0f} s"
+        )
+
 
 class Sources:
     """The data sets of a plan, opened as they are needed."""
@@ -171,7 +187,7 @@ def identities_of(cell: Cell, sources: dict[str, Source]) -> dict[str, Any]:
     """Return the identity of what a cell takes from each of its data sets."""
     return {
         spec: source.identity(cell.shots, cell.seed)
-        if spec == cell.dataset
+        if spec == cell.dataset and not (cell.protocol == "shift" and spec in cell.targets)
         else source.identity(0, 0, whole=True)
         for spec, source in sources.items()
     }

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rada.bench.cells import Folder, data_name
+from rada.bench.cells import Folder, data_name, subject
 from rada.core.errors import CheckpointError, ConfigError
 from rada.evaluation import Spread, harmonic_mean, mean_std
 from rada.methods import get_method, list_methods
@@ -18,14 +18,19 @@ from rada.report.text import DASH, count, points, spread
 from rada.test_time import get_test_time_method
 
 __all__ = [
+    "HM",
+    "MEAN",
     "Difference",
     "ResultTable",
     "Runs",
+    "Values",
+    "base_and_new_values",
     "check_reference",
     "load_runs",
     "long_rows",
     "paired_difference",
     "result_tables",
+    "value_cell",
 ]
 
 HM, MEAN, BALANCED = "HM", "mean of the targets", "test, balanced"
@@ -120,7 +125,10 @@ class Runs:
     failures: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        specs = {result["cell"]["dataset"] for result in self.results}
+        for result in self.results:
+            if result["cell"]["protocol"] == "shift":  # its table is named by what was tested on
+                result["parts"] = {"test": next(iter(result["parts"].values()))}
+        specs = {subject(result["cell"]) for result in self.results}
         names = [data_name(spec) for spec in specs]
         # Two folders may end alike; their whole paths tell them apart.
         self._names = {s: data_name(s) if names.count(data_name(s)) == 1 else s for s in specs}
@@ -143,7 +151,7 @@ class Runs:
 
     def data(self, cell: Mapping[str, Any]) -> str:
         """Return the name of a cell's data set."""
-        spec: str = cell["dataset"]
+        spec = subject(cell)
         return self._names.get(spec, data_name(spec))
 
     def values(self, protocol: str, data: str, label: str, shots: int, part: str) -> Values:
@@ -248,7 +256,7 @@ def load_runs(directory: str | Path) -> Runs:
                     "encoder weights: the data has changed in between; run them again in another folder"
                 )
         for name, part in result["parts"].items():
-            key = (result["cell"]["protocol"], result["cell"]["dataset"], name)
+            key = (result["cell"]["protocol"], subject(result["cell"]), name)
             size = (part["images"], part["classes"])
             if sizes.setdefault(key, size) != size:
                 raise CheckpointError(
@@ -286,7 +294,8 @@ def result_tables(runs: Runs, reference: str) -> list[ResultTable]:
     return [*tables, cost_table(runs)]
 
 
-def _cell(values: Values) -> str:
+def value_cell(values: Values) -> str:
+    """Return mean and standard deviation over the seeds, in per cent; a dash for nothing."""
     return DASH if not values else spread(_spread(values).to_dict())
 
 
@@ -302,22 +311,30 @@ def _gap(values: Values, reference: Values) -> str:
 def _few_shot(runs: Runs, protocol: str, reference: str) -> list[ResultTable]:
     tables = []
     for name, group in _groups(runs.datas(protocol)):
-        tables.append(_shots_table(runs, group, reference, "test", f"Few-shot accuracy, {name}, %"))
+        title = f"Few-shot accuracy, {name}, %"
+        tables.append(_shots_table(runs, protocol, group, reference, "test", title))
         if runs.unbalanced(protocol, group):
             title = f"Few-shot balanced accuracy, {name}, %"
-            tables.append(_shots_table(runs, group, reference, BALANCED, title))
+            tables.append(_shots_table(runs, protocol, group, reference, BALANCED, title))
     return tables
 
 
+def _shift(runs: Runs, protocol: str, reference: str) -> list[ResultTable]:
+    return [
+        _shots_table(runs, protocol, group, reference, "test", f"Shift, {name}, %")
+        for name, group in _groups(runs.datas(protocol))
+    ]
+
+
 def _shots_table(
-    runs: Runs, group: Sequence[str], reference: str, part: str, title: str
+    runs: Runs, protocol: str, group: Sequence[str], reference: str, part: str, title: str
 ) -> ResultTable:
-    shots, labels, rows = runs.shots("few-shot"), runs.labels("few-shot"), []
+    shots, labels, rows = runs.shots(protocol), runs.labels(protocol), []
     for label in labels:
-        series = [runs.mean_over_data("few-shot", group, label, n, part) for n in shots]
-        last = runs.mean_over_data("few-shot", group, reference, shots[-1], part)
+        series = [runs.mean_over_data(protocol, group, label, n, part) for n in shots]
+        last = runs.mean_over_data(protocol, group, reference, shots[-1], part)
         gap = DASH if label == reference else _gap(series[-1], last)
-        rows.append([runs.title(label), *map(_cell, series), gap])
+        rows.append([runs.title(label), *map(value_cell, series), gap])
     heads = [count(n, "shot") for n in shots]
     against = f"{heads[-1]} against {runs.title(reference)}"
     return ResultTable(title, ["Method", *heads, against], rows, labels)
@@ -329,11 +346,13 @@ def _base_to_new(runs: Runs, protocol: str, reference: str) -> list[ResultTable]
         for name, group in _groups(runs.datas(protocol)):
             rows = []
             for label in labels:
-                base, new, means, of_average = _halves(runs, protocol, group, label, shots)
-                other = _halves(runs, protocol, group, reference, shots)
+                base, new, means, of_average = base_and_new_values(
+                    runs, protocol, group, label, shots
+                )
+                other = base_and_new_values(runs, protocol, group, reference, shots)
                 gap = DASH if label == reference else _gap(of_average, other[3])
                 cells = [base, new, of_average, means] if len(group) > 1 else [base, new, means]
-                rows.append([runs.title(label), *map(_cell, cells), gap])
+                rows.append([runs.title(label), *map(value_cell, cells), gap])
             heads = ["HM of the averages", "mean of the HMs"] if len(group) > 1 else ["HM"]
             columns = ["Method", "Base", "New", *heads, f"HM against {runs.title(reference)}"]
             title = f"Base to new, {name}, {count(shots, 'shot')}, %"
@@ -352,7 +371,7 @@ def _one_new_class(runs: Runs, group: Sequence[str]) -> str:
     return f"{alone[0]} has one new class: its accuracy there is 100 % whatever the method."
 
 
-def _halves(
+def base_and_new_values(
     runs: Runs, protocol: str, group: Sequence[str], label: str, shots: int
 ) -> tuple[Values, Values, Values, Values]:
     """Return base, new, mean of the HMs and HM of the averages, by seed."""
@@ -375,7 +394,9 @@ def _transfer(runs: Runs, protocol: str, reference: str) -> list[ResultTable]:
             rows = []
             for label in labels:
                 gap = DASH if label == reference else _gap(of(label, MEAN), of(reference, MEAN))
-                rows.append([runs.title(label), *(_cell(of(label, part)) for part in parts), gap])
+                rows.append(
+                    [runs.title(label), *(value_cell(of(label, part)) for part in parts), gap]
+                )
             heads = [f"{data} (source)" if part == "source" else part for part in parts]
             columns = ["Method", *heads, f"mean against {runs.title(reference)}"]
             kind = "Cross-dataset" if protocol == "cross-dataset" else "Domain generalisation"
@@ -395,7 +416,7 @@ def _transfer_average(runs: Runs, protocol: str, reference: str, shots: int) -> 
         )
         other = runs.mean_over_data(protocol, datas, reference, shots, MEAN)
         gap = DASH if label == reference else _gap(mean, other)
-        rows.append([runs.title(label), _cell(source), _cell(mean), gap])
+        rows.append([runs.title(label), value_cell(source), value_cell(mean), gap])
     columns = ["Method", "source", MEAN, f"mean against {runs.title(reference)}"]
     title = f"Average over {len(datas)} sources, {count(shots, 'shot')}, %"
     return ResultTable(title, columns, rows, labels)
@@ -406,6 +427,7 @@ _MAKERS: dict[str, Callable[[Runs, str, str], list[ResultTable]]] = {
     "base-to-new": _base_to_new,
     "cross-dataset": _transfer,
     "domain": _transfer,
+    "shift": _shift,
 }
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rada.cli.bench_options import Listed, Seeds, Settings, Shots, listed, numbers, read_settings
+from rada.cli.bench_paper import paper
 from rada.cli.options import Encoding, JsonFlag, Names, grouped, print_json
 from rada.core.terminal import bold, echo, screen
 
@@ -20,10 +22,6 @@ app = typer.Typer(
 )
 EXIT_SOME_FAILED = 1
 
-Listed = Annotated[
-    list[str] | None, typer.Option(help="Separated by commas, or the option repeated.")
-]
-Seeds = Annotated[str | None, typer.Option(help="Seeds, separated by commas.")]
 Reference = Annotated[str, typer.Option(help="The method that differences are taken against.")]
 
 
@@ -35,12 +33,10 @@ def bench(
     datasets: Listed = None,
     targets: Listed = None,
     protocol: Listed = None,
-    shots: Annotated[str | None, typer.Option(help="Images a class, by commas.")] = None,
+    shots: Shots = None,
     seeds: Seeds = None,
     model: Annotated[str | None, typer.Option(help="The dual encoder for images.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="METHOD.FIELD=VALUE; repeat for several.")
-    ] = None,
+    settings: Settings = None,
     allow_fewer: Annotated[
         bool, typer.Option("--allow-fewer", help="Go on where a class has too few images.")
     ] = False,
@@ -55,7 +51,7 @@ def bench(
     """Run every method on every data set, or finish what was begun in --out.
 
     METHOD+TEST_TIME, such as zero_shot+tpt, predicts with a test-time method. Protocols: few-shot
-    (default), base-to-new, cross-dataset, domain. Finished cells are skipped; several processes may
+    (default), base-to-new, cross-dataset, domain, shift. Finished cells are skipped; several processes may
     share one --out.
     """
     if context.invoked_subcommand is not None:
@@ -64,17 +60,17 @@ def bench(
     from rada.core.errors import ConfigError
 
     given: dict[str, Any] = {
-        "methods": _listed(methods),
-        "datasets": _listed(datasets),
-        "targets": _listed(targets),
-        "protocols": _listed(protocol),
-        "shots": _numbers("shots", shots),
-        "seeds": _numbers("seeds", seeds),
+        "methods": listed(methods),
+        "datasets": listed(datasets),
+        "targets": listed(targets),
+        "protocols": listed(protocol),
+        "shots": numbers("shots", shots),
+        "seeds": numbers("seeds", seeds),
         "model": model,
         "templates": tuple(names.template) if names.template else None,
         "class_names": names.class_names,
         "allow_fewer": allow_fewer or None,
-        "options": _settings(settings),
+        "options": read_settings(settings),
     }
     changes = {key: value for key, value in given.items() if value is not None}
     if plan is None and not ("methods" in changes and "datasets" in changes):
@@ -107,7 +103,7 @@ def _add_recipe(name: str, folder: str, text: str) -> None:
         from rada.bench.recipes import recipe
 
         plan = recipe(name, data_root)
-        chosen = _numbers("seeds", seeds)
+        chosen = numbers("seeds", seeds)
         if chosen is not None:
             plan = dataclasses.replace(plan, seeds=chosen)
         _go(plan, out, reference, encoding, json)
@@ -122,11 +118,6 @@ for _name, _folder, _text in (
         "Compare all methods on features, with the embedded model and data; some minutes.",
     ),
     (
-        "paper-eft",
-        "rada-bench-eft",
-        "Base-to-new on the 11 CoOp sets with CLIP ViT-B/16, beside the published numbers.",
-    ),
-    (
         "paper-cross",
         "rada-bench-cross",
         "Learn ImageNet, test on the other ten sets, with CLIP ViT-B/16.",
@@ -138,6 +129,7 @@ for _name, _folder, _text in (
     ),
 ):
     _add_recipe(_name, _folder, _text)
+app.command("paper")(paper)
 
 
 @app.command("report")
@@ -168,70 +160,20 @@ def _go(plan: Plan, out: Path, reference: str, encoding: Encoding, json: bool) -
     summary = run_plan(plan, out, **encoding.options(), say=lambda text: echo(text, err=True))
     files = write_files(out, reference) if (out / "cells").exists() else {}
     if json:
-        print_json(_facts(summary) | {"files": {name: str(path) for name, path in files.items()}})
+        print_json(summary.to_dict() | {"files": {name: str(path) for name, path in files.items()}})
     else:
         _print(out, reference, summary, files)
     if summary.failed:
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
-def _facts(summary: RunSummary) -> dict[str, Any]:
-    return {
-        "done": summary.done,
-        "skipped": summary.skipped,
-        "failed": [{"cell": cell.to_dict(), "reason": reason} for cell, reason in summary.failed],
-        "seconds": summary.seconds,
-    }
-
-
 def _print(out: Path, reference: str, summary: RunSummary, files: dict[str, Path]) -> None:
     from rada.bench.tables import load_runs, result_tables
-    from rada.cli.tables import plain_table
+    from rada.cli.bench_options import print_table
 
     terminal = screen()
     for found in result_tables(load_runs(out), reference) if files else []:
-        table = plain_table(found.title, found.columns[0], *found.columns[1:])
-        for row in found.rows:
-            table.add_row(*row)
-        terminal.print(table)
-    terminal.print(
-        f"{summary.done} cells run, {summary.skipped} there before, {len(summary.failed)} failed, "
-        f"{summary.seconds:.0f} s"
-    )
+        print_table(found)
+    terminal.print(str(summary))
     if "html" in files:
         terminal.print("Page: ", bold(files["html"]), sep="", soft_wrap=True)
-
-
-def _listed(values: list[str] | None) -> tuple[str, ...] | None:
-    """Split at commas, but leave a path that has one alone."""
-    if not values:
-        return None
-    found: list[str] = []
-    for value in values:
-        found += [value] if Path(value).exists() else value.split(",")
-    return tuple(entry.strip() for entry in found if entry.strip())
-
-
-def _numbers(name: str, text: str | None) -> tuple[int, ...] | None:
-    from rada.core.errors import ConfigError
-
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise ConfigError(
-            f"--{name} should be numbers separated by commas, not {text!r}"
-        ) from error
-
-
-def _settings(texts: list[str] | None) -> dict[str, dict[str, Any]] | None:
-    from rada.bench.plan import parse_setting
-
-    if not texts:
-        return None
-    found: dict[str, dict[str, Any]] = {}
-    for text in texts:
-        label, field, value = parse_setting(text)
-        found.setdefault(label, {})[field] = value
-    return found

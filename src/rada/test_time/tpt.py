@@ -22,7 +22,7 @@ from rada.test_time.selection import entropy, keep_confident, mean_log_probabili
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder
 
-__all__ = ["TPT", "TPTConfig", "tpt_logits"]
+__all__ = ["TPT", "TPTConfig", "prompt_methods", "tpt_logits"]
 
 WORDS = "a photo of a"
 """The context at zero-shot, unless the configuration says another one."""
@@ -67,11 +67,10 @@ class TPT(TestTimeMethod):
     def check(self, model: AdaptedModel) -> None:
         """Check that the model is zero-shot or has prompts that predict by themselves."""
         if model.method.learns and not (isinstance(model, PromptModel) and model.by_prompts_alone):
-            starts = [method.name for method in list_methods() if _has_prompts(method.model)]
             raise ConfigError(
                 f"{self.title} goes on from zero-shot or from learned prompts that predict by themselves "
-                f"({', '.join(starts)}), not from {model.method.title}: what that learned would be lost; "
-                "take one of these, or another test-time method"
+                f"({', '.join(prompt_methods())}), not from {model.method.title}: what that learned would "
+                "be lost; take one of these, or another test-time method"
             )
         super().check(model)
 
@@ -86,6 +85,7 @@ class TPT(TestTimeMethod):
     ) -> ViewPredictor:
         """Return what adapts to one image at a time."""
         share, temperature = 1.0, 1.0
+        contexts: Callable[[Tensor], Tensor]
         if isinstance(model, PromptModel):
             if config.context != WORDS:
                 raise ConfigError(
@@ -108,10 +108,18 @@ class TPT(TestTimeMethod):
         return _Adapter(texts, contexts, model.facts.scale, config, mixed, progress).predict
 
 
+def prompt_methods() -> tuple[str, ...]:
+    """Return the names of the methods from whose prompts TPT can go on.
+
+    Example:
+        >>> prompt_methods()[:2]
+        ('coop', 'cocoop')
+    """
+    return tuple(method.name for method in list_methods() if _has_prompts(method.model))
+
+
 def _has_prompts(model: object) -> bool:
-    return (
-        isinstance(model, type) and issubclass(model, PromptModel) and bool(model.by_prompts_alone)
-    )
+    return isinstance(model, type) and issubclass(model, PromptModel) and model.by_prompts_alone
 
 
 def tpt_logits(
