@@ -19,7 +19,7 @@ from rada.methods import get_method, list_methods
 from rada.test_time import list_test_time_methods
 from rada.test_time.tpt import prompt_methods
 
-__all__ = ["PAPER", "PaperTable", "paper_plan", "present", "without"]
+__all__ = ["ALL_IMAGES", "PAPER", "PaperTable", "paper_plan", "present", "without"]
 
 ALL_IMAGES = 1300
 """Shots of full fine-tuning: no class of ImageNet has more training images."""
@@ -160,7 +160,8 @@ PAPER = {
             "RAda-FT": {"ImageNet": 81.4, "Mean of the shifts": 61.3},
         },
         {"CLIP": ("zero_shot",), "LP": ("linear_probe",), "RAda (head alone)": ("rada",)},
-        "Learned from all training images; the printed mean is over V2, R, A, Sketch and ObjectNet.",
+        "The printed values are of encoders tuned on all training images; their mean is over V2, R, A, "
+        "Sketch and ObjectNet.",
         {name: _TUNED | {"accumulate": 16} for name in ("ft", "l2_sp", "lp_ft", "rada_ft")}
         | {"flyp": _TUNED},
     ),
@@ -194,8 +195,7 @@ PAPER = {
             "RAda": ("zero_shot+rada",),
             "RAda from 16-shot ImageNet": ("rada+rada",),
         },
-        "Prompts and heads are learned from 16 images of each of ImageNet's classes. The paper publishes no "
-        "hyper-parameters of RAda at test time.",
+        "The paper publishes no hyper-parameters of RAda at test time.",
     ),
 }
 """The paper's tables by name."""

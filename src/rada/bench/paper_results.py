@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from rada.bench.paper import PAPER
+from rada.bench.paper import ALL_IMAGES, PAPER
 from rada.bench.recipes import COOP_SETS
 from rada.bench.tables import HM, MEAN, ResultTable, Runs, Values, base_and_new_values, value_cell
 from rada.report.text import DASH, count
@@ -66,7 +66,8 @@ def _transfer(runs: Runs) -> Measured:
         return [runs.values(protocol, data, label, shots, part) for part in parts]
 
     wanted = len(PAPER["fft"].plan.targets)
-    note = f"Measured: {len(targets)} of {wanted} shifted sets."
+    learned = "all training images" if shots >= ALL_IMAGES else count(shots, "shot")
+    note = f"Measured: {learned}, {len(targets)} of {wanted} shifted sets."
     return ["ImageNet", *targets, "Mean of the shifts"], of, note
 
 
@@ -78,7 +79,8 @@ def _shifts(runs: Runs) -> Measured:
         groups = [*([data] for data in datas), datas]
         return [runs.mean_over_data(protocol, group, label, shots, "test") for group in groups]
 
-    note = f"Measured: {len(datas)} of {len(PAPER['ttt'].plan.targets)} shifted sets."
+    wanted = len(PAPER["ttt"].plan.targets)
+    note = f"Measured: {count(shots, 'shot')}, {len(datas)} of {wanted} shifted sets."
     return [*datas, "Mean"], of, note
 
 
