@@ -23,7 +23,7 @@ from rada.features import ClassSet
 from rada.methods import Run, get_method, list_methods
 from rada.methods.prompts import context_vectors
 from rada.test_time import get_test_time_method
-from rada.test_time.tpt import tpt_logits
+from rada.test_time.tpt import _has_prompts, tpt_logits
 
 SCALE = 50.0
 TPT = get_test_time_method("tpt")
@@ -173,6 +173,18 @@ def test_what_has_no_prompts_of_its_own_is_refused_by_name(clip, views):
         except ConfigError as error:
             assert f"not from {method.title}" in str(error) and "coop, cocoop, kgcoop" in str(error)
     assert starts == ["zero_shot", "zero_shot_ensemble", "coop", "cocoop", "kgcoop", "prograd"]
+
+
+def test_class_features_of_more_than_the_context_are_no_start():
+    class Deeper(prompts.PromptModel):
+        def prepare(self, classes):
+            return classes
+
+    class OfImages(Deeper):
+        def contexts(self, images):
+            return self.context
+
+    assert [_has_prompts(kind) for kind in (prompts.PromptModel, Deeper, OfImages)] == [1, 0, 1]
 
 
 def test_the_words_of_the_configuration_are_for_zero_shot(views, models):

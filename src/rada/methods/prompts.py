@@ -157,13 +157,12 @@ def prompted_text(encoder: DualEncoder, names: tuple[str, ...], context: Tensor)
 class PromptModel(AdaptedModel):
     """Zero-shot with prompts whose first token embeddings are learned, one context for all classes.
 
+    A model whose class features come of more than the context overrides `prepare`. If an image's own context
+    tells all of it, it overrides `contexts` as well: TPT then goes on from there.
+
     Attributes:
         context: The learned vectors, `(n, E)`.
-        by_prompts_alone: Whether it is zero-shot with these prompts and no more, so that what adapts them
-            (TPT) adapts the model. Models that learn something beside the context say False.
     """
-
-    by_prompts_alone: ClassVar[bool] = True
 
     def __init__(
         self, method: Method, facts: Facts, config: Any, context: Tensor, encoder: DualEncoder

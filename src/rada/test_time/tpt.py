@@ -66,7 +66,7 @@ class TPT(TestTimeMethod):
 
     def check(self, model: AdaptedModel) -> None:
         """Check that the model is zero-shot or has prompts that predict by themselves."""
-        if model.method.learns and not (isinstance(model, PromptModel) and model.by_prompts_alone):
+        if model.method.learns and not _has_prompts(type(model)):
             raise ConfigError(
                 f"{self.title} goes on from zero-shot or from learned prompts that predict by themselves "
                 f"({', '.join(prompt_methods())}), not from {model.method.title}: what that learned would "
@@ -118,8 +118,13 @@ def prompt_methods() -> tuple[str, ...]:
     return tuple(method.name for method in list_methods() if _has_prompts(method.model))
 
 
-def _has_prompts(model: object) -> bool:
-    return isinstance(model, type) and issubclass(model, PromptModel) and model.by_prompts_alone
+def _has_prompts(kind: object) -> bool:
+    """Whether a model is zero-shot with a context, its own or an image's, and no more."""
+    return (
+        isinstance(kind, type)
+        and issubclass(kind, PromptModel)
+        and (kind.prepare is PromptModel.prepare or kind.contexts is not PromptModel.contexts)
+    )
 
 
 def tpt_logits(
