@@ -384,4 +384,4 @@ def test_a_killed_process_loses_its_cell_alone(plan, tmp_path):
 
 
 def test_all_protocols_are_tested_here():
-    assert set(PROTOCOLS) == {"few-shot", "base-to-new", "cross-dataset", "domain"}
+    assert set(PROTOCOLS) == {"few-shot", "base-to-new", "cross-dataset", "domain", "shift"}
