@@ -125,6 +125,11 @@ class _Part:
                 f"{model.method.title} scores classes by more than their features, so these cannot be an "
                 "input: export it with fixed classes"
             )
+        if settings.classes == "input" and getattr(model, "shortlist", None) is not None:
+            raise ConfigError(
+                f"{model.method.title} was fitted with shortlist={model.shortlist!r}, which depends on "
+                "how many classes there are, so these cannot be an input: export it with fixed classes"
+            )
         encoder, preprocessing = None, None
         if settings.source == "pixels":
             encoder = classifier.encoder_

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from rada.head.head import HeadOutput, RAdaHead, rational_matrix
+from rada.head.head import HeadOutput, RAdaHead, rational_matrix, shortlist_size
 
-__all__ = ["HeadOutput", "RAdaHead", "rational_matrix"]
+__all__ = ["HeadOutput", "RAdaHead", "rational_matrix", "shortlist_size"]

@@ -34,9 +34,9 @@ def mask_attention(
 
     Args:
         image: `sqrt(s) f`, `(B, D)`.
-        text: `sqrt(s) h`, `(K, D)`.
+        text: `sqrt(s) h`, `(K, D)`, or `(B, K, D)` for classes that differ by image.
         image_query: `query_image(image)`, `(B, D)`.
-        text_query: `query_text(text)`, `(K, D)`.
+        text_query: `query_text(text)`, of the same shape.
         weights: the layers `query_rational`, `key`, `value` and `out`.
         settings: heads, temperature, memory budget, and whether `M - 1` is returned.
 

@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from rada.core.errors import ConfigError, FeatureError
 from rada.head.attention import mask_attention, transforms_active
+from rada.head.checks import check_config, check_features, check_scale, check_shortlist
 from rada.head.classes import PreparedCache, PreparedClasses, apply_linear, prepare_classes
 from rada.head.kernels.chunk import ChunkConfig
 from rada.head.reference import AttentionWeights
 
-__all__ = ["HeadOutput", "RAdaHead", "rational_matrix"]
+__all__ = ["HeadOutput", "RAdaHead", "rational_matrix", "shortlist_size"]
+
+_LISTED_NUMBERS = 1 << 23
+"""Numbers of the class features of several images' shortlists that are copied at once."""
+_FEW = 8
+"""Of fewer than one in so many of the classes it pays to project them anew."""
+_ALL_UP_TO, _OF_MANY = 256, 64
+"""A shortlist "auto": all classes up to so many, and how many of more."""
+
+
+def shortlist_size(shortlist: int | str | None, classes: int) -> int | None:
+    """Return how many of the candidates enter the head for each image, None for all.
+
+    Args:
+        shortlist: A number, "auto" or None.
+        classes: Number of candidates.
+
+    Example:
+        >>> shortlist_size("auto", 256), shortlist_size("auto", 1000), shortlist_size(16, 10)
+        (None, 64, None)
+    """
+    if shortlist is None:
+        return None
+    size = (
+        int(shortlist) if shortlist != "auto" else (_OF_MANY if classes > _ALL_UP_TO else classes)
+    )
+    return size if size < classes else None
 
 
 def rational_matrix(image_features: Tensor, text_features: Tensor) -> Tensor:
@@ -38,7 +63,7 @@ def rational_matrix(image_features: Tensor, text_features: Tensor) -> Tensor:
         tensor([[[0.6000, 0.0000],
                  [0.0000, 0.8000]]])
     """
-    _check_features(image_features, text_features)
+    check_features(image_features, text_features)
     return image_features[:, None, :] * text_features[None, :, :]
 
 
@@ -93,7 +118,7 @@ class RAdaHead(nn.Module):
         memory_budget: int | None = None,
     ) -> None:
         super().__init__()
-        _check_config(dim, num_heads, temperature, memory_budget)
+        check_config(dim, num_heads, temperature, memory_budget)
         self.dim = dim
         self.num_heads = num_heads
         self.temperature = float(temperature)
@@ -120,17 +145,21 @@ class RAdaHead(nn.Module):
         strength: float = 1.0,
         *,
         return_mask: bool = False,
+        shortlist: int | None = None,
     ) -> HeadOutput:
         """Predict the classes of a batch of images.
 
         Args:
             image_features: unit-norm, `(B, D)`.
             text_features: unit-norm, one row per candidate class, `(K, D)`. The logit of a class
-                depends on the other candidates, so pass the classes that are meant.
+                depends on the other candidates, so pass the classes that are meant. Or `(B, K, D)`: K
+                candidates of its own for each image.
             scale: the encoder's logit scale, already exponentiated; a positive number or a
                 one-element tensor, which receives a gradient if it requires one.
             strength: lambda in the applied mask `1 + lambda (M - 1)`; 0 is zero-shot.
             return_mask: also return the `(B, K, D)` mask.
+            shortlist: only so many classes of each image, those with the highest zero-shot logits, enter
+                the attention; for all others the mask is one (ours, not in the paper). None for all.
 
         Returns:
             Logits, largest deviation of the applied mask from one, and the mask if asked for.
@@ -139,10 +168,15 @@ class RAdaHead(nn.Module):
             FeatureError: features of the wrong shape, width or type.
             ConfigError: a scale that is not positive or a strength that is not finite.
         """
-        _check_features(image_features, text_features, self.dim)
-        _check_scale(scale, strength)
+        check_features(image_features, text_features, self.dim)
+        check_scale(scale, strength)
+        check_shortlist(shortlist, text_features)
         with torch.autocast(image_features.device.type, enabled=False):
-            return self._predict(image_features, text_features, scale, strength, return_mask)
+            if shortlist is None or shortlist >= text_features.shape[-2]:
+                return self._predict(image_features, text_features, scale, strength, return_mask)
+            return self._listed(
+                image_features, text_features, scale, shortlist, strength, return_mask
+            )
 
     def _predict(
         self,
@@ -152,13 +186,71 @@ class RAdaHead(nn.Module):
         strength: float,
         return_mask: bool,
     ) -> HeadOutput:
+        image, text, scale = self._cast(image_features, text_features, scale)
+        if text.ndim == 3:
+            zero_shot = scale * (text @ image[:, :, None])[..., 0]
+            class_set = prepare_classes(text, scale, self.query_text)
+        else:
+            zero_shot = scale * (image @ text.T)
+            class_set = self._classes(text, scale)
+        return self._masked(image * scale**0.5, zero_shot, class_set, strength, return_mask)
+
+    def _cast(
+        self, image: Tensor, text: Tensor, scale: float | Tensor
+    ) -> tuple[Tensor, Tensor, float | Tensor]:
         dtype = self._compute_dtype()
-        image, text = image_features.to(dtype), text_features.to(dtype)
         if isinstance(scale, Tensor):
             scale = scale.to(device=image.device, dtype=dtype).reshape(())
+        return image.to(dtype), text.to(dtype), scale
+
+    def _listed(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        scale: float | Tensor,
+        count: int,
+        strength: float,
+        return_mask: bool,
+    ) -> HeadOutput:
+        """Let the first `count` classes of each image through the attention."""
+        image, text, scale = self._cast(image_features, text_features, scale)
         zero_shot = scale * (image @ text.T)
         image = image * scale**0.5
-        class_set = self._classes(text, scale)
+        places = zero_shot.detach().topk(count, 1).indices.sort(1).values
+        # Of a few images the listed classes are projected; all of many, once for a class set.
+        few = _FEW * places.numel() <= len(text)
+        class_set = None if few else self._classes(text, scale)
+
+        def part(own: Tensor, base: Tensor, chosen: Tensor) -> HeadOutput:
+            shape, rows = (*chosen.shape, self.dim), chosen.flatten()
+            if class_set is None:
+                listed = text.index_select(0, rows).view(shape)
+                taken = prepare_classes(listed, scale, self.query_text)
+            else:
+                taken = PreparedClasses(*(t.index_select(0, rows).view(shape) for t in class_set))
+            found = self._masked(own, base.gather(1, chosen), taken, strength, return_mask)
+            mask = found.mask
+            if mask is not None:
+                whole = mask.new_ones(*base.shape, self.dim)
+                mask = whole.scatter(1, chosen[..., None].expand(shape), mask)
+            return HeadOutput(base.scatter(1, chosen, found.logits), found.max_deviation, mask)
+
+        if torch.is_grad_enabled() or transforms_active():
+            return part(image, zero_shot, places)
+        # Class features are copied for each image: for a few images at a time.
+        size = max(1, _LISTED_NUMBERS // (count * self.dim))
+        parts = zip(image.split(size), zero_shot.split(size), places.split(size), strict=True)
+        return _joined([part(*own) for own in parts])
+
+    def _masked(
+        self,
+        image: Tensor,
+        zero_shot: Tensor,
+        class_set: PreparedClasses,
+        strength: float,
+        return_mask: bool,
+    ) -> HeadOutput:
+        dtype = image.dtype
         settings = ChunkConfig(self.num_heads, self.temperature, self.memory_budget, return_mask)
         layers = (self.query_rational, self.key, self.value, self.out)
         weights = AttentionWeights(
@@ -188,71 +280,12 @@ class RAdaHead(nn.Module):
         return self._class_sets.get(text, scale, self.query_text)
 
 
-def _check_config(dim: int, num_heads: int, temperature: float, memory_budget: int | None) -> None:
-    for name, value in (("dim", dim), ("num_heads", num_heads)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name} should be a positive integer, but it is {value!r}")
-    if dim % num_heads:
-        raise ConfigError(f"dim should be a multiple of num_heads, but {dim} % {num_heads} != 0")
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float):
-        raise ConfigError(f"temperature should be a number, but it is {temperature!r}")
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ConfigError(f"temperature should be positive and finite, but it is {temperature!r}")
-    if memory_budget is not None and (
-        isinstance(memory_budget, bool) or not isinstance(memory_budget, int) or memory_budget < 1
-    ):
-        raise ConfigError(
-            f"memory_budget should be a positive number of bytes or None, but it is "
-            f"{memory_budget!r}"
-        )
-
-
-def _check_features(image: Tensor, text: Tensor, dim: int | None = None) -> None:
-    for name, features in (("image_features", image), ("text_features", text)):
-        if not isinstance(features, Tensor):
-            raise FeatureError(
-                f"{name} should be a torch.Tensor, but it is a {type(features).__name__}: "
-                "convert it with torch.as_tensor"
-            )
-        if features.ndim != 2:
-            raise FeatureError(
-                f"{name} should have two dimensions (rows, width), but its shape is "
-                f"{tuple(features.shape)}"
-            )
-        if not features.is_floating_point():
-            raise FeatureError(f"{name} should be of a floating type, but it is {features.dtype}")
-        if dim is not None and features.shape[1] != dim:
-            raise FeatureError(
-                f"{name} has width {features.shape[1]}, but the head was built for {dim}: use the "
-                "features of the encoder that the head belongs to"
-            )
-    if image.shape[1] != text.shape[1]:
-        raise FeatureError(
-            f"image_features has width {image.shape[1]}, but text_features has {text.shape[1]}: "
-            "both must come from one encoder"
-        )
-    if text.shape[0] == 0:
-        raise FeatureError("text_features has no rows: at least one class is needed")
-    if image.device != text.device:
-        raise FeatureError(
-            f"image_features is on {image.device}, but text_features is on {text.device}"
-        )
-
-
-def _check_scale(scale: float | Tensor, strength: float) -> None:
-    if isinstance(scale, Tensor):
-        if scale.numel() != 1 or not scale.is_floating_point():
-            raise ConfigError(
-                "scale should be a number or a floating tensor of one element, but it is a "
-                f"{scale.dtype} tensor of shape {tuple(scale.shape)}"
-            )
-    elif isinstance(scale, bool) or not isinstance(scale, int | float):
-        raise ConfigError(f"scale should be a number or a tensor, but it is {scale!r}")
-    elif not (math.isfinite(scale) and scale > 0):
-        raise ConfigError(
-            f"scale should be positive and finite, but it is {scale!r}: pass exp(logit_scale)"
-        )
-    if isinstance(strength, bool) or not isinstance(strength, int | float):
-        raise ConfigError(f"strength should be a number, but it is {strength!r}")
-    if not math.isfinite(strength):
-        raise ConfigError(f"strength should be finite, but it is {strength!r}")
+def _joined(parts: list[HeadOutput]) -> HeadOutput:
+    if len(parts) == 1:
+        return parts[0]
+    masks = [part.mask for part in parts if part.mask is not None]
+    return HeadOutput(
+        torch.cat([part.logits for part in parts]),
+        torch.cat([part.max_deviation for part in parts]),
+        torch.cat(masks) if masks else None,
+    )

@@ -48,9 +48,9 @@ def composite_attention(
 
     Args:
         image: `sqrt(s) f`, `(B, D)`.
-        text: `sqrt(s) h`, `(K, D)`.
+        text: `sqrt(s) h`, `(K, D)`, or `(B, K, D)` for classes that differ by image.
         image_query: `query_image(image)`, `(B, D)`.
-        text_query: `query_text(text)`, `(K, D)`.
+        text_query: `query_text(text)`, of the same shape.
         weights: the four other layers.
         num_heads: `H`, a divisor of `D`.
         temperature: tau, which divides the scores.
@@ -74,7 +74,7 @@ def composite_attention(
 
     maps = joint(heads(text_query) @ key) + joint(rational @ key)
     row = (heads(image_query[:, None]) @ key).softmax(-1)
-    mixed = (maps * (text.shape[0] / 3) + row / 3) @ value
+    mixed = (maps * (text.shape[-2] / 3) + row / 3) @ value
     mixed = mixed.transpose(-3, -2).flatten(-2)
     change = linear(mixed, weights.out, weights.out_bias).clamp(min=-1)
     return (change * tokens).sum(-1), change.abs().flatten(1).amax(-1), change

@@ -523,8 +523,12 @@ class Method(ABC):
         classes_per_step: int = 0,
         steps: int | None = None,
         state_path: Path | None = None,
+        hard_classes: int = 0,
     ) -> AdaptedModel:
-        """Train a model by its own loss on features, through the one loop."""
+        """Train a model by its own loss on features, through the one loop.
+
+        With `hard_classes` a step draws its classes from so many likely ones of each of its images.
+        """
         per_epoch = -(-len(data) // recipe.batch_size)
         history = train(
             model,
@@ -535,6 +539,7 @@ class Method(ABC):
             classes_per_step=classes_per_step,
             steps=steps,
             key=[self.name, model.facts.to_dict(), model.config.to_dict()],
+            shortlists=_likely(data, hard_classes) if hard_classes else None,
             state_path=state_path or run.state_file("state.safetensors"),
             progress=run.progress,
             description=f"Training ({self.title})",
@@ -563,3 +568,13 @@ class Method(ABC):
             baseline=None if self.train_encoder else lambda a, b: probe_logits(a, b, run.seed),
         )
         model.keep_choice(choice)
+
+
+def _likely(data: Features, count: int) -> Tensor:
+    """Return the classes with the highest zero-shot logits of each image, `(N, count)`, on the CPU."""
+    classes = data.class_set()
+    parts = (
+        classes.zero_shot_logits(part, 1.0).topk(min(count, len(classes)), 1).indices
+        for part in data.plain().split(4096)
+    )
+    return torch.cat([part.cpu() for part in parts])

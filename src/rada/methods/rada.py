@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rada.core.config import Config
 from rada.features import ClassSet, Features
-from rada.head import RAdaHead
+from rada.head import RAdaHead, shortlist_size
 from rada.methods.base import AdaptedModel, Facts, Method, Run
 from rada.methods.head_stack import HeadStack, learn_stack
 from rada.methods.registry import register_method
@@ -49,6 +49,11 @@ class EFTConfig(Config):
         classes_per_step: Classes drawn for a step (they hold the batch's labels as far as they go; images
             of other classes are skipped in this step); None for a half of them, at least 2 and at
             most 64, 0 for all of them.
+        shortlist: How many classes of each image, those with the highest zero-shot logits, enter the
+            head; for all others the mask is one and the logit zero-shot. "auto" for all up to 256
+            classes and 64 of more; None for all, as in the paper (a shortlist is ours).
+        hard_classes: Draw a step's classes from the shortlists of its images (of `shortlist` or else 64
+            classes) instead of from all.
         strength: Mask strength at inference in [0, 1], or "auto" to choose it on the training shots
             by cross-validation (`rada.training.strength`).
         strength_folds: Folds of that cross-validation, at least 2.
@@ -69,6 +74,8 @@ class EFTConfig(Config):
     temperature: float = 1.0
     views: int = 1
     classes_per_step: int | None = None
+    shortlist: int | Literal["auto"] | None = None
+    hard_classes: bool = False
     strength: float | Literal["auto"] = "auto"
     strength_folds: int = 2
 
@@ -85,6 +92,12 @@ class EFTConfig(Config):
         subset = self.classes_per_step
         self.require(
             subset is None or subset == 0 or subset > 1, "classes_per_step", "None, 0 or at least 2"
+        )
+        listed = self.shortlist
+        self.require(
+            listed is None or listed == "auto" or int(listed) >= 2,
+            "shortlist",
+            "None, 'auto' or at least 2",
         )
         self.require(
             self.strength == "auto" or 0 <= float(self.strength) <= 1,
@@ -109,6 +122,12 @@ class EFTConfig(Config):
             warmup=self.warmup,
         )
 
+    def hard(self, classes: int) -> int:
+        """Return of how many likely classes of each image a step draws its own; 0 for all."""
+        if not self.hard_classes:
+            return 0
+        return shortlist_size(self.shortlist, classes) or shortlist_size(64, classes) or classes
+
     def subset(self, classes: int) -> int:
         """Return how many of the classes a step draws, 0 for all."""
         if self.classes_per_step is None:
@@ -124,6 +143,7 @@ class HeadModel(AdaptedModel):
         alpha: Weight of the smoothness term in the loss.
         image_adapter: What image features go through before the head; None for nothing.
         text_adapter: The same for class features.
+        shortlist: As in `EFTConfig`.
     """
 
     by_class_features = True
@@ -137,6 +157,11 @@ class HeadModel(AdaptedModel):
         self.head = RAdaHead(facts.dim, heads, temperature)
         self.alpha = float(getattr(config, "alpha", 0.0))
         self.image_adapter = self.text_adapter = None
+        self.shortlist: int | str | None = getattr(config, "shortlist", None)
+
+    def listed(self, classes: int) -> int | None:
+        """Return how many of so many candidates enter the head for each image, None for all."""
+        return shortlist_size(self.shortlist, classes)
 
     def adapted_images(self, images: Tensor) -> Tensor:
         """Return what the head gets of image features `(B, D)`."""
@@ -149,13 +174,16 @@ class HeadModel(AdaptedModel):
     def head_logits(self, images: Tensor, classes: ClassSet) -> Tensor:
         """Return the logits of the head alone; the head sees exactly these classes."""
         text = self.adapted_text(classes.text_features)
-        logits: Tensor = self.head(self.adapted_images(images), text, self.facts.scale).logits
+        logits: Tensor = self.head(
+            self.adapted_images(images), text, self.facts.scale, shortlist=self.listed(len(text))
+        ).logits
         return logits
 
     def terms(self, images: Tensor, classes: ClassSet) -> Terms:
         """Return the entries of the rational matrix, each times its mask."""
         text = self.adapted_text(classes.text_features)
-        return masked_terms(self.head, self.adapted_images(images), text, self.facts.scale)
+        images, scale = self.adapted_images(images), self.facts.scale
+        return masked_terms(self.head, images, text, scale, self.listed(len(text)))
 
     def with_head(
         self, images: Tensor, head_logits: Tensor, classes: ClassSet, strength: float = 1.0
@@ -177,7 +205,9 @@ class HeadModel(AdaptedModel):
     def loss(self, images: Tensor, labels: Tensor, classes: ClassSet) -> Losses:
         """Return cross-entropy plus `alpha * mean_b max |M - 1|`, at full strength."""
         text = self.adapted_text(classes.text_features)
-        output = self.head(self.adapted_images(images), text, self.facts.scale)
+        output = self.head(
+            self.adapted_images(images), text, self.facts.scale, shortlist=self.listed(len(text))
+        )
         deviation = output.max_deviation.mean()
         found = class_logits_loss(output.logits, labels, smoothness=self.alpha * deviation)
         return found | {"max_deviation": deviation.detach()}
@@ -209,6 +239,7 @@ class RAda(Method):
                     classes_per_step=config.subset(len(part.classes)),
                     steps=steps,
                     state_path=path,
+                    hard_classes=config.hard(len(part.classes)),
                 )
             return self.beside_head(model, part, config)
 
@@ -237,7 +268,8 @@ class RAda(Method):
             and own.adapted_images is HeadModel.adapted_images
             and own.adapted_text is HeadModel.adapted_text
         )
-        return as_head and HeadStack.pays(data, config)
+        listed = shortlist_size(config.shortlist, len(data.classes)) or config.hard_classes
+        return as_head and not listed and HeadStack.pays(data, config)
 
     def _learn_together(
         self, model: AdaptedModel, data: Features, config: EFTConfig, run: Run, steps: int

@@ -118,6 +118,7 @@ class RAdaPrompt(RAda):
         classes_per_step: int = 0,
         steps: int | None = None,
         state_path: Path | None = None,
+        hard_classes: int = 0,
     ) -> AdaptedModel:
         """Train the prompts, then the head on their class features."""
         assert isinstance(model, PromptedHeadModel)
@@ -139,6 +140,7 @@ class RAdaPrompt(RAda):
             classes_per_step=classes_per_step,
             steps=steps,
             state_path=state_path,
+            hard_classes=hard_classes,
         )
 
     def _prompt_config(self, config: Any) -> Config:

@@ -128,8 +128,14 @@ def linear_terms(score: Callable[[Tensor], Tensor], images: Tensor) -> Terms | N
     return found if bool(exact.all()) else None
 
 
-def masked_terms(head: RAdaHead, images: Tensor, text: Tensor, scale: float | Tensor) -> Terms:
+def masked_terms(
+    head: RAdaHead,
+    images: Tensor,
+    text: Tensor,
+    scale: float | Tensor,
+    shortlist: int | None = None,
+) -> Terms:
     """Return the terms of a RAda head at full strength: the scale times mask times rational matrix."""
-    mask = head(images, text, scale, return_mask=True).mask
+    mask = head(images, text, scale, return_mask=True, shortlist=shortlist).mask
     assert mask is not None  # it was asked for
     return Terms.of(images, scale * mask * text, mask=mask)

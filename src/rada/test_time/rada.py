@@ -73,6 +73,12 @@ class _Start:
 
     def __init__(self, model: AdaptedModel, classes: ClassSet, config: TTTConfig) -> None:
         self.model, self.classes, self.scale = model, classes, model.facts.scale
+        if isinstance(model, HeadModel) and model.listed(len(classes)) is not None:
+            raise ConfigError(
+                f"the test-time method 'rada' adapts to all {len(classes)} candidates, but the model was "
+                f"fitted with shortlist={model.shortlist!r}: choose another test-time method "
+                "(`rada methods`), fewer candidates, or fit without a shortlist"
+            )
         self.head: RAdaHead | None = model.head
         strength = config.strength
         self.temperature = 1.0

@@ -186,6 +186,7 @@ def train(
     progress: bool | None = None,
     description: str = "Training",
     batches: Callable[[int], Iterator[Any]] | None = None,
+    shortlists: Tensor | None = None,
 ) -> list[dict[str, float]]:
     """Train the parameters of a model that take gradients.
 
@@ -206,6 +207,8 @@ def train(
         description: Beside the bar.
         batches: Returns the steps of an epoch, a pure function of its number; None for those of the data.
             They need `labels`, and are what `loss` gets.
+        shortlists: Classes from which those of a step are drawn that are no labels, `(N, C)` for the
+            images; None for all.
 
     Returns:
         One entry for each epoch: the means of the losses and the last learning rate.
@@ -231,7 +234,7 @@ def train(
             for epoch in range(state.epoch, epochs):
                 left = steps - epoch * per_epoch
                 drawn = (
-                    _steps(data, recipe, seed, classes_per_step, epoch)
+                    _steps(data, recipe, seed, classes_per_step, epoch, shortlists)
                     if batches is None
                     else batches(epoch)
                 )
@@ -326,7 +329,12 @@ def _restored(
 
 
 def _steps(
-    data: Features, recipe: Recipe, seed: int, classes_per_step: int, epoch: int
+    data: Features,
+    recipe: Recipe,
+    seed: int,
+    classes_per_step: int,
+    epoch: int,
+    shortlists: Tensor | None = None,
 ) -> Iterator[Step]:
     """Yield the steps of one epoch, a pure function of the seed and the epoch."""
     # One generator an epoch, on the CPU: a resumed run and another device draw the same numbers.
@@ -337,7 +345,8 @@ def _steps(
         views = torch.randint(images.shape[1], (len(batch),), generator=generator)
         chosen, labels = images[batch, views], data.labels[batch]
         size = classes_per_step or len(classes)
-        drawn = draw_classes(labels.cpu(), len(classes), size, generator)
+        hard = None if shortlists is None else shortlists[batch]
+        drawn = draw_classes(labels.cpu(), len(classes), size, generator, hard)
         if drawn is None:
             yield Step(number, batch, chosen, labels, classes, views)
             continue
@@ -370,15 +379,20 @@ def default_subset(classes: int) -> int:
 
 
 def draw_classes(
-    labels: Tensor, count: int, size: int, generator: torch.Generator
+    labels: Tensor,
+    count: int,
+    size: int,
+    generator: torch.Generator,
+    hard: Tensor | None = None,
 ) -> Tensor | None:
-    """Draw the classes of one step: the batch's own first, then others at random.
+    """Draw the classes of one step: the batch's own first, then hard ones, then others at random.
 
     Args:
         labels: Labels of the batch, `(B,)`.
         count: Number of classes, K.
         size: Classes to draw.
         generator: Source of randomness.
+        hard: Classes that go before the others, of any shape.
 
     Returns:
         Sorted class indices `(size,)`, or None when all K are used.
@@ -390,5 +404,8 @@ def draw_classes(
     if size >= count:
         return None
     priority = torch.rand(count, generator=generator)
+    if hard is not None:
+        priority[hard.flatten()] += 1.0  # once, however often a class is there
+        priority[labels] += 1.0
     priority[labels] += 1.0
     return priority.topk(size).indices.sort().values

@@ -71,7 +71,20 @@ class ChunkInputs(NamedTuple):
     def chunk(self, start: int, size: int) -> ChunkInputs:
         """Return the inputs of `size` images."""
         part = slice(start, start + size)
-        return self._replace(image=self.image[part], image_query=self.image_query[part])
+        chunk = self._replace(image=self.image[part], image_query=self.image_query[part])
+        if not self.own_classes:
+            return chunk
+        return chunk._replace(text=self.text[part], text_query=self.text_query[part])
+
+    @property
+    def classes(self) -> int:
+        """The number of classes, K."""
+        return self.text.shape[-2]
+
+    @property
+    def own_classes(self) -> bool:
+        """Whether every image has classes of its own, `(B, K, D)`."""
+        return self.text.ndim == 3
 
     def tokens(self) -> Tensor:
         """Return `X = s R` as rows, `(images K, D)`."""
@@ -152,12 +165,12 @@ def merge_heads(parts: Tensor, images: int) -> Tensor:
 
 def stack_queries(rational: Tensor, inputs: ChunkInputs, num_heads: int) -> Tensor:
     """Rational, text and image queries of a chunk, `(images H, 2 K + 1, d)`."""
-    images, classes = inputs.image.shape[0], inputs.text.shape[0]
+    images, classes = inputs.image.shape[0], inputs.classes
     width = rational.shape[1] // num_heads
     queries = rational.new_empty(images, num_heads, 2 * classes + 1, width)
     split = (-1, num_heads, width)
     queries[:, :, :classes] = rational.view(images, *split).transpose(1, 2)
-    queries[:, :, classes:-1] = inputs.text_query.view(split).transpose(0, 1)
+    queries[:, :, classes:-1] = inputs.text_query.view(-1, classes, *split[1:]).transpose(1, 2)
     queries[:, :, -1] = inputs.image_query.view(split)
     return queries.flatten(0, 1)
 

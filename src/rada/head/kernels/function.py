@@ -32,7 +32,7 @@ class MaskAttention(torch.autograd.Function):
     def forward(ctx: Any, settings: ChunkConfig, *tensors: Tensor) -> tuple[Tensor, Tensor, Any]:
         """Run over chunks of images; keep activations if a gradient is needed and they fit."""
         inputs = ChunkInputs.from_flat(tensors)
-        image, (batch, dim), classes = inputs.image, inputs.image.shape, len(inputs.text)
+        image, (batch, dim), classes = inputs.image, inputs.image.shape, inputs.classes
         plan = make_plan(
             batch,
             classes,

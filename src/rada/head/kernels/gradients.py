@@ -95,11 +95,14 @@ class Gradients:
             plan,
         )
         del d_mixed
-        classes = len(inputs.text)
+        classes = inputs.classes
         d_queries = d_queries.view(images, num_heads, 2 * classes + 1, -1)
         if self.text_query is not None:
-            summed = d_queries[:, :, classes:-1].sum(0)
-            self.text_query += summed.transpose(0, 1).reshape(classes, dim)
+            own = d_queries[:, :, classes:-1].transpose(1, 2)
+            if inputs.own_classes:
+                self.text_query[part] = own.reshape(images, classes, dim)
+            else:
+                self.text_query += own.sum(0).reshape(classes, dim)
         if self.image_query is not None:
             self.image_query[part] = d_queries[:, :, -1].reshape(images, dim)
         rational = d_queries[:, :, :classes].flatten(0, 1)
@@ -137,17 +140,21 @@ class Gradients:
                 d_tokens.addmm_(rows, weight)
         if d_tokens is None:
             return
-        d_tokens = d_tokens.view(images, *inputs.text.shape)
+        d_tokens = d_tokens.view(images, *inputs.text.shape[-2:])
         if self.image is not None:
             self.image[part] = (d_tokens * inputs.text).sum(1)
         if self.text is not None:
-            self.text += (d_tokens * inputs.image[:, None]).sum(0)
+            d_text = d_tokens * inputs.image[:, None]
+            if inputs.own_classes:
+                self.text[part] = d_text
+            else:
+                self.text += d_text.sum(0)
 
 
 def _mask_gradient(inputs: ChunkInputs, kept: Activations, outer: OutputGradients) -> Tensor:
     """Gradient of what the layer `out` returns, as rows `(images K, D)`."""
     images = len(inputs.image)
-    gradient = inputs.tokens().view(images, *inputs.text.shape)
+    gradient = inputs.tokens().view(images, *inputs.text.shape[-2:])
     gradient.mul_(0.0 if outer.shift is None else outer.shift[..., None])
     if outer.change is not None:
         gradient += outer.change
