@@ -160,7 +160,10 @@ class HeadModel(AdaptedModel):
         self.shortlist: int | str | None = getattr(config, "shortlist", None)
 
     def listed(self, classes: int) -> int | None:
-        """Return how many of so many candidates enter the head for each image, None for all."""
+        """Return how many of so many candidates enter the head for each image, None for all.
+
+        Callers pass a shape, not a length: an export with a free number of classes has no length.
+        """
         return shortlist_size(self.shortlist, classes)
 
     def adapted_images(self, images: Tensor) -> Tensor:
@@ -175,7 +178,10 @@ class HeadModel(AdaptedModel):
         """Return the logits of the head alone; the head sees exactly these classes."""
         text = self.adapted_text(classes.text_features)
         logits: Tensor = self.head(
-            self.adapted_images(images), text, self.facts.scale, shortlist=self.listed(len(text))
+            self.adapted_images(images),
+            text,
+            self.facts.scale,
+            shortlist=self.listed(text.shape[0]),
         ).logits
         return logits
 
@@ -183,7 +189,7 @@ class HeadModel(AdaptedModel):
         """Return the entries of the rational matrix, each times its mask."""
         text = self.adapted_text(classes.text_features)
         images, scale = self.adapted_images(images), self.facts.scale
-        return masked_terms(self.head, images, text, scale, self.listed(len(text)))
+        return masked_terms(self.head, images, text, scale, self.listed(text.shape[0]))
 
     def with_head(
         self, images: Tensor, head_logits: Tensor, classes: ClassSet, strength: float = 1.0
@@ -206,7 +212,10 @@ class HeadModel(AdaptedModel):
         """Return cross-entropy plus `alpha * mean_b max |M - 1|`, at full strength."""
         text = self.adapted_text(classes.text_features)
         output = self.head(
-            self.adapted_images(images), text, self.facts.scale, shortlist=self.listed(len(text))
+            self.adapted_images(images),
+            text,
+            self.facts.scale,
+            shortlist=self.listed(text.shape[0]),
         )
         deviation = output.max_deviation.mean()
         found = class_logits_loss(output.logits, labels, smoothness=self.alpha * deviation)
