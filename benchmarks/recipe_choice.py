@@ -5,7 +5,7 @@
 
 The default's form has constants that no user sees: the variance of the probe's prior, how far its gate reaches, where
 nothing can be held out the strength and the share, how firmly these draw the choice, and how cautious the strength for new classes
-is. On every draw of every problem the heads (final and folds) are trained once; then one constant at a time is
+is, and how far temperatures may go. On every draw of every problem the heads (final and folds) are trained once; then one constant at a time is
 changed, strengths are chosen again as `fit` chooses them, and the model is tested. The table holds the mean over six grounds of
 equal weight (ImageNet groups' trained and new classes, PACS' own domain, its other domains, CIFAR-10, textiles in balanced accuracy) and the mean difference
 to today's constants with its standard error over problems. One file a draw; the same command goes on where it stopped.
@@ -26,21 +26,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from suite import Cell, Places, Task, open_task, problems
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from rada import Features
 from rada.core.errors import DataError
-from rada.core.storage import read_json, write_json
+from rada.core.storage import atomic_path, read_json, write_json
 from rada.evaluation import environment
 from rada.methods import Run, get_method
 from rada.methods.rada_probe import ProbedHeadModel, RAdaProbeConfig, pulled_grid
 from rada.training.strength import (
+    AT_POINTS,
     LARGEST_NEW,
+    OF_ZERO_SHOT,
     SHARE_OF_GAIN,
     Strength,
     StrengthChoice,
+    TemperaturePrior,
     cautious_strength,
     choose_strength,
 )
@@ -57,6 +61,16 @@ class Constants:
     pull: float = 1.0
     gain: float = SHARE_OF_GAIN
     largest: float = LARGEST_NEW
+    zero_lower: float = OF_ZERO_SHOT.lower
+    zero_upper: float = OF_ZERO_SHOT.upper
+    point_lower: float = AT_POINTS.lower
+    point_upper: float = AT_POINTS.upper
+
+    def of_zero_shot(self) -> TemperaturePrior:
+        return TemperaturePrior(self.zero_lower, self.zero_upper)
+
+    def at_points(self) -> TemperaturePrior:
+        return TemperaturePrior(self.point_lower, self.point_upper)
 
 
 TODAY = Constants()
@@ -68,39 +82,64 @@ CHANGES: dict[str, tuple[float, ...]] = {
     "pull": (0.0, 0.3, 3.0, 10.0),
     "gain": (0.5, 0.9, 1.0),
     "largest": (0.3, 0.7, 1.0),
+    "zero_lower": (0.5, 1.0),
+    "zero_upper": (0.5, 1.0),
+    "point_lower": (0.1, 0.5, 1.0),
+    "point_upper": (0.25, 1.0, 2.0),
 }
-VARIANTS = (TODAY, *(replace(TODAY, **{k: v}) for k, values in CHANGES.items() for v in values))
+VARIANTS = tuple(
+    dict.fromkeys(
+        (TODAY, *(replace(TODAY, **{k: v}) for k, values in CHANGES.items() for v in values))
+    )
+)
 
 
 class Heads:
-    """Trained heads of one draw, by the images that they learned from; each is trained once."""
+    """Trained heads of one draw, by the images that they learned from; each is trained once and kept."""
 
-    def __init__(self, whole: Features, seed: int) -> None:
+    def __init__(self, whole: Features, seed: int, folder: Path) -> None:
         self.config = RAdaProbeConfig(strength=1.0)
         self.config = replace(self.config, min_steps=self.config.steps(len(whole)))
-        self.seed, self.found = seed, {}
+        self.seed, self.folder = seed, folder
+        self.found: dict[str, tuple[ProbedHeadModel, dict[Any, dict[str, Tensor]]]] = {}
+
+    def _trained(self, data: Features) -> ProbedHeadModel:
+        path, run = self.folder / f"head-{data.fingerprint}.safetensors", Run(seed=self.seed)
+        method = get_method("rada_probe")
+        if path.exists():
+            model = method.start(data, self.config, run)
+            assert isinstance(model, ProbedHeadModel) and model.head is not None
+            model.head.load_state_dict(load_file(path))
+            model.correction.fit(data, self.config.variance, self.config.iterations)
+        else:
+            model = method.fit(data, self.config, run)
+            assert isinstance(model, ProbedHeadModel) and model.head is not None
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(path) as temporary:
+                save_file(model.head.state_dict(), temporary)
+        asked: dict[tuple[int, int], Tensor] = {}
+        score = model.head_logits
+
+        def head_logits(images: Tensor, classes: Any) -> Tensor:
+            key = images.data_ptr(), len(images)
+            if key not in asked:
+                asked[key] = score(images, classes)
+            return asked[key]
+
+        model.head_logits = head_logits  # type: ignore[method-assign]
+        return model
 
     def with_constants(self, data: Features, constants: Constants) -> ProbedHeadModel:
         """Return the model of these images, its correction solved for anew."""
         if data.fingerprint not in self.found:
-            model = get_method("rada_probe").fit(data, self.config, Run(seed=self.seed))
-            assert isinstance(model, ProbedHeadModel)
-            asked: dict[tuple[int, int], Tensor] = {}
-            score = model.head_logits
-
-            def head_logits(images: Tensor, classes: Any) -> Tensor:
-                key = images.data_ptr(), len(images)
-                if key not in asked:
-                    asked[key] = score(images, classes)
-                return asked[key]
-
-            model.head_logits = head_logits  # type: ignore[method-assign]
-            self.found[data.fingerprint] = model, {}
+            self.found[data.fingerprint] = self._trained(data), {}
         model, corrections = self.found[data.fingerprint]
-        if constants.variance not in corrections:
-            model.correction.fit(data, constants.variance, self.config.iterations)
-            corrections[constants.variance] = {k: v.clone() for k, v in model.correction.state_dict().items()}
-        for name, value in corrections[constants.variance].items():
+        prior = constants.of_zero_shot()
+        if (constants.variance, prior) not in corrections:
+            model.correction.fit(data, constants.variance, self.config.iterations, prior)
+            solved = {k: v.clone() for k, v in model.correction.state_dict().items()}
+            corrections[constants.variance, prior] = solved
+        for name, value in corrections[constants.variance, prior].items():
             setattr(model.correction, name, value.clone())
         model.correction.radius *= constants.reach
         return model
@@ -110,7 +149,12 @@ def chosen(heads: Heads, data: Features, constants: Constants) -> ProbedHeadMode
     """Return the model with these constants, as `fit` would."""
     grid = pulled_grid((constants.strength, constants.share), constants.pull)
     choice = choose_strength(
-        lambda part, _: heads.with_constants(part, constants), data, heads.seed, grid=grid
+        lambda part, _: heads.with_constants(part, constants),
+        data,
+        heads.seed,
+        grid=grid,
+        of_zero_shot=constants.of_zero_shot(),
+        at_points=constants.at_points(),
     )
     model = heads.with_constants(data, constants)
     model.keep_choice(replace(choice, strength=for_new(choice, constants)))
@@ -140,7 +184,7 @@ def work(places: Places, cell: Cell, path: str) -> None:
     """Write the file of a draw."""
     torch.set_num_threads(1)
     task: Task = open_task(places, cell)
-    heads = Heads(task.train, cell.seed)
+    heads = Heads(task.train, cell.seed, Path(path).parent)
     found = []
     for constants in VARIANTS:
         model = chosen(heads, task.train, constants)
@@ -245,7 +289,11 @@ def shown(found: dict[str, Any]) -> str:
     ]
     today = asdict(TODAY)
     for row in found["rows"]:
-        changed = [f"{k} {v:g}" for k, v in row["constants"].items() if today.get(k) != v and k != "zero-shot"]
+        changed = [
+            f"{k} {v:g}"
+            for k, v in row["constants"].items()
+            if today.get(k) != v and k != "zero-shot"
+        ]
         name = "zero-shot" if "zero-shot" in row["constants"] else ", ".join(changed) or "today"
         cells = " | ".join(f"{row['grounds'][place][0]:.1f}" for place in GROUNDS)
         (accuracy, loss), (first, second) = row["change"], row["error"]

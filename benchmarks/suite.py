@@ -325,6 +325,9 @@ def main() -> int:
     parser.add_argument("--problems", nargs="+", help="these alone")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--reference", default=ZERO_SHOT, help="what differences are taken from")
+    parser.add_argument(
+        "--into", help="an earlier result, whose rows of these methods are replaced"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument(
         "--limit", type=float, default=float("inf"), help="start no cell after these seconds"

@@ -395,6 +395,23 @@ def glance(part: str, found: dict[str, Any]) -> ResultTable | None:
     return ResultTable(f"At a glance, {part}", [*columns, "ECE ImageNet", "ECE PACS"], rows)
 
 
+def merged(old: dict[str, Any], new: dict[str, Any], reference: str) -> dict[str, Any]:
+    """Return an earlier result with the rows of this one in place of its own, differences taken again."""
+    found: dict[str, Any] = {}
+    for part in old | new:
+        titles = old.get(part, {}) | new.get(part, {})
+        found[part] = {
+            title: old.get(part, {}).get(title, {}) | new.get(part, {}).get(title, {})
+            for title in titles
+        }
+        rows = found[part].get("base to new", {})
+        for fact in rows.values():
+            for name in ("base", "new", "hm"):
+                change = _difference(fact["problems"], rows[reference]["problems"], name)
+                fact["differences"][name] = None if change is None else vars(change)
+    return found
+
+
 def write_tables(options: argparse.Namespace) -> str:
     """Write `result.json` and `tables.md` beside the cells, and return the tables."""
     folder = Path(options.out or options.report)
@@ -418,6 +435,10 @@ def write_tables(options: argparse.Namespace) -> str:
         first = glance(part, result.get(part, {}))
         if first is not None:
             tables.insert(0, first)
+    if options.into:
+        before = read_json(options.into, error=DataError, what="the earlier result")
+        result = merged(before["parts"], result, options.reference)
+        tables = [first for part in result if (first := glance(part, result[part])) is not None]
     text = "\n".join(map(markdown, tables))
     if cells.incomplete:
         text += f"\n{cells.incomplete} draws are left out: not every method has them yet.\n"
@@ -427,7 +448,8 @@ def write_tables(options: argparse.Namespace) -> str:
         "reference": options.reference,
     }
     write_json(
-        folder / "result.json", facts | {"draws_left_out": cells.incomplete, "parts": result}
+        options.into or folder / "result.json",
+        facts | {"draws_left_out": cells.incomplete, "parts": result},
     )
     write_bytes(folder / "tables.md", text.encode())
     return text

@@ -290,3 +290,15 @@ def test_folds_see_neither_their_classes_nor_the_held_out_images(
             assert not (seen.plain()[:, None] == tested.plain()[None]).all(-1).any()
     new = torch.cat([part.plain() for part in evaluated[1::2]])
     assert len(new) == len(data)  # every image is pseudo-new once
+
+
+def test_a_few_right_images_do_not_make_a_model_surer() -> None:
+    def of(images: int, wrong: int = 0) -> float:
+        labels = torch.arange(images) % 3
+        logits = 2.0 * torch.eye(3)[labels]
+        labels[:wrong] = (labels[:wrong] + 1) % 3
+        return fitted_temperature(logits, labels)
+
+    assert 0.8 < of(12) <= 1.0
+    assert of(20_000) < 0.4  # that many show it
+    assert of(12, wrong=6) > 2.0  # being too sure shows with few

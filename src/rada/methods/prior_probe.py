@@ -29,7 +29,12 @@ from rada.methods.base import AdaptedModel, Facts, Method, Run, Shapes
 from rada.methods.registry import register_method
 from rada.methods.terms import Terms
 from rada.training.optimizers import LBFGS
-from rada.training.strength import Strength, fitted_temperature
+from rada.training.strength import (
+    OF_ZERO_SHOT,
+    Strength,
+    TemperaturePrior,
+    fitted_temperature,
+)
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder
@@ -90,18 +95,25 @@ class Correction(nn.Module):
         """Return how many numbers it learns."""
         return self.weight.numel() + self.bias.numel()
 
-    def fit(self, data: Features, variance: float, iterations: int) -> None:
+    def fit(
+        self,
+        data: Features,
+        variance: float,
+        iterations: int,
+        of_zero_shot: TemperaturePrior = OF_ZERO_SHOT,
+    ) -> None:
         """Learn from labelled features.
 
         Args:
             data: Labelled features with class features and scale.
             variance: Of the prior.
             iterations: Most steps.
+            of_zero_shot: Prior of the temperature.
         """
         assert data.scale is not None
         images, labels = data.plain(), data.labels
         zero_shot = data.class_set().zero_shot_logits(images, data.scale)
-        temperature = fitted_temperature(zero_shot, labels)
+        temperature = fitted_temperature(zero_shot, labels, of_zero_shot)
         mean = images.mean(0)
         variance *= (len(labels) / len(labels.unique())) ** 0.5
         spread = (images - mean).square().sum(1).mean().sqrt().clamp(min=1e-6)

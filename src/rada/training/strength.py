@@ -12,8 +12,9 @@ that. So there are two strengths, and each is asked of the images that it is for
   smallest with 70 % of the best gain in log-likelihood over zero-shot is taken; zero if nothing is gained.
 
 Log-likelihoods give smooth curves where accuracies of a few images jump. They are those of calibrated
-logits: for every point the temperature is fitted on the same images, with a weak prior at the one that fits
-the zero-shot logits of all shots (these are honest, since zero-shot does not learn). The temperatures of the
+logits: for every point the temperature is fitted on the same images, with a prior at the one that fits
+the zero-shot logits of all shots (these are honest, since zero-shot does not learn); a smaller temperature
+than 1, or than that one, must be shown by more images than a larger one. The temperatures of the
 chosen points make the model's probabilities. With one image a class nothing can be held out of the
 learned classes, and the point of the prior is taken. The models of the folds learn for as many steps as
 the final one, whose curve theirs stands for. (The paper has neither strength nor temperature; both are
@@ -52,6 +53,7 @@ __all__ = [
     "Scores",
     "Strength",
     "StrengthChoice",
+    "TemperaturePrior",
     "cautious_strength",
     "choose_strength",
     "fitted_temperature",
@@ -68,10 +70,37 @@ LARGEST_NEW = 0.5
 """The largest strength for new classes: beyond it chance decides whether they lose."""
 
 _LOG_TEMPERATURES = torch.linspace(-1.5, 1.5, 13, dtype=torch.float64)
-_PRIOR_OF_LOG = 0.5  # standard deviation of log T around the prior
 _MOST_IMAGES = 4096  # of a fold are asked; more would say the same more slowly
 
 Point = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class TemperaturePrior:
+    """How far the logarithm of a temperature is expected to be from where it is looked for.
+
+    Attributes:
+        lower: Standard deviation towards smaller temperatures, which make probabilities more sure.
+        upper: Towards larger ones.
+
+    Example:
+        >>> TemperaturePrior(0.5, 1.0).penalty(torch.tensor([-1.0, 0.0, 1.0]))
+        tensor([2.0000, 0.0000, 0.5000])
+    """
+
+    lower: float
+    upper: float
+
+    def penalty(self, steps: Tensor) -> Tensor:
+        """Return what each distance must make up for, in nats, `(T,)`."""
+        spread = torch.where(steps < 0, self.lower, self.upper)
+        return (steps / spread).square() / 2
+
+
+OF_ZERO_SHOT = TemperaturePrior(0.1, 2.0)
+"""Of zero-shot logits, around 1: a few images that it has right do not show that it should be surer."""
+AT_POINTS = TemperaturePrior(0.25, 0.5)
+"""Of a strength or point, around the one of zero-shot."""
 
 
 @dataclass(frozen=True)
@@ -247,10 +276,9 @@ class Scores:
         """Return the accuracy at every point."""
         return tuple((self.correct.double() / max(1, self.images)).tolist())
 
-    def calibrated(self) -> tuple[Tensor, Tensor]:
+    def calibrated(self, prior: TemperaturePrior = AT_POINTS) -> tuple[Tensor, Tensor]:
         """Return the loss at every point's best temperature, and which that is, both `(P,)`."""
-        prior = _LOG_TEMPERATURES.square() / (2 * _PRIOR_OF_LOG**2)
-        best = (self.loss + prior).min(1)
+        best = (self.loss + prior.penalty(_LOG_TEMPERATURES)).min(1)
         return best.values, best.indices
 
     def to_lists(self) -> list[Any]:
@@ -295,12 +323,15 @@ def score(logits: Iterable[Tensor], labels: Tensor, prior: float = 1.0) -> Score
     return Scores(torch.stack(correct), torch.stack(changed), table, len(labels))
 
 
-def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
-    """Return the temperature that makes logits most likely, with a weak prior at 1.
+def fitted_temperature(
+    logits: Tensor, labels: Tensor, prior: TemperaturePrior = OF_ZERO_SHOT
+) -> float:
+    """Return the temperature that makes logits most likely, with a prior at 1.
 
     Args:
         logits: `(N, K)` of a model that did not learn from these images.
         labels: `(N,)`.
+        prior: How far from 1 it is expected.
 
     Example:
         >>> logits = torch.tensor([[50.0, 0.0], [50.0, 0.0], [0.0, 50.0], [50.0, 0.0]])
@@ -310,11 +341,12 @@ def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
     steps = torch.linspace(-1.5, 5.0, 66, dtype=torch.float64)
     losses = torch.tensor(
         [
-            float(cross_entropy(logits / math.exp(step), labels, reduction="sum")) + step**2 / 2
+            float(cross_entropy(logits / math.exp(step), labels, reduction="sum"))
             for step in steps.tolist()
-        ]
+        ],
+        dtype=torch.float64,
     )
-    return math.exp(float(steps[losses.argmin()]))
+    return math.exp(float(steps[(losses + prior.penalty(steps)).argmin()]))
 
 
 def choose_strength(
@@ -327,6 +359,8 @@ def choose_strength(
     key: object = None,
     folder: Path | None = None,
     baseline: Baseline | None = None,
+    of_zero_shot: TemperaturePrior = OF_ZERO_SHOT,
+    at_points: TemperaturePrior = AT_POINTS,
 ) -> StrengthChoice:
     """Choose strengths and temperatures by cross-validation on the training images.
 
@@ -339,14 +373,17 @@ def choose_strength(
         key: A JSON value that tells runs on the same data apart.
         folder: Where the states of the folds are kept, so that a killed run goes on; None keeps none.
         baseline: A linear probe, to be asked of the same held-out images.
+        of_zero_shot: Prior of the temperature of zero-shot.
+        at_points: Prior of the temperature at each point.
 
     Returns:
         The choice with the curves that led to it.
     """
     assert data.scale is not None
     classes = data.class_set()
-    prior = fitted_temperature(classes.zero_shot_logits(data.plain(), data.scale), data.labels)
-    runs = _Folds(train, grid, prior, folder, [seed, key], baseline)
+    logits = classes.zero_shot_logits(data.plain(), data.scale)
+    prior = fitted_temperature(logits, data.labels, of_zero_shot)
+    runs = _Folds(train, grid, prior, at_points, folder, [seed, key], baseline)
     base, new = Scores.none(len(grid.points)), Scores.none(len(STRENGTHS))
     method = "none"
     for fold in folds_of(data, seed, folds):
@@ -364,6 +401,7 @@ class _Folds:
     train: Callable[[Features, Path | None], Adapted]
     grid: Grid
     prior: float
+    at_points: TemperaturePrior
     folder: Path | None
     key: object
     baseline: Baseline | None
@@ -483,7 +521,7 @@ def _chosen(runs: _Folds, method: str, base: Scores | None, new: Scores | None) 
     point, trained_temperature = grid.prior, runs.prior
     found: dict[str, Any] = {}
     if base is not None:
-        losses, best = base.calibrated()
+        losses, best = base.calibrated(runs.at_points)
         place = int((losses + torch.tensor(grid.penalties, dtype=torch.float64)).argmin())
         point, trained_temperature = grid.points[place], float(temperatures[best[place]])
         found = {
@@ -499,7 +537,7 @@ def _chosen(runs: _Folds, method: str, base: Scores | None, new: Scores | None) 
     trained = point[0] if len(point) == 1 else 1.0
     strength, temperature = min(trained, LARGEST_NEW), runs.prior
     if new is not None and new.images:
-        _, best = new.calibrated()
+        _, best = new.calibrated(runs.at_points)
         losses = new.loss[:, int(best[0])]
         strength = cautious_strength(losses)
         temperature = float(temperatures[best[STRENGTHS.index(strength)]])
