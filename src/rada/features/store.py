@@ -240,7 +240,7 @@ class FeatureStore:
             labels[places] = self._labels(fields)[inside]
             for place, row in zip(places.tolist(), inside.tolist(), strict=True):
                 ids[place] = fields["ids"][row]
-        shown = {"image_features": images, "labels": labels, "ids": tuple(ids)}
+        shown: dict[str, Any] = {"image_features": images, "labels": labels, "ids": tuple(ids)}
         return Features(**shown, **self._shared())
 
     def few_shot(self, shots: int, seed: int, *, allow_fewer: bool = False) -> Features:
