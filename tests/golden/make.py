@@ -36,9 +36,13 @@ QUICK: dict[str, dict[str, Any]] = {
     "cocoop": {"epochs": 2},
     "kgcoop": {"epochs": 4},
     "prograd": {"epochs": 4, "length": 6},
-    "rada_coop": {"epochs": 4, "min_steps": 30, "batch_size": 8, "prompt_epochs": 2},
+    # A strength that is chosen, or fast steps of whole encoders, would make rounding visible: another
+    # processor would take another branch.
+    "rada_coop": {
+        **{"epochs": 2, "min_steps": 10, "batch_size": 8, "prompt_epochs": 1, "strength": 1.0},
+    },
     "rada_kgcoop": {"epochs": 4, "min_steps": 30, "batch_size": 8, "prompt_epochs": 2},
-    "rada_ft": {"head_epochs": 2},
+    "rada_ft": {"head_epochs": 1, "learning_rate": 1e-5, "strength": 0.5},
     "taskres": {"epochs": 8},
     "clap": {"epochs": 20},
     "lp_plus_plus": {"iterations": 40},
