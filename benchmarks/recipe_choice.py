@@ -84,7 +84,7 @@ CHANGES: dict[str, tuple[float, ...]] = {
     "largest": (0.3, 0.7, 1.0),
     "zero_lower": (0.5, 1.0),
     "zero_upper": (0.5, 1.0),
-    "point_lower": (0.1, 0.5, 1.0),
+    "point_lower": (0.25, 0.5, 1.0),
     "point_upper": (0.25, 1.0, 2.0),
 }
 VARIANTS = tuple(

@@ -171,6 +171,7 @@ NEEDS = {
     "onnxscript": EXPORT,
     "onnxruntime": EXPORT,
     **dict.fromkeys(EXTRAS["serve"], SERVE),
+    "gradio": ("app",),
     "datasets": ("fit", "hf-dataset:beans", "--out", "head"),
     "tensorboard": ("finetune", "photos", "--track", "tensorboard", "--out", "tuned"),
 }

@@ -99,7 +99,7 @@ class TemperaturePrior:
 
 OF_ZERO_SHOT = TemperaturePrior(0.1, 2.0)
 """Of zero-shot logits, around 1: a few images that it has right do not show that it should be surer."""
-AT_POINTS = TemperaturePrior(0.25, 0.5)
+AT_POINTS = TemperaturePrior(0.1, 0.5)
 """Of a strength or point, around the one of zero-shot."""
 
 
