@@ -39,6 +39,7 @@ from rada.features import (
     extract_features,
     names_features,
 )
+from rada.features.store import is_store
 
 __all__ = [
     "TEST_SPLITS",
@@ -367,7 +368,7 @@ def open_labelled(
         FeatureError: If features cannot be used.
     """
     if isinstance(data, str | Path) and names_features(data):
-        data = FeatureStore.open(data) if Path(data).expanduser().is_dir() else Features.load(data)
+        data = FeatureStore.open(data) if is_store(data) else Features.load(data)
     if isinstance(data, str | Path):
         data = open_dataset(data, class_names=naming, skip_bad=skip_bad)
     else:
@@ -398,7 +399,7 @@ def check_named(data: str) -> None:
     """
     if not names_features(data):
         check_spec(data)
-    elif Path(data).expanduser().is_dir():
+    elif is_store(data):
         FeatureStore.open(data)
     elif not Path(data).is_file():
         Features.load(data)  # says what is wrong

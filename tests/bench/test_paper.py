@@ -146,7 +146,8 @@ def test_test_time_training(root, model, tmp_path):
     ]
     assert rows["PromptAlign"] == ["\u2013"] * 3 + ["63.55"]
     titles = [found.title for found in result_tables(runs, "zero_shot")]
-    assert titles[:2] == ["Shift, average of 2 sets, %", "Shift, imagenet_a, %"]
+    assert titles[0] == "Shift, average of 2 sets, %"
+    assert set(titles[1:3]) == {"Shift, imagenet_a, %", "Shift, imagenet_r, %"}
 
 
 def test_without_imagenet_what_learns_nothing_still_runs(root, model, tmp_path):

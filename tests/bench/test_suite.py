@@ -69,6 +69,7 @@ def options(places: Namespace, out: Path, **changes: object) -> Namespace:
     values = {
         "out": str(out),
         "report": None,
+        "into": None,
         "methods": ["linear_probe", "mild"],
         "set": ["mild.method=tip_adapter", "mild.alpha=0.5"],
         "part": "all",

@@ -11,8 +11,17 @@ from torch.nn.functional import cross_entropy
 import rada.training.state as training
 from rada.core.errors import CheckpointError, ConfigError, FeatureError
 from rada.features import ClassSet
-from rada.methods import Method, Run, UnknownClassError, get_method, list_methods, register_method
+from rada.methods import (
+    Method,
+    Run,
+    UnknownClassError,
+    get_method,
+    head_stack,
+    list_methods,
+    register_method,
+)
 from rada.pretrained import Fitted, load_model, save_model
+from rada.training import optimizers
 from rada.training.strength import Strength
 
 # Full fine-tuning has the same matrix, on images, in tests/finetune.
@@ -244,7 +253,7 @@ def test_strength_is_chosen_on_the_shots(name, classes, data):
 @pytest.mark.parametrize("shots", [2, 4])
 def test_folds_of_rada_adapter_make_the_steps_of_the_whole(shots, data, monkeypatch):
     counts = []
-    learn, step = Method.learn, torch.optim.AdamW.step
+    learn, step = Method.learn, optimizers.AdamW.step
 
     def watched_learn(*args, **options):
         counts.append(0)
@@ -254,8 +263,9 @@ def test_folds_of_rada_adapter_make_the_steps_of_the_whole(shots, data, monkeypa
         counts[-1] += 1
         return step(self, *args, **options)
 
+    monkeypatch.setattr(head_stack, "_MOST_ROWS", 0)  # one after another; together: test_strength
     monkeypatch.setattr(Method, "learn", watched_learn)
-    monkeypatch.setattr(torch.optim.AdamW, "step", watched_step)
+    monkeypatch.setattr(optimizers.AdamW, "step", watched_step)
     method = get_method("rada_adapter")
     wanted = method.config(epochs=2, min_steps=11, batch_size=5, hidden=4)
     record = method.fit(data.subset(range(6 * shots)), wanted).record

@@ -51,6 +51,7 @@ def features_of(names: Sequence[str]) -> Features | FeatureStore | None:
         FeatureError: If it cannot be used.
     """
     from rada.features import Features, FeatureStore, names_features
+    from rada.features.store import is_store
 
     found = [name for name in names if names_features(name)]
     if found and len(names) > 1:
@@ -59,8 +60,8 @@ def features_of(names: Sequence[str]) -> Features | FeatureStore | None:
         )
     if not found:
         return None
-    store = Path(found[0]).expanduser().is_dir()
-    return FeatureStore.open(found[0]) if store else Features.load(found[0])
+    opened = FeatureStore.open if is_store(found[0]) else Features.load
+    return opened(found[0])
 
 
 class Places:

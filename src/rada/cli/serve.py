@@ -166,7 +166,11 @@ def _named(text: str) -> tuple[str, str]:
     name, equals, place = text.partition("=")
     if not equals or Path(text).exists():
         place = text
-        name = Path(text).resolve().name if Path(text).exists() else text.rpartition("/")[2]
+        name = (
+            Path(text).resolve().name
+            if Path(text).exists()
+            else text.rstrip("/").rpartition("/")[2]
+        )
         name = re.sub(r"[^\w.-]+", "-", name).strip("-.")
     if not _NAME.fullmatch(name) or not place:
         raise ConfigError(

@@ -45,9 +45,12 @@ _LARGEST_INDEX = 1 << 30
 
 def is_store(path: str | Path) -> bool:
     """Return whether a path is a folder that holds a feature store."""
-    folder = Path(path).expanduser()
-    # One without its index is unfinished, which `FeatureStore.open` says.
-    return (folder / INDEX).is_file() or (folder / "shard-00000.safetensors").is_file()
+    try:
+        folder = Path(path).expanduser()
+        # One without its index is unfinished, which `FeatureStore.open` says.
+        return (folder / INDEX).is_file() or (folder / "shard-00000.safetensors").is_file()
+    except (RuntimeError, OSError, ValueError):  # nobody's home, far too long, a NUL: no path
+        return False
 
 
 def names_features(spec: str | Path) -> bool:

@@ -96,7 +96,7 @@ def _is_saved(spec: str) -> bool:
         folder = Path(spec).expanduser()
         one = (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
         return one or (folder / "dataset_dict.json").is_file()
-    except (OSError, ValueError):
+    except (RuntimeError, OSError, ValueError):  # nobody's home, far too long, a NUL: no path
         return False
 
 
