@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rada.data.images import ImageLike
     from rada.encoders import DualEncoder
 
-__all__ = ["BadImage", "FeatureBatch", "collect", "extract_features", "iter_features"]
+__all__ = ["BadImage", "FeatureBatch", "collect", "extract_features", "fill", "iter_features"]
 
 
 @dataclass(frozen=True)
@@ -253,16 +253,26 @@ def collect(
     Returns:
         The positions of the images that the rows belong to, and the images left out.
     """
+    with progress_bar("Encoding images", len(table), enabled=progress, unit="images") as advance:
+        return fill(batches, table, advance, before)
+
+
+def fill(
+    batches: Iterable[FeatureBatch],
+    table: Tensor,
+    advance: Callable[[int], None],
+    before: Callable[[], None] | None = None,
+) -> tuple[list[int], list[BadImage]]:
+    """Do what `collect` does under a bar of the caller's, of which `advance` is told."""
     kept: list[int] = []
     bad: list[BadImage] = []
-    with progress_bar("Encoding images", len(table), enabled=progress, unit="images") as advance:
-        for batch in batches:
-            if before is not None:
-                before()
-            table[len(kept) : len(kept) + len(batch.indices)] = batch.features
-            kept.extend(batch.indices.tolist())
-            bad.extend(batch.bad)
-            advance(batch.stop - batch.start)
+    for batch in batches:
+        if before is not None:
+            before()
+        table[len(kept) : len(kept) + len(batch.indices)] = batch.features
+        kept.extend(batch.indices.tolist())
+        bad.extend(batch.bad)
+        advance(batch.stop - batch.start)
     return kept, bad
 
 

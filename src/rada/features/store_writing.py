@@ -19,7 +19,7 @@ from rada.core.storage import storage_errors, write_json
 from rada.core.values import check_count
 from rada.data import ImageSplit
 from rada.data.sources import id_bytes
-from rada.features.extract import BadImage, iter_features
+from rada.features.extract import BadImage, fill, iter_features
 from rada.features.features import Features
 from rada.features.files import file_key, save_features
 from rada.features.processes import OtherProcessError, ProcessGroup, part_of
@@ -297,8 +297,6 @@ def _write_shards(
             start, stop = places[number]
             part = plan.split.subset(np.arange(start, stop))
             table = torch.empty((len(part), plan.views, encoder.dim))
-            kept: list[int] = []
-            bad: list[BadImage] = []
             batches = iter_features(
                 encoder,
                 part,
@@ -308,11 +306,7 @@ def _write_shards(
                 exact_decoding=plan.exact_decoding,
                 **options,
             )
-            for batch in batches:
-                table[len(kept) : len(kept) + len(batch.indices)] = batch.features
-                kept += batch.indices.tolist()
-                bad += batch.bad
-                advance(batch.stop - batch.start)
+            kept, bad = fill(batches, table, advance)
             _save(plan, part, table[: len(kept)], kept, bad, out / _name(number), key, encoder)
 
 

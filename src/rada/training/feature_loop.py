@@ -232,21 +232,14 @@ def train(
         with progress_bar(description, steps, enabled=progress, unit="step") as advance:
             advance(state.epoch * per_epoch)
             for epoch in range(state.epoch, epochs):
-                left = steps - epoch * per_epoch
                 drawn = (
                     _steps(data, recipe, seed, classes_per_step, epoch, shortlists)
                     if batches is None
                     else batches(epoch)
                 )
-                rates = (
-                    learning_rate(recipe, epoch * per_epoch + number, per_epoch, steps)
-                    for number in itertools.count()
-                )
-                paced = zip(
-                    range(epoch * per_epoch + 1, epoch * per_epoch + 1 + left),
-                    drawn,
-                    rates,
-                    strict=False,
+                paced = (
+                    (number + 1, step, learning_rate(recipe, number, per_epoch, steps))
+                    for number, step in zip(range(epoch * per_epoch, steps), drawn, strict=False)
                 )
                 entry, last = _epoch(model, loss, optimizer, paced, advance)
                 state.history.append(entry)

@@ -7,6 +7,7 @@ import dataclasses
 from abc import ABC
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -24,6 +25,7 @@ from rada.training.checkpoints import Checkpoints
 from rada.training.encoder_config import EncoderConfig
 from rada.training.encoder_training import EncoderJob, train_encoder
 from rada.training.feature_loop import Losses, seeded
+from rada.training.strength import Strength
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder
@@ -139,6 +141,9 @@ class EncoderMethod(EncoderTraining, ABC):
         with seeded(run.seed):
             model = self._tuned(facts, config, own, data.class_set().text_features)
         model.keep_pretrained()
+        if self.has_head:
+            given = 1.0 if config.strength == "auto" else float(config.strength)
+            model.strength = Strength(given, classes=data.classes)
         return model
 
     def _tuned(self, facts: Facts, config: Any, encoder: DualEncoder, text: Tensor) -> TunedModel:
@@ -146,9 +151,32 @@ class EncoderMethod(EncoderTraining, ABC):
         return TunedModel(self, facts, config, encoder, text)
 
     def train(self, model: AdaptedModel, data: Features, config: Any, run: Run) -> AdaptedModel:
-        """Train the model on the images."""
+        """Train the model on the images; choose the strength of a head by whole runs on parts of them."""
         assert isinstance(model, TunedModel)
+        if self.has_head and config.strength == "auto":
+            self._choose_strength(model, data, config, run)
         return self.tune(model, data, config, run)
+
+    def _choose_strength(self, model: TunedModel, data: Features, config: Any, run: Run) -> None:
+        # A fold of fewer images makes as many steps as the final run, whose curve its own stands for.
+        steps = config.epochs * -(-len(data) // config.batch_size)
+        fold_config = dataclasses.replace(config, strength=1.0, select="last")
+
+        def fit_part(part: Features, path: Path | None) -> AdaptedModel:
+            model.load_tuned(model.pretrained)  # functions of the user's own are trained in place
+            own = dataclasses.replace(
+                run,
+                state_dir=None if path is None else path.with_suffix(""),
+                after_epoch=None,
+                select=None,
+                log_path=None,
+                trackers=(),
+            )
+            fold = self.start(part, fold_config, own)
+            return self.tune(fold, part, fold_config, own, steps)
+
+        self.choose_strength(model, data, run, fit_part, config.strength_folds)
+        model.load_tuned(model.pretrained)
 
     def tune(
         self,

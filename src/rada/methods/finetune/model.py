@@ -36,7 +36,7 @@ class EncoderTraining(Method, ABC):
     """What a model asks of the method that trains it: which parts it has, and their loss.
 
     Attributes:
-        has_head: Whether it has a RAda head.
+        has_head: Whether it has a RAda head; its configuration then has `strength` and `strength_folds`.
         has_class_weights: Whether it learns one vector and one bias for each class instead of asking
             the text encoder.
         learns_scale: Whether the logit scale learns.

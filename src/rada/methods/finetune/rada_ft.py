@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch.nn.functional import cross_entropy
 
 from rada.core.config import Config
 from rada.features import Features
-from rada.methods.base import AdaptedModel, Run
+from rada.methods.base import Run
 from rada.methods.finetune.base import EncoderConfig, EncoderMethod, weighted
 from rada.methods.finetune.model import TunedModel
 from rada.methods.rada import RADA, SOURCE, EFTConfig
 from rada.methods.registry import register_method
 from rada.training.batches import Batch
 from rada.training.feature_loop import Losses
-from rada.training.strength import Strength
 
 __all__ = ["FFTConfig", "RAdaFT", "RAdaFTConfig"]
 
@@ -96,45 +94,6 @@ class RAdaFT(EncoderMethod):
     config: ClassVar[type[Config]] = RAdaFTConfig
     trains: str = "the encoder and the head"
     has_head: bool = True
-
-    def start(self, data: Features, config: RAdaFTConfig, run: Run) -> TunedModel:
-        """Return the zero-shot model, with an encoder of its own and a head whose mask is one."""
-        model = super().start(data, config, run)
-        given = 1.0 if config.strength == "auto" else float(config.strength)
-        model.strength = Strength(given, classes=data.classes)
-        return model
-
-    def train(
-        self, model: AdaptedModel, data: Features, config: RAdaFTConfig, run: Run
-    ) -> AdaptedModel:
-        """Choose the strength by whole runs on parts of the images, then train the model."""
-        assert isinstance(model, TunedModel)
-        if config.strength == "auto":
-            self._choose_strength(model, data, config, run)
-        return self.tune(model, data, config, run)
-
-    def _choose_strength(
-        self, model: TunedModel, data: Features, config: RAdaFTConfig, run: Run
-    ) -> None:
-        # A fold of fewer images makes as many steps as the final run, whose curve its own stands for.
-        steps = config.epochs * -(-len(data) // config.batch_size)
-        fold_config = replace(config, strength=1.0, select="last")
-
-        def fit_part(part: Features, path: Path | None) -> AdaptedModel:
-            model.load_tuned(model.pretrained)  # functions of the user's own are trained in place
-            own = replace(
-                run,
-                state_dir=None if path is None else path.with_suffix(""),
-                after_epoch=None,
-                select=None,
-                log_path=None,
-                trackers=(),
-            )
-            fold = self.start(part, fold_config, own)
-            return self.tune(fold, part, fold_config, own, steps)
-
-        self.choose_strength(model, data, run, fit_part, config.strength_folds)
-        model.load_tuned(model.pretrained)
 
     def first(self, model: TunedModel, data: Features, run: Run) -> None:
         """Train the head as the method `rada` does, unless everything is to learn from the start."""

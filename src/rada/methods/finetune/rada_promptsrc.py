@@ -7,19 +7,17 @@ them.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from rada.core.config import Config
 from rada.features import Features
-from rada.methods.base import AdaptedModel, Run
+from rada.methods.base import Run
 from rada.methods.finetune.base import EncoderConfig
 from rada.methods.finetune.model import TunedModel
 from rada.methods.finetune.promptsrc import PromptSRC, PromptSRCConfig, PromptSRCModel
 from rada.methods.rada import RADA, SOURCE, EFTConfig
 from rada.methods.registry import register_method
-from rada.training.strength import Strength
 
 __all__ = ["RAdaPromptSRC", "RAdaPromptSRCConfig"]
 
@@ -82,37 +80,6 @@ class RAdaPromptSRC(PromptSRC):
     config: ClassVar[type[Config]] = RAdaPromptSRCConfig
     trains: str = "tokens in the layers of both encoders, then the head"
     has_head: bool = True
-
-    def start(self, data: Features, config: Any, run: Run) -> TunedModel:
-        """Return PromptSRC before training, with a head whose mask is one."""
-        model = super().start(data, config, run)
-        given = 1.0 if config.strength == "auto" else float(config.strength)
-        model.strength = Strength(given, classes=data.classes)
-        return model
-
-    def train(self, model: AdaptedModel, data: Features, config: Any, run: Run) -> AdaptedModel:
-        """Choose the strength by whole runs on parts of the images, then train tokens and head."""
-        assert isinstance(model, TunedModel)
-        if config.strength == "auto":
-            self._choose_strength(model, data, config, run)
-        return self.tune(model, data, config, run)
-
-    def _choose_strength(
-        self, model: TunedModel, data: Features, config: RAdaPromptSRCConfig, run: Run
-    ) -> None:
-        # A fold of fewer images makes as many steps as the final run, whose curve its own stands for.
-        steps = config.epochs * -(-len(data) // config.batch_size)
-        fold_config = replace(config, strength=1.0, select="last")
-
-        def fit_part(part: Features, path: Path | None) -> AdaptedModel:
-            folder = None if path is None else path.with_suffix("")
-            own = replace(
-                run, state_dir=folder, after_epoch=None, select=None, log_path=None, trackers=()
-            )
-            fold = self.start(part, fold_config, own)
-            return self.tune(fold, part, fold_config, own, steps)
-
-        self.choose_strength(model, data, run, fit_part, config.strength_folds)
 
     def tune(
         self,
