@@ -301,7 +301,10 @@ def test_ctrl_c_ends_cleanly(split, cache, tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode != 0 and "KeyboardInterrupt" in stderr
-    assert stderr.count("Traceback") == 1, stderr
+    # An interrupt that comes while the library handles an error is printed after that error: the two are
+    # one traceback. More of them would be those of workers that the interrupt reached as well.
+    chained = stderr.count("During handling of the above exception")
+    assert stderr.count("Traceback") - chained == 1, stderr
     wait_until(lambda: not group_is_alive(process.pid), 30)
 
 
