@@ -407,6 +407,8 @@ def _filled(
                 f"{str(path)!r} does not fit its configuration: {name!r} has the shape "
                 f"{shapes.get(name)}, {wanted.get(name)} is needed"
             )
+    # A file's tensors stand at any address, and sums over numbers at odd ones differ in their last bits.
+    state = {name: value.clone() for name, value in state.items()}
     model.load_state_dict(state, strict=False, assign=True)
     return model if encoder is None or not method.train_encoder else model.to(encoder.device)
 

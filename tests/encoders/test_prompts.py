@@ -89,6 +89,45 @@ def test_deep_image_prompts(encoder, images):
     torch.testing.assert_close(encoder.forward_images(pixels), plain)
 
 
+def test_tokens_inserted_into_the_last_layers_of_texts(encoder):
+    tokens = encoder.tokenize(WORDS)
+    plain = encoder.forward_texts(tokens)
+    width = encoder.embed_tokens(tokens).shape[-1]
+    layers = len(encoder.text_layers())
+    rows = [torch.randn(2, width, requires_grad=True) for _ in range(layers - 1)]
+    with encoder.inserted_tokens("text", rows) as seen:
+        found = encoder.forward_texts(tokens)
+        alone = encoder.forward_texts(encoder.tokenize(WORDS[:1]))
+    assert not torch.allclose(found, plain, atol=1e-4)
+    # Padding is still seen by nobody, and the rows behind the last layer are where they were.
+    torch.testing.assert_close(found[:1], alone, atol=1e-5, rtol=1e-4)
+    found[:, 0].sum().backward()
+    assert all(row.grad.abs().sum() > 0 for row in rows)
+    torch.testing.assert_close(encoder.forward_texts(tokens), plain)
+    if (
+        encoder.family == "clip"
+    ):  # they see the start mark and each other, not the words behind them
+        torch.testing.assert_close(seen[0][0], seen[0][1], atol=1e-5, rtol=1e-4)
+    with pytest.raises(EncoderError, match="at most one group a layer"):
+        encoder.inserted_tokens("text", rows * 9).__enter__()
+
+
+def test_tokens_inserted_into_images_stand_anywhere(encoder, images):
+    if "deep_image_prompts" not in encoder.capabilities:
+        return
+    pixels = torch.stack([encoder.preprocess(image) for image in images])
+    width = 64 if encoder.family == "open_clip" else 32
+    rows = [torch.randn(3, width) for _ in encoder.image_layers()[1:]]
+    with encoder.deep_image_prompts([None, *rows]):
+        expected = encoder.forward_images(pixels)
+    with encoder.inserted_tokens("image", rows) as seen:
+        found = encoder.forward_images(pixels)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert seen[0].shape == (len(pixels), 3, width)
+    norm = encoder.image_output_norm()
+    assert isinstance(norm, torch.nn.LayerNorm) and norm(seen[0]).shape == seen[0].shape
+
+
 def test_too_long_a_context_is_refused(encoder):
     with pytest.raises(EncoderError, match="do not fit into"):
         encoder.tokenize_with_context(["a dog"], 40)

@@ -111,7 +111,7 @@ def test_every_method_from_features(name: str, fitted: Any, tmp_path: Path) -> N
     settings = ExportSettings(source="features")
     facts = export_model(clf, tmp_path / "out", settings)
     assert facts["classes"] == list(clf.candidates()) and facts["method"] == name
-    dim = clf.model_.facts.dim
+    dim = clf.class_set().text_features.shape[1]
     for count in (1, 5):
         rows = torch.randn(count, dim, generator=torch.Generator().manual_seed(count))
         found = run_onnx(tmp_path / "out", image_features=rows.numpy())
@@ -159,7 +159,7 @@ def test_class_features_as_an_input(name: str, fitted: Any, tmp_path: Path) -> N
         return
     facts = export_model(clf, tmp_path / "out", settings)
     assert facts["classes"] is None and facts["strength"] == clf.model_.strength.value
-    dim = clf.model_.facts.dim
+    dim = clf.class_set().text_features.shape[1]
     rows, text = (normalize(torch.randn(count, dim), dim=-1) for count in (4, 7))
     classes = ClassSet(tuple("abcdefg"), text)
     wanted = clf.model_logits(rows, classes).softmax(-1)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from encoders import tiny_models
+from rada import extract_features
+from rada.data import open_dataset
 from rada.encoders import load_encoder
 
 COLOURS = {
@@ -36,8 +40,6 @@ def write_pictures(root: Path, count: int, seed: int, *, names=COLOURS, shift: i
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory) -> Path:
-    import torch
-
     folder = tmp_path_factory.mktemp("tiny") / "clip"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -62,6 +64,28 @@ def dark(tmp_path_factory) -> Path:
 @pytest.fixture
 def encoder(model_folder):
     return load_encoder(model_folder)
+
+
+def examples_of(encoder, data):
+    """Return the training pictures as features, with class features and scale."""
+    split = open_dataset(data).split("train")
+    features = extract_features(encoder, split, workers=0, progress=False)
+    text = encoder.encode_classes(features.classes)
+    return dataclasses.replace(features, text_features=text, scale=encoder.scale)
+
+
+@pytest.fixture
+def examples(encoder, data):
+    return examples_of(encoder, data)
+
+
+@pytest.fixture(scope="session")
+def open_clip_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("open-clip") / "model"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tiny_models.MAKERS["open_clip"](folder)
+    return folder
 
 
 def lines(path: Path) -> list[dict]:

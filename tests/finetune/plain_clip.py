@@ -26,22 +26,37 @@ def block(layer, x, mask=None, branch=None):
     return x + layer.mlp(layer.layer_norm2(x)) + change
 
 
-def image_features(clip, pixels, prompts=(), branches=()):
-    """Unit-norm features; prompts `(n, W)` behind the patches of the first layers, branches by layer."""
+def inserted_into(x, tokens, first):
+    """Tokens `(n, W)` behind the first row: further ones, or in the place of those of the layer before."""
+    behind = 1 if first else 1 + len(tokens)
+    return torch.cat([x[:, :1], tokens.expand(len(x), -1, -1), x[:, behind:]], 1)
+
+
+def image_features(clip, pixels, prompts=(), branches=(), inserted=()):
+    """Unit-norm features; prompts `(n, W)` behind the patches of the first layers, branches by layer.
+
+    With tokens inserted into the last layers, also the mean of what becomes of them.
+    """
     vision = clip.vision_model
     x = vision.embeddings(pixels)
     if prompts:
         x = torch.cat([x, prompts[0].expand(len(x), -1, -1)], 1)
     x = vision.pre_layrnorm(x)
+    first = len(vision.encoder.layers) - len(inserted)
     for number, layer in enumerate(vision.encoder.layers):
+        if number >= first:
+            x = inserted_into(x, inserted[number - first], number == first)
         if 0 < number < len(prompts):
             tokens = prompts[number].expand(len(x), -1, -1)
             x = torch.cat([x[:, : -tokens.shape[1]], tokens], 1)
         x = block(layer, x, branch=dict(enumerate(branches)).get(number))
-    return normalize(clip.visual_projection(vision.post_layernorm(x[:, 0])), dim=-1)
+    found = normalize(clip.visual_projection(vision.post_layernorm(x[:, 0])), dim=-1)
+    if not inserted:
+        return found
+    return found, vision.post_layernorm(x[:, 1 : 1 + len(inserted[0])]).mean(1)
 
 
-def text_features(clip, ids, prompts=(), branches=(), deep=None):
+def text_features(clip, ids, prompts=(), branches=(), deep=None, inserted=()):
     """Unit-norm features; prompts `(n, E)` behind the start mark of the first layers."""
     text = clip.text_model
     x = text.embeddings.token_embedding(ids)
@@ -53,12 +68,16 @@ def text_features(clip, ids, prompts=(), branches=(), deep=None):
     if prompts:
         x = put(x, prompts[0])
     x = x + text.embeddings.position_embedding.weight[: ids.shape[1]]
-    mask = torch.full((ids.shape[1],) * 2, -torch.inf).triu(1)
+    first = len(text.encoder.layers) - len(inserted)
     for number, layer in enumerate(text.encoder.layers):
+        if number >= first:
+            x = inserted_into(x, inserted[number - first], number == first)
+        mask = torch.full((x.shape[1],) * 2, -torch.inf).triu(1)
         if 0 < number < len(prompts):
             x = put(x, prompts[number])
         if deep is not None and number == deep[0]:
             x = put(x, deep[1])
         x = block(layer, x, mask, branch=dict(enumerate(branches)).get(number))
-    x = text.final_layer_norm(x)[torch.arange(len(ids)), ids.argmax(-1)]
+    ends = ids.argmax(-1) + (len(inserted[0]) if inserted else 0)
+    x = text.final_layer_norm(x)[torch.arange(len(ids)), ends]
     return normalize(clip.text_projection(x), dim=-1)

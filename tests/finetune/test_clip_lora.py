@@ -10,9 +10,9 @@ import torch
 from torch.nn.functional import cross_entropy, linear, normalize
 
 from encoders.tiny_models import MAKERS
-from rada import Classifier, FineTuner, extract_features
+from finetune.conftest import examples_of
+from rada import Classifier, FineTuner
 from rada.core.errors import EncoderError
-from rada.data import open_dataset
 from rada.encoders import load_encoder
 from rada.features import ClassSet
 from rada.methods import Run, get_method
@@ -20,27 +20,6 @@ from rada.pretrained import EncoderId, Fitted, load_model, save_model
 
 METHOD = get_method("clip_lora")
 QUICK = {"epochs": 6, "batch_size": 20, "learning_rate": 1e-2, "augmentation": "plain"}
-
-
-def examples_of(encoder, data):
-    split = open_dataset(data).split("train")
-    features = extract_features(encoder, split, workers=0, progress=False)
-    text = encoder.encode_classes(features.classes)
-    return dataclasses.replace(features, text_features=text, scale=encoder.scale)
-
-
-@pytest.fixture
-def examples(encoder, data):
-    return examples_of(encoder, data)
-
-
-@pytest.fixture(scope="module")
-def open_clip_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("open-clip") / "model"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        MAKERS["open_clip"](folder)
-    return folder
 
 
 def config(**changes):

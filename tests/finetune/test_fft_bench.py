@@ -8,12 +8,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from rada import extract_features
 from rada.bench.plan import Plan
 from rada.bench.run import run_plan
 from rada.core.errors import ConfigError, FeatureError
-from rada.data import open_dataset
-from rada.features import ClassSet, Features
+from rada.features import ClassSet
 from rada.methods import Run, UnknownClassError, get_method, list_methods
 from rada.methods.finetune.base import EncoderConfig
 from rada.pretrained import EncoderId, Fitted, load_model, save_model
@@ -24,6 +22,9 @@ INSIDE = [
     "maple",
     "promptsrc",
     "mma",
+    "mmrl",
+    "dept_maple",
+    "dept_promptsrc",
     "rada_promptsrc",
 ]  # they put something into the encoders
 NAMES = ["prolip", *INSIDE, "ft", "l2_sp", "lp_ft", "flyp", "rada_ft"]
@@ -37,14 +38,6 @@ OWN = {
 def config(name, **changes):
     common = QUICK if name != "prolip" else {}
     return get_method(name).config(**common | OWN.get(name, {}) | changes)
-
-
-@pytest.fixture
-def examples(encoder, data) -> Features:
-    split = open_dataset(data).split("train")
-    features = extract_features(encoder, split, workers=0, progress=False)
-    text = encoder.encode_classes(features.classes)
-    return dataclasses.replace(features, text_features=text, scale=encoder.scale)
 
 
 def predicted(model, examples, classes=None):

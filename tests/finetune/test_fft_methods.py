@@ -26,7 +26,8 @@ from rada.training.feature_loop import seeded
 
 # Those that train whole encoders; those that put something into them have tests of their own.
 ENCODERS = ["ft", "l2_sp", "lp_ft", "flyp", "rada_ft"]
-INSIDE = ["clip_lora", "maple", "promptsrc", "mma", "rada_promptsrc"]
+INSIDE = ["clip_lora", "maple", "promptsrc", "mma", "mmrl", "dept_maple", "dept_promptsrc"]
+INSIDE += ["rada_promptsrc"]
 NAMES = [*ENCODERS, "linear_probe", "rada"]
 QUICK = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "evaluate_every": 0}
 OWN = {

@@ -48,8 +48,13 @@ QUICK: dict[str, dict[str, Any]] = {
     "lp_plus_plus": {"iterations": 40},
     "rla": {"iterations": 20, "learning_rate": 1e-3},
     "clip_lora": {"learning_rate": 1e-2},
+    "mmrl": {"epochs": 2},
     "mma": {"epochs": 2, "learning_rate": 1e-2},
     "tcp": {"epochs": 4},
+    "dept_coop": {"epochs": 3},
+    "dept_kgcoop": {"epochs": 3},
+    "dept_maple": {"epochs": 2, "learning_rate": 1e-2},
+    "dept_promptsrc": {"epochs": 2, "learning_rate": 1e-2},
     "rada_promptsrc": {
         **{"epochs": 2, "learning_rate": 1e-2, "strength": 1.0},
         **{"head_epochs": 2, "head_min_steps": 20},

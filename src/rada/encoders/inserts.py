@@ -34,6 +34,18 @@ class Inserts(nn.Module):
         """Put the parts into the text encoder while the block runs."""
         return nullcontext()
 
+    def width(self, dim: int) -> int:
+        """Return the width of the features of an encoder that has features of `dim` without the parts."""
+        return dim
+
+    def image_features(self, encoder: DualEncoder, features: Tensor) -> Tensor:
+        """Return unit-norm image features `(B, D)` as the parts change them; called inside `in_images`."""
+        return features
+
+    def text_features(self, encoder: DualEncoder, features: Tensor) -> Tensor:
+        """Return unit-norm text features `(K, D)` as the parts change them; called inside `in_texts`."""
+        return features
+
 
 def layer_width(layer: nn.Module) -> int:
     """Return the width of a transformer layer's input, that of its first layer norm.

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 from torch import Tensor
 
 from rada.core.errors import EncoderError
-from rada.encoders.prompts import deep_prompts, insert_context, output_replaced
+from rada.encoders.prompts import (
+    deep_prompts,
+    insert_context,
+    inserted_tokens,
+    output_replaced,
+)
 from rada.encoders.protocol import EncoderProtocol
 from rada.encoders.tokens import Tokens
 
@@ -98,3 +104,28 @@ class PromptLearning(EncoderProtocol):
         self.require("deep_image_prompts")
         with deep_prompts(self.image_layers(), prompts, start=None):
             yield
+
+    @contextlib.contextmanager
+    def inserted_tokens(
+        self, part: Literal["image", "text"], tokens: Sequence[Tensor]
+    ) -> Iterator[list[Tensor]]:
+        """While the block runs, put further tokens into the last layers of one encoder.
+
+        They stand behind the start mark of a text or the class token of an image, where the words and
+        patches move aside for them, and are gone behind the last layer.
+
+        Args:
+            part: "image" or "text".
+            tokens: `(n, W)` for each of the last layers.
+
+        Yields:
+            A list to which every run adds what the last layer made of its tokens, `(B, n, W)`.
+
+        Raises:
+            EncoderError: If the family does not offer `deep_image_prompts` or `deep_text_prompts`.
+        """
+        self.require(f"deep_{part}_prompts")
+        layers = self.image_layers() if part == "image" else self.text_layers()
+        start = 1 if part == "image" else self.context_start
+        with inserted_tokens(layers, tokens, start=start) as seen:
+            yield seen

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rada.core.errors import EncoderError
 from rada.encoders.tokens import Tokens
 
-__all__ = ["deep_prompts", "insert_context", "output_replaced"]
+__all__ = ["deep_prompts", "insert_context", "inserted_tokens", "output_replaced"]
 
 
 def insert_context(tokens: Tokens, length: int, limit: int, *, start: int = 1) -> Tokens:
@@ -133,3 +133,98 @@ def deep_prompts(
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextlib.contextmanager
+def inserted_tokens(
+    layers: Sequence[nn.Module], tokens: Sequence[Tensor], *, start: int
+) -> Iterator[list[Tensor]]:
+    """Put further tokens into the last layers while the block runs, and take them out behind the last.
+
+    The layers before see rows `(B, L, W)` as they are, the last ones rows of L + n, whose masks are widened
+    to match. What reads the rows behind the last layer finds each where it was.
+
+    Args:
+        layers: Transformer layers in order, whose first argument is the hidden states.
+        tokens: `(n, W)` for each of the last layers; each takes the place of what the layer before made of
+            its own.
+        start: Place of the first of them.
+
+    Yields:
+        A list to which every run adds what the last layer made of its tokens, `(B, n, W)`.
+
+    Raises:
+        EncoderError: If there are more tokens than layers, or their numbers differ.
+    """
+    counts = {len(rows) for rows in tokens}
+    if not 1 <= len(tokens) <= len(layers) or len(counts) != 1:
+        raise EncoderError(
+            f"{len(tokens)} groups of {sorted(counts)} tokens for {len(layers)} layers; give at most one "
+            "group a layer, all of one size"
+        )
+    (count,) = counts
+    own = layers[len(layers) - len(tokens) :]
+    seen: list[Tensor] = []
+
+    def put(index: int) -> Any:
+        def change(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+            length = hidden.shape[1] - (0 if index == 0 else count)
+            rows = tokens[index].to(hidden.device, hidden.dtype).expand(len(hidden), -1, -1)
+            after = start if index == 0 else start + count
+            hidden = torch.cat([hidden[:, :start], rows, hidden[:, after:]], 1)
+
+            def wider(value: Any) -> Any:
+                masks = isinstance(value, Tensor) and value.ndim >= 2 and value.shape[-1] == length
+                return _wider(value, start, count) if masks else value
+
+            if not args:
+                others = {name: wider(value) for name, value in kwargs.items()}
+                return args, others | {"hidden_states": hidden}
+            found = {name: wider(value) for name, value in kwargs.items()}
+            return (hidden, *(wider(value) for value in args[1:])), found
+
+        return change
+
+    def take(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        hidden: Tensor = output[0] if isinstance(output, tuple) else output
+        seen.append(hidden[:, start : start + count])
+        rest = torch.cat([hidden[:, :start], hidden[:, start + count :]], 1)
+        return (rest, *output[1:]) if isinstance(output, tuple) else rest
+
+    handles = [
+        layer.register_forward_pre_hook(put(index), with_kwargs=True)
+        for index, layer in enumerate(own)
+    ]
+    handles.append(own[-1].register_forward_hook(take))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _wider(mask: Tensor, start: int, count: int) -> Tensor:
+    """Return an attention mask `(..., L, L)` or `(..., 1, L)` with `count` rows more from `start` on.
+
+    They see, and are seen, as the row before them (the first one where there is none); where rows do not look
+    ahead, they do not either.
+
+    Example:
+        >>> causal = torch.ones(3, 3).triu(1).bool()  # True: is not seen
+        >>> torch.equal(_wider(causal, 1, 2), torch.ones(5, 5).triu(1).bool())
+        True
+    """
+    length, like = mask.shape[-1], max(start - 1, 0)
+    rows = torch.arange(length, device=mask.device)
+    index = torch.cat([rows[:start], rows.new_full((count,), like), rows[start:]])
+    wide = mask.index_select(-1, index)
+    if mask.shape[-2] != length:
+        return wide
+    wide = wide.index_select(-2, index)
+    own = slice(like, start + count + (0 if start else 1))
+    ahead = torch.ones_like(wide[..., own, own], dtype=torch.bool).triu(1)
+    wide[..., own, own] = torch.where(
+        ahead, mask[..., like, like + 1, None, None], wide[..., own, own]
+    )
+    return wide

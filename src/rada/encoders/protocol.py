@@ -147,6 +147,10 @@ class EncoderProtocol(ABC):
         """What normalises the tokens of an image before the first layer; the identity where nothing does."""
         return nn.Identity()
 
+    def image_output_norm(self) -> nn.Module:
+        """What normalises the tokens of an image behind the last layer; the identity where nothing does."""
+        return nn.Identity()
+
     def image_projection_slot(self) -> tuple[nn.Module, str]:
         """Where the last, linear step of the image encoder is kept, which `image_projection` needs.
 
@@ -199,7 +203,8 @@ class EncoderProtocol(ABC):
             EncoderError: If `pixels` has another shape.
         """
         with self._inserted("in_images"):
-            return functional.normalize(self.image_embeddings(self._pixels(pixels)).float(), dim=-1)
+            embeddings = self.image_embeddings(self._pixels(pixels)).float()
+            return self._inside("image_features", functional.normalize(embeddings, dim=-1))
 
     def infer_images(self, pixels: Tensor) -> Tensor:
         """Do the same without gradients, in evaluation mode, as fast as the family can."""
@@ -230,7 +235,8 @@ class EncoderProtocol(ABC):
     def forward_texts(self, tokens: Tokens) -> Tensor:
         """Embed tokens as unit-norm float32 `(K, D)`, differentiably."""
         with self._inserted("in_texts"):
-            return functional.normalize(self.text_embeddings(self._tokens(tokens)).float(), dim=-1)
+            embeddings = self.text_embeddings(self._tokens(tokens)).float()
+            return self._inside("text_features", functional.normalize(embeddings, dim=-1))
 
     def _inserted(self, where: str) -> contextlib.AbstractContextManager[None]:
         """Return a block in which what was put into an encoder is there."""
@@ -238,6 +244,25 @@ class EncoderProtocol(ABC):
             return contextlib.nullcontext()
         found: contextlib.AbstractContextManager[None] = getattr(self.inserts, where)(self)
         return found
+
+    def _inside(self, name: str, features: Tensor) -> Tensor:
+        """Return features as what was put into the encoder changes them."""
+        if self.inserts is None:
+            return features
+        found: Tensor = getattr(self.inserts, name)(self, features)
+        return found
+
+    @property
+    def dim(self) -> int:
+        """Width D of the features, with what was put into the encoder."""
+        if self.inserts is None:
+            return self._dim
+        found: int = self.inserts.width(self._dim)  # type: ignore[operator]  # it is a method
+        return found
+
+    @dim.setter
+    def dim(self, value: int) -> None:
+        self._dim = value
 
     # The model ----------------------------------------------------------------------------
 

@@ -120,11 +120,10 @@ def prompt_methods() -> tuple[str, ...]:
 
 def _has_prompts(kind: object) -> bool:
     """Whether a model is zero-shot with a context, its own or an image's, and no more."""
-    return (
-        isinstance(kind, type)
-        and issubclass(kind, PromptModel)
-        and (kind.prepare is PromptModel.prepare or kind.contexts is not PromptModel.contexts)
-    )
+    if not (isinstance(kind, type) and issubclass(kind, PromptModel)):
+        return False
+    usual = kind.prepare is PromptModel.prepare and kind.score is PromptModel.score
+    return usual or kind.contexts is not PromptModel.contexts
 
 
 def tpt_logits(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -111,15 +112,17 @@ class Recipe(Config):
         self.require(0 <= self.warmup < 1, "warmup", "in [0, 1)")
         self.require(self.epsilon > 0, "epsilon", "above 0")
 
-    def optimizer_for(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        """Return the optimiser of some parameters."""
+    def optimizer_for(self, parameters: list[Any]) -> torch.optim.Optimizer:
+        """Return the optimiser of some parameters, or of groups of them, of which each may name its `lr`."""
         if self.optimizer == "sgd":
             return optimizers.SGD(
                 parameters, lr=self.learning_rate, momentum=0.9, weight_decay=self.weight_decay
             )
         kind = optimizers.Adam if self.optimizer == "adam" else optimizers.AdamW
         # On a CPU the one pass of the fused form takes a seventh of the time of a dozen passes.
-        fused = all(p.device.type == "cpu" and p.is_floating_point() for p in parameters) or None
+        groups = [found["params"] if isinstance(found, dict) else [found] for found in parameters]
+        each = [parameter for group in groups for parameter in group]
+        fused = all(p.device.type == "cpu" and p.is_floating_point() for p in each) or None
         return kind(
             parameters,
             lr=self.learning_rate,
@@ -138,21 +141,28 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def learning_rate(
-    recipe: Recipe, step: int, steps_per_epoch: int, steps: int | None = None
+    recipe: Recipe,
+    step: int,
+    steps_per_epoch: int,
+    steps: int | None = None,
+    peak: float | None = None,
 ) -> float:
     """Return the rate of a step, counted from 0, of `steps` or else of whole epochs.
+
+    It rises to `peak`, the recipe's own for None.
 
     Example:
         >>> recipe = Recipe(epochs=3, learning_rate=1.0)
         >>> [round(learning_rate(recipe, step, 1), 5) for step in range(3)]
         [1e-05, 1.0, 0.75]
     """
+    peak = recipe.learning_rate if peak is None else peak
     if recipe.schedule == "constant":
-        return recipe.learning_rate
+        return peak
     if recipe.schedule == "epochs":
-        return epoch_cosine(recipe.learning_rate, step // steps_per_epoch, recipe.epochs)
+        return epoch_cosine(peak, step // steps_per_epoch, recipe.epochs)
     total = steps or recipe.epochs * steps_per_epoch
-    return warmup_cosine(recipe.learning_rate, step, total, recipe.warmup)
+    return warmup_cosine(peak, step, total, recipe.warmup)
 
 
 def class_logits_loss(logits: Tensor, labels: Tensor, **weighted: Tensor) -> Losses:
@@ -191,7 +201,8 @@ def train(
     """Train the parameters of a model that take gradients.
 
     Args:
-        model: Changed in place; in evaluation mode afterwards.
+        model: Changed in place; in evaluation mode afterwards. Its method `parameter_groups`, where it has
+            one, returns groups with peak rates of their own.
         loss: Returns the losses of a step.
         data: Labelled features; of several views a step takes one of each image at random.
         recipe: How to optimise.
@@ -218,8 +229,11 @@ def train(
         TrainingInterrupted: On Ctrl-C.
         CheckpointError: If the state is damaged.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = recipe.optimizer_for(parameters)
+    groups = getattr(model, "parameter_groups", None)
+    learning = [p for p in model.parameters() if p.requires_grad]
+    optimizer = recipe.optimizer_for(learning if groups is None else groups())
+    for group in optimizer.param_groups:
+        group["peak"] = recipe.learning_rate if groups is None else group["lr"]
     per_epoch = math.ceil(len(data) / recipe.batch_size)
     steps = steps or recipe.epochs * per_epoch
     epochs = math.ceil(steps / per_epoch)
@@ -237,10 +251,9 @@ def train(
                     if batches is None
                     else batches(epoch)
                 )
-                paced = (
-                    (number + 1, step, learning_rate(recipe, number, per_epoch, steps))
-                    for number, step in zip(range(epoch * per_epoch, steps), drawn, strict=False)
-                )
+                numbered = zip(range(epoch * per_epoch, steps), drawn, strict=False)
+                pace = functools.partial(_set_rates, optimizer, recipe, per_epoch, steps)
+                paced = ((number + 1, step, pace(number)) for number, step in numbered)
                 entry, last = _epoch(model, loss, optimizer, paced, advance)
                 state.history.append(entry)
                 state.epoch = epoch + 1
@@ -266,6 +279,15 @@ def train(
     return state.history
 
 
+def _set_rates(
+    optimizer: torch.optim.Optimizer, recipe: Recipe, per_epoch: int, steps: int, number: int
+) -> float:
+    """Tell the optimiser the rates of a step; return that of the first group."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(recipe, number, per_epoch, steps, group["peak"])
+    return float(optimizer.param_groups[0]["lr"])
+
+
 def _epoch(
     model: nn.Module,
     loss: Callable[[Step], Losses],
@@ -273,12 +295,14 @@ def _epoch(
     steps: Iterable[tuple[int, Step, float]],
     advance: Callable[[int], None],
 ) -> tuple[dict[str, float], Step]:
-    """Take the numbered steps of an epoch; return the means of the losses, and the last step."""
+    """Take the numbered steps of an epoch, each with its rate, which the optimiser has been told.
+
+    Returns:
+        The means of the losses, and the last step.
+    """
     totals: dict[str, float] = {}
     seen, rate = 0, 0.0
     for number, step, rate in steps:
-        for group in optimizer.param_groups:
-            group["lr"] = rate
         losses = loss(step)
         reported = _check_loss(losses, f"at step {number}", rate)
         optimizer.zero_grad(set_to_none=True)

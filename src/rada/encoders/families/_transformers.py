@@ -346,6 +346,11 @@ class TransformersEncoder(EncoderFamily):
         found: nn.Module = getattr(self.image_parts()[0], "pre_layrnorm", None) or nn.Identity()
         return found
 
+    def image_output_norm(self) -> nn.Module:
+        """The norm behind the layers of CLIP's kind of image encoders; none elsewhere."""
+        found: nn.Module = getattr(self.image_parts()[0], "post_layernorm", None) or nn.Identity()
+        return found
+
     @cached_property
     def context_start(self) -> int:
         """1 where the tokenizer sets a start mark, otherwise 0."""

@@ -290,6 +290,11 @@ class OpenClipEncoder(EncoderFamily):
         found: nn.Module = getattr(self.model.visual, "ln_pre", None) or nn.Identity()
         return found
 
+    def image_output_norm(self) -> nn.Module:
+        """The norm behind the blocks of a vision transformer."""
+        found: nn.Module = getattr(self.model.visual, "ln_post", None) or nn.Identity()
+        return found
+
     def attention_layers(self, part: Part) -> list[nn.Module]:
         """Blocks of the text transformer, of a vision transformer, or of a network of timm."""
         encoder: Any = self.text_module if part == "text" else self.model.visual

@@ -8,7 +8,7 @@ from abc import ABC
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ from rada.training.strength import Strength
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder
 
-__all__ = ["EncoderConfig", "EncoderMethod", "ImageEncoderConfig", "weighted"]
+__all__ = ["EncoderConfig", "EncoderMethod", "ImageEncoderConfig", "Scored", "weighted"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,22 @@ class ImageEncoderConfig(EncoderConfig):
             "train",
             "'image', since one vector is learned for each class and the text encoder has no part in it",
         )
+
+
+class Scored(NamedTuple):
+    """What a step computes of its images.
+
+    Attributes:
+        images: Their features, `(n, D)`.
+        text: Features of the step's classes, `(C, D)`.
+        logits: `(n, C)`.
+        losses: Losses of single images `(n,)` by name, which add up to what learns.
+    """
+
+    images: Tensor
+    text: Tensor
+    logits: Tensor
+    losses: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -76,8 +92,8 @@ class EncoderMethod(EncoderTraining, ABC):
         Nothing, unless a method says otherwise.
         """
 
-    def loss(self, model: TunedModel, batch: Batch) -> Losses:
-        """Return `loss` (this batch's share of the step's mean) and sums to report.
+    def scored(self, model: TunedModel, batch: Batch) -> Scored:
+        """Return the logits of a batch and the losses of its images, already weighted.
 
         Cross-entropy of the class logits, unless a method says otherwise.
         """
@@ -88,7 +104,12 @@ class EncoderMethod(EncoderTraining, ABC):
         if biases is not None:
             logits = logits + biases
         losses = cross_entropy(logits, batch.labels, reduction="none")
-        return weighted(batch, logits, cross_entropy=losses)
+        return Scored(images, text, logits, {"cross_entropy": losses})
+
+    def loss(self, model: TunedModel, batch: Batch) -> Losses:
+        """Return `loss` (this batch's share of the step's mean) and sums to report."""
+        found = self.scored(model, batch)
+        return weighted(batch, found.logits, **found.losses)
 
     def penalty(self, model: TunedModel) -> Tensor | None:
         """Return what is added to the loss of a step whatever its images, or None."""

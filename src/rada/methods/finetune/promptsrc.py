@@ -16,7 +16,7 @@ from rada.data.templates import PROMPTSRC_TEMPLATES
 from rada.encoders.inserts import Inserts, layer_width
 from rada.features import Features
 from rada.methods.base import Run, Shapes
-from rada.methods.finetune.base import weighted
+from rada.methods.finetune.base import Scored
 from rada.methods.finetune.inserted import (
     DeepPromptConfig,
     DeepPrompts,
@@ -29,7 +29,6 @@ from rada.methods.finetune.inserted import (
 from rada.methods.finetune.model import TunedModel
 from rada.methods.registry import register_method
 from rada.training.batches import Batch
-from rada.training.feature_loop import Losses
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder
@@ -190,7 +189,7 @@ class PromptSRC(InsertMethod):
         assert isinstance(model, PromptSRCModel)
         model.end_epoch(epoch_weights(model.config, epochs)[done - 1])
 
-    def loss(self, model: TunedModel, batch: Batch) -> Losses:
+    def scored(self, model: TunedModel, batch: Batch) -> Scored:
         """Return cross-entropy, the distances to the frozen features, and the divergence of the logits."""
         assert isinstance(model, PromptSRCModel)
         config = model.config
@@ -204,14 +203,13 @@ class PromptSRC(InsertMethod):
         divergence = kl_div(
             logits.log_softmax(1), teacher.log_softmax(1), reduction="none", log_target=True
         )
-        return weighted(
-            batch,
-            logits,
-            cross_entropy=cross_entropy(logits, batch.labels, reduction="none"),
-            text_distance=config.text_weight * far,
-            image_distance=config.image_weight * (images - frozen).abs().mean(1),
-            divergence=divergence.mean(1),
-        )
+        losses = {
+            "cross_entropy": cross_entropy(logits, batch.labels, reduction="none"),
+            "text_distance": config.text_weight * far,
+            "image_distance": config.image_weight * (images - frozen).abs().mean(1),
+            "divergence": divergence.mean(1),
+        }
+        return Scored(images, text, logits, losses)
 
 
 PROMPTSRC = PromptSRC(

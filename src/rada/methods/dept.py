@@ -1,0 +1,224 @@
+"""DePT: a linear probe on shifted features beside learned prompts, so that the prompts stay general.
+
+What only the trained classes need goes into the probe, which sees features of images and of the classes after
+a scale and a shift for each dimension. Among trained classes probe and prompts are added up; any other
+candidates get the prompts alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from rada.core.config import Config
+from rada.features import ClassSet
+from rada.methods.base import Facts, Method
+from rada.methods.coop import CoOpConfig
+from rada.methods.kgcoop import KgCoOpConfig, drift
+from rada.methods.prompts import PromptConfig, PromptMethod, PromptModel
+from rada.methods.registry import register_method
+from rada.training.feature_loop import Losses
+
+if TYPE_CHECKING:
+    from rada.encoders import DualEncoder
+
+__all__ = [
+    "DEPT_SOURCE",
+    "DePTCoOpConfig",
+    "DePTKgCoOpConfig",
+    "DecoupledConfig",
+    "DecoupledHead",
+    "DecoupledModel",
+    "trained_rows",
+]
+
+DEPT_SOURCE = "Zhang et al., DePT: Decoupled Prompt Tuning, CVPR 2024"
+
+
+@dataclass(frozen=True)
+class DecoupledConfig(Config):
+    """What DePT adds to the configuration of the method whose prompts it has.
+
+    Attributes:
+        probe_weight: Weight of the probe in loss and predictions, in [0, 1]; the rest is the prompts'.
+        probe_rate: Peak learning rate of the probe in units of that of the prompts.
+        feature_norm: Length of the features that the probe sees.
+    """
+
+    probe_weight: float = 0.7
+    probe_rate: float = 6.5
+    feature_norm: float = 10.0
+
+    def validate(self) -> None:
+        """Check that every field is in its range."""
+        super().validate()
+        self.require(0 <= self.probe_weight <= 1, "probe_weight", "in [0, 1]")
+        for name in ("probe_rate", "feature_norm"):
+            self.require(getattr(self, name) > 0, name, "above 0")
+
+
+class DecoupledHead(nn.Module):
+    """A scale and a shift for each dimension of both features, and a linear probe behind them.
+
+    Args:
+        dim: Width D of the features.
+        classes: Classes K that it knows.
+        config: Its weight and the length of its features.
+
+    Example:
+        >>> head = DecoupledHead(4, 3, DecoupledConfig())
+        >>> head(torch.eye(4)[:2]).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(self, dim: int, classes: int, config: DecoupledConfig) -> None:
+        super().__init__()
+        self.weight, self.norm = config.probe_weight, config.feature_norm
+        self.image_scale, self.text_scale = (nn.Parameter(torch.ones(dim)) for _ in range(2))
+        self.image_shift, self.text_shift = (nn.Parameter(torch.zeros(dim)) for _ in range(2))
+        self.probe = nn.Linear(dim, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the probe's logits `(B, K)` of unit-norm image features `(B, D)`."""
+        shifted = self.image_scale * (self.norm * images.to(self.image_scale)) + self.image_shift
+        logits: Tensor = self.probe(shifted)
+        return logits
+
+    def of_texts(self, text: Tensor) -> Tensor:
+        """Return the probe's logits `(B, K)` of unit-norm class features `(B, D)`."""
+        shifted = self.text_scale * (self.norm * text.to(self.text_scale)) + self.text_shift
+        logits: Tensor = self.probe(shifted)
+        return logits
+
+    def losses(self, images: Tensor, text: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+        """Return the probe's cross-entropy of each image `(B,)`, its class features an example as it is.
+
+        Args:
+            images: `(B, D)`.
+            text: Features of the step's classes, `(C, D)`.
+            labels: Among these, `(B,)`.
+            rows: Which of the probe's classes they are, `(C,)`.
+        """
+        found = [self(images), self.of_texts(text[labels])]
+        entropies = [
+            cross_entropy(logits[:, rows], labels, reduction="none").to(images) for logits in found
+        ]
+        return torch.stack(entropies).mean(0)
+
+    def fused(self, images: Tensor, host: Tensor, rows: Sequence[int] | None) -> Tensor:
+        """Return the sum of both logits `(B, K)`; those of the prompts where the probe has no rows."""
+        if rows is None:
+            return host
+        probe: Tensor = self(images)[:, list(rows)].to(host)
+        return self.weight * probe + (1 - self.weight) * host
+
+
+def trained_rows(classes: ClassSet, known: Sequence[str]) -> list[int] | None:
+    """Return the rows of candidates among the trained classes; None if one of them is new."""
+    rows = classes.rows_among(known)
+    return None if None in rows else [row for row in rows if row is not None]
+
+
+@dataclass(frozen=True)
+class DePTCoOpConfig(DecoupledConfig, CoOpConfig):
+    """Configuration of DePT on CoOp, as published."""
+
+    epochs: int = 10
+    batch_size: int = 4
+    learning_rate: float = 3.5e-3
+
+
+@dataclass(frozen=True)
+class DePTKgCoOpConfig(DecoupledConfig, KgCoOpConfig):
+    """Configuration of DePT on KgCoOp, as published; `weight` is 2 there, 8 in KgCoOp alone."""
+
+    epochs: int = 10
+    batch_size: int = 4
+    learning_rate: float = 3.5e-3
+    weight: float = 2.0
+
+
+class DecoupledModel(PromptModel):
+    """Learned prompts, and a probe beside them for the trained classes.
+
+    Attributes:
+        decoupled: The probe.
+    """
+
+    def __init__(
+        self, method: Method, facts: Facts, config: Any, context: Tensor, encoder: DualEncoder
+    ) -> None:
+        super().__init__(method, facts, config, context, encoder)
+        self.decoupled = DecoupledHead(facts.dim, len(facts.classes), config)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return what learns, with peak rates: the context's, and the probe's."""
+        config = self.config
+        assert isinstance(config, PromptConfig) and isinstance(config, DecoupledConfig)
+        fast = config.probe_rate * config.learning_rate
+        return [
+            {"params": [self.context], "lr": config.learning_rate},
+            {"params": [*self.decoupled.parameters()], "lr": fast},
+        ]
+
+    def pull(self, learned: ClassSet, written: ClassSet) -> dict[str, Tensor]:
+        """Return what the method of the prompts adds to cross-entropy, with its weight."""
+        return {}
+
+    def loss(self, images: Tensor, labels: Tensor, classes: ClassSet) -> Losses:
+        """Return the weighted sum of the cross-entropies of probe and prompts, and the prompts' pull."""
+        learned, head = self.prepare(classes), self.decoupled
+        logits = self.zero_shot_logits(images, learned)
+        rows = trained_rows(classes, self.facts.classes)
+        assert rows is not None  # a step has trained classes alone
+        place = torch.tensor(rows, device=labels.device)
+        terms = {
+            "cross_entropy": (1 - head.weight) * cross_entropy(logits, labels),
+            "probe": head.weight * head.losses(images, learned.text_features, labels, place).mean(),
+            **self.pull(learned, classes),
+        }
+        with torch.no_grad():
+            right = head.fused(images, logits, rows).argmax(1) == labels
+        reported = {name: term.detach() for name, term in terms.items()}
+        total = torch.stack(list(terms.values())).sum()
+        return {"loss": total, **reported, "accuracy": right.to(logits.dtype).mean()}
+
+    def score(self, images: Tensor, classes: ClassSet) -> Tensor:
+        """Return probe plus prompts among trained classes, else the prompts' `scale * cosine`."""
+        host = self.zero_shot_logits(images, classes)
+        return self.decoupled.fused(images, host, trained_rows(classes, self.facts.classes))
+
+
+class DecoupledKgCoOpModel(DecoupledModel):
+    """The same with class features that are held near those of the data set's own prompts."""
+
+    def pull(self, learned: ClassSet, written: ClassSet) -> dict[str, Tensor]:
+        """Return the weighted distance to the hand-written prompts."""
+        assert isinstance(self.config, KgCoOpConfig)
+        return {"drift": self.config.weight * drift(learned.text_features, written.text_features)}
+
+
+@dataclass(frozen=True)
+class DePTCoOp(PromptMethod):
+    """Starts at the prompt "CONTEXT NAME." beside a probe of random weights."""
+
+    config: ClassVar[type[Config]] = DePTCoOpConfig
+    model = DecoupledModel
+    trains: str = "context vectors of the prompt, and a probe of both features beside it"
+
+
+@dataclass(frozen=True)
+class DePTKgCoOp(DePTCoOp):
+    """Starts at the prompt "CONTEXT NAME." beside a probe of random weights."""
+
+    config: ClassVar[type[Config]] = DePTKgCoOpConfig
+    model = DecoupledKgCoOpModel
+
+
+register_method(DePTCoOp("dept_coop", "DePT + CoOp", DEPT_SOURCE))
+register_method(DePTKgCoOp("dept_kgcoop", "DePT + KgCoOp", DEPT_SOURCE))
