@@ -72,7 +72,7 @@ class ClassifierAnswers(ClassifierBase):
         classes = inputs.class_set(self.candidates(), features)
         scale = None if features is None else inputs.scale_for(features)
 
-        def predict(views: Tensor) -> Tensor:
+        def predict(views: Tensor, _: object = None) -> Tensor:
             # threads of a small head would wait for the cores that are encoding the next images
             small = len(views) * classes.text_features.numel() < _SMALL_HEAD
             with one_thread(views.device.type == "cpu" and small):

@@ -16,6 +16,7 @@ from rada.core.errors import FeatureError
 from rada.core.values import check_count
 from rada.core.warn import warn
 from rada.features import Features, iter_features
+from rada.features.images import ImageItem, portable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -111,7 +112,7 @@ def rank(probabilities: Tensor, classes: Sequence[str], top_k: int) -> list[list
 def stream_predictions(
     encoder: DualEncoder,
     images: Iterable[ImageLike],
-    predict: Callable[[Tensor], Tensor],
+    predict: Callable[[Tensor, Sequence[ImageItem]], Tensor],
     classes: Sequence[str],
     top_k: int = 1,
     **options: Any,
@@ -121,7 +122,7 @@ def stream_predictions(
     Args:
         encoder: Encodes the images.
         images: What `rada.data.open_image` takes, consumed as predictions are taken.
-        predict: Makes logits `(n, K)` of views `(n, V, D)`.
+        predict: Makes logits `(n, K)` of views `(n, V, D)`, and of the images behind them.
         classes: The K classes.
         top_k: Classes to name for each, best first.
         options: As for `rada.features.iter_features`.
@@ -130,24 +131,29 @@ def stream_predictions(
         DataError: If an image cannot be read and bad ones are not to be skipped.
     """
     warn_of_one_class(classes)
-    names: deque[str] = deque()
+    waiting: deque[tuple[str, ImageItem]] = deque()
 
-    def named() -> Iterator[ImageLike]:
+    def named() -> Iterator[Any]:
         for index, image in enumerate(images):
             path = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {index}"
-            names.append(path)
-            yield image
+            item = portable(image)  # an open file can be read but once
+            waiting.append((path, item))
+            yield item
 
     for batch in iter_features(encoder, named(), **options):
         bad = {image.index: image.reason for image in batch.bad}
+        here = range(batch.start, batch.stop)
+        found = {index: waiting.popleft() for index in here}
         ranked: Iterator[list[Prediction]] = iter(())
         if len(batch.features):
-            ranked = iter(rank(probabilities_of(predict(batch.features)), classes, top_k))
-        for index in range(batch.start, batch.stop):
+            items = [item for index, (_, item) in found.items() if index not in bad]
+            ranked = iter(rank(probabilities_of(predict(batch.features, items)), classes, top_k))
+        for index in here:
+            name = found[index][0]
             if index in bad:
-                yield StreamAnswer(names.popleft(), None, bad[index])
+                yield StreamAnswer(name, None, bad[index])
             else:
-                yield StreamAnswer(names.popleft(), next(ranked), "")
+                yield StreamAnswer(name, next(ranked), "")
 
 
 def stream_features(

@@ -18,7 +18,8 @@ from rada.data.prompts import ClassNamesSource
 from rada.encoders import DualEncoder
 from rada.evaluating import evaluate_opened, open_to_evaluate, training_features
 from rada.evaluation import Evaluation
-from rada.features import ClassSet, Features, FeatureStore
+from rada.features import ClassSet, Features, FeatureStore, ViewPixels
+from rada.features.images import ImageItem
 from rada.inputs import Data, data_name
 from rada.methods import AdaptedModel
 from rada.predictions import NamesImages, StreamAnswer, stream_features, stream_predictions
@@ -26,7 +27,7 @@ from rada.test_time import Explanation, TTTConfig, ViewConfig, explain, get_test
 from rada.test_time.base import TestTimeMethod, ViewPredictor, predict_data_set
 from rada.test_time.rada import RAdaTestTime
 from rada.test_time.registry import test_time_method_of
-from rada.test_time.views import view_transform
+from rada.test_time.views import pixels_of, view_transform
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -126,7 +127,8 @@ class TestTimeAdapter(NamesImages):
         if features is None:
             return np.zeros((0, len(classes)), np.float32)
         scale = self.classifier.inputs.scale_for(features)
-        found: NDArray[np.float32] = self._predict(features.image_features, classes, scale).numpy()
+        views = features.image_features
+        found: NDArray[np.float32] = self._predict(views, classes, scale, features).numpy()
         return found
 
     def predict_stream(
@@ -144,16 +146,21 @@ class TestTimeAdapter(NamesImages):
         if isinstance(images, Features):
             features, classes = self._to_predict(images)
             scale = inputs.scale_for(features)
-            yield from stream_features(
-                images, lambda views: self._predict(views, classes, scale), classes.names, top_k
-            )
+            place = 0
+
+            def of_rows(views: Tensor) -> Tensor:
+                nonlocal place
+                place += len(views)
+                return self._predict(views, classes, scale, images, place - len(views))
+
+            yield from stream_features(images, of_rows, classes.names, top_k)
             return
         classes = self.classifier.class_set()
         scale = inputs.scale_for()
         yield from stream_predictions(
             inputs.slot.get(),
             images,
-            lambda views: self._predict(views, classes, scale),
+            lambda views, behind: self._predict(views, classes, scale, behind),
             classes.names,
             top_k,
             batch_size=IMAGES_AT_ONCE,
@@ -223,7 +230,8 @@ class TestTimeAdapter(NamesImages):
         assert scale is not None
         # A stream of its own: the same data gives the same numbers, and predictions go on undisturbed.
         predict = self._predictor(classes, views.dim, scale)
-        rows = {"test_time": predict_data_set(predict, views, self.config.seed)}
+        pixels = self._pixels(views, classes, scale)
+        rows = {"test_time": predict_data_set(predict, views, self.config.seed, pixels)}
         if baselines and views.num_views > 1:
             model = self._model(classes, views.dim, scale)
             for name in BASELINES:
@@ -251,7 +259,15 @@ class TestTimeAdapter(NamesImages):
         self.method.check(model)
         return model
 
-    def _predict(self, views: Tensor, classes: ClassSet, scale: float) -> Tensor:
+    def _predict(
+        self,
+        views: Tensor,
+        classes: ClassSet,
+        scale: float,
+        behind: Features | Sequence[ImageItem],
+        first: int = 0,
+    ) -> Tensor:
+        """Return logits of views, those of the images `behind` from the number `first` on."""
         clf, running = self.classifier, self._running
         key = (classes.names, scale, clf.model_, clf.strength_for(classes.names))
         if (
@@ -261,7 +277,20 @@ class TestTimeAdapter(NamesImages):
         ):
             predictor = self._predictor(classes, views.shape[-1], scale)
             self._running = running = (key, classes.text_features, predictor)
-        return running[2](views)
+        pixels = self._pixels(behind, classes, scale)
+        if pixels is None:
+            return running[2](views)
+        return running[2](views, lambda image, numbers: pixels(first + image, numbers))
+
+    def _pixels(
+        self, behind: Features | Sequence[ImageItem], classes: ClassSet, scale: float
+    ) -> ViewPixels | None:
+        """Return what makes the views of images again, where the method reads pixels."""
+        if not self.method.reads_pixels:
+            return None
+        model = self._model(classes, classes.text_features.shape[1], scale)
+        exact = self.classifier.exact_decoding
+        return pixels_of(self.method, model, behind, self.config, exact_decoding=exact)
 
     def _predictor(self, classes: ClassSet, dim: int, scale: float) -> ViewPredictor:
         """Return what predicts images, with a stream of its own."""

@@ -53,7 +53,8 @@ def quick(name: str) -> list[str]:
     """Settings that make every method of a table short."""
     words = []
     for label in PAPER[name].methods():
-        method, _, test_time = label.partition("+")
+        named = PAPER[name].options.get(label, {}).get("method", label)
+        method, _, test_time = named.partition("+")
         config = get_method(method).config
         fields = QUICK.get(method, {}) | (TUNED if issubclass(config, EncoderConfig) else {})
         known = config().to_dict()
@@ -144,7 +145,12 @@ def test_test_time_training(root, model, tmp_path):
         f"{50 * (a + r):.1f}",
         "62.84",
     ]
-    assert rows["PromptAlign"] == ["\u2013"] * 3 + ["63.55"]
+    for row, label in (("PromptAlign", "maple+prompt_align"), ("MaPLe + TPT", "maple-tpt")):
+        (a,) = runs.values("shift", "imagenet_a", label, 1, "test").values()
+        assert rows[row][0] == f"{100 * a:.1f}" and label in labels
+    assert rows["PromptAlign"][-1] == "63.55"
+    found = PAPER["ttt"].options["maple-tpt"]
+    assert (found["test_time.weight"], found["test_time.learning_rate"]) == (0.0, 0.04)
     titles = [found.title for found in result_tables(runs, "zero_shot")]
     assert titles[0] == "Shift, average of 2 sets, %"
     assert set(titles[1:3]) == {"Shift, imagenet_a, %", "Shift, imagenet_r, %"}

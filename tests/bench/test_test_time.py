@@ -100,7 +100,7 @@ def test_features_give_the_numbers_of_the_adapter(name, viewed, tmp_path):
 @pytest.mark.parametrize(
     ("label", "options"),
     [("zero_shot+tpt", {}), ("coop+tpt", {"epochs": 2}), ("rada+rada", QUICK["rada"]),
-     ("ft+mean_of_views", TUNED),
+     ("ft+mean_of_views", TUNED), ("maple+prompt_align", TUNED),
      ("rada_ft+rada", TUNED | {"head_epochs": 1, "strength": 1.0})],
 )  # fmt: skip
 def test_images_give_the_numbers_of_the_adapter(label, options, photos, model_folder, tmp_path):

@@ -32,10 +32,11 @@ def inserted_into(x, tokens, first):
     return torch.cat([x[:, :1], tokens.expand(len(x), -1, -1), x[:, behind:]], 1)
 
 
-def image_features(clip, pixels, prompts=(), branches=(), inserted=()):
+def image_features(clip, pixels, prompts=(), branches=(), inserted=(), inputs=None):
     """Unit-norm features; prompts `(n, W)` behind the patches of the first layers, branches by layer.
 
-    With tokens inserted into the last layers, also the mean of what becomes of them.
+    With tokens inserted into the last layers, also the mean of what becomes of them. What goes into each
+    layer joins the list `inputs`.
     """
     vision = clip.vision_model
     x = vision.embeddings(pixels)
@@ -49,6 +50,8 @@ def image_features(clip, pixels, prompts=(), branches=(), inserted=()):
         if 0 < number < len(prompts):
             tokens = prompts[number].expand(len(x), -1, -1)
             x = torch.cat([x[:, : -tokens.shape[1]], tokens], 1)
+        if inputs is not None:
+            inputs.append(x)
         x = block(layer, x, branch=dict(enumerate(branches)).get(number))
     found = normalize(clip.visual_projection(vision.post_layernorm(x[:, 0])), dim=-1)
     if not inserted:

@@ -17,6 +17,7 @@ from rada.core.errors import ConfigError, DataError
 from rada.data import open_dataset
 from rada.methods import get_method, list_methods
 from rada.test_time import list_test_time_methods
+from rada.test_time.prompt_align import aligned_methods
 from rada.test_time.tpt import prompt_methods
 
 __all__ = ["ALL_IMAGES", "PAPER", "PaperTable", "paper_plan", "present", "without"]
@@ -52,7 +53,7 @@ class PaperTable:
     def labels_of(self, row: str) -> tuple[str, ...]:
         """Return the methods of a row that the registries have, as labels of a plan."""
         if row in self.labels:
-            return tuple(label for label in self.labels[row] if label.partition("+")[0] in _names())
+            return tuple(label for label in self.labels[row] if self._method(label) in _names())
         below, plus, above = row.rpartition(" + ")
         ways = {method.title: method.name for method in list_test_time_methods()}
         if self.name == "ttt" and plus and above in ways:
@@ -60,6 +61,11 @@ class PaperTable:
                 f"{name}+{ways[above]}" for name in _titled(below) if name in prompt_methods()
             )
         return _titled(row)
+
+    def _method(self, label: str) -> str:
+        """Return the method of a label, which may be a name for another one with options."""
+        named = str(self.options.get(label, {}).get("method", label))
+        return named.partition("+")[0]
 
     def methods(self) -> tuple[str, ...]:
         """Return the labels of all rows, in order."""
@@ -78,8 +84,10 @@ class PaperTable:
             found = [name for name in names if get_method(name).train_encoder]
         else:
             starts = ("zero_shot", *prompt_methods())
-            found = [f"zero_shot+{method.name}" for method in list_test_time_methods()]
+            ways = [m.name for m in list_test_time_methods() if m.name != "prompt_align"]
+            found = [f"zero_shot+{name}" for name in ways]
             found += [f"{name}+tpt" for name in starts]
+            found += [f"{name}+prompt_align" for name in aligned_methods()]
         return tuple(label for label in _unique(found) if label not in self.methods())
 
 
@@ -102,6 +110,9 @@ def _unique(values: Iterable[str]) -> tuple[str, ...]:
 
 _TUNED = {"batch_size": 512, "warmup": 0.02}
 """As FLYP and FT publish for ImageNet; of 25,000 steps 500 are warm-up."""
+
+_ALIGNED = {"depth": 3, "epochs": 2, "learning_rate": 2.6e-3, "test_time.learning_rate": 0.04}
+"""As PromptAlign's code has it for variants of ImageNet."""
 
 PAPER = {
     "eft": PaperTable(
@@ -191,11 +202,17 @@ PAPER = {
         {
             "CLIP": ("zero_shot",),
             "TPT": ("zero_shot+tpt",),
-            "PromptAlign": (),
+            "MaPLe + TPT": ("maple-tpt",),
+            "PromptAlign": ("maple+prompt_align",),
             "RAda": ("zero_shot+rada",),
             "RAda from 16-shot ImageNet": ("rada+rada",),
         },
-        "The paper publishes no hyper-parameters of RAda at test time.",
+        "The paper publishes no hyper-parameters of RAda at test time. PromptAlign compares tokens with "
+        "those of the 16 shots of ImageNet that its prompts learn from; as published, with those of all.",
+        {
+            "maple+prompt_align": _ALIGNED,
+            "maple-tpt": _ALIGNED | {"method": "maple+prompt_align", "test_time.weight": 0.0},
+        },
     ),
 }
 """The paper's tables by name."""

@@ -29,7 +29,7 @@ from rada.features import ClassSet, FeatureCache, Features, extract_features
 from rada.methods import AdaptedModel, Run, UnknownClassError, get_method
 from rada.test_time import TestTimeMethod, ViewConfig, get_test_time_method
 from rada.test_time.base import predict_data_set
-from rada.test_time.views import view_transform
+from rada.test_time.views import pixels_of, view_transform
 
 __all__ = ["RunSummary", "run_cell", "run_plan"]
 
@@ -336,4 +336,5 @@ def _logits(
         options["view_transform"] = view_transform(model.encoder, config)
         images = data.labelled_images()
         data = extract_features(model.encoder, images, **options)
-    return predict_data_set(method.predictor(model, classes, config), data, config.seed)
+    pixels = pixels_of(method, model, data, config)
+    return predict_data_set(method.predictor(model, classes, config), data, config.seed, pixels)

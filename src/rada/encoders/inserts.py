@@ -14,7 +14,7 @@ from rada.core.errors import EncoderError
 if TYPE_CHECKING:
     from rada.encoders.base import DualEncoder
 
-__all__ = ["Inserts", "first_norm", "layer_width", "residual_branches"]
+__all__ = ["Inserts", "first_norm", "layer_inputs", "layer_width", "residual_branches"]
 
 _FIRST_NORMS = ("ln_1", "layer_norm1", "norm1", "layernorm_before")
 
@@ -122,6 +122,47 @@ def residual_branches(
     ]
     try:
         yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def layer_inputs(layers: Sequence[nn.Module]) -> Iterator[list[list[Tensor]]]:
+    """Note what goes into layers while the block runs, with the tokens that were put there.
+
+    Args:
+        layers: Transformer layers that begin with a norm.
+
+    Yields:
+        For each layer its inputs `(B, L, W)`, one a run.
+
+    Raises:
+        EncoderError: If a layer does not begin with a norm.
+
+    Example:
+        >>> import torch
+        >>> layer, rows = nn.TransformerEncoderLayer(16, 2, norm_first=True), torch.ones(1, 3, 16)
+        >>> with layer_inputs([layer]) as seen:
+        ...     _ = layer(rows)
+        >>> torch.equal(seen[0][0], rows)
+        True
+    """
+    seen: list[list[Tensor]] = [[] for _ in layers]
+    norms = [first_norm(layer) for layer in layers]
+    if any(isinstance(norm, nn.Identity) for norm in norms):
+        raise EncoderError(
+            "the layers of this encoder do not begin with a norm: their inputs cannot be seen"
+        )
+
+    def note(place: list[Tensor]) -> Any:
+        return lambda _, args: place.append(args[0])
+
+    handles = [
+        norm.register_forward_pre_hook(note(place)) for norm, place in zip(norms, seen, strict=True)
+    ]
+    try:
+        yield seen
     finally:
         for handle in handles:
             handle.remove()

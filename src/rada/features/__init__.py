@@ -5,6 +5,7 @@ from rada.features.checks import CheckedFeatures, FeatureWarning, check_features
 from rada.features.classes import ClassSet
 from rada.features.extract import BadImage, FeatureBatch, extract_features, iter_features
 from rada.features.features import Features
+from rada.features.pixels import ViewPixels
 from rada.features.store import FeatureStore, names_features
 from rada.features.work import ViewTransform
 
@@ -19,6 +20,7 @@ __all__ = [
     "FeatureStore",
     "FeatureWarning",
     "Features",
+    "ViewPixels",
     "ViewTransform",
     "check_features",
     "extract_features",

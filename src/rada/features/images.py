@@ -131,7 +131,7 @@ class ListReader:
 
     def items(self) -> Iterator[ImageItem]:
         """Yield the images in a form that can be sent to a worker."""
-        return map(_portable, self._images)
+        return map(portable, self._images)
 
     def open(self, item: ImageItem) -> OpenImage:
         """Read one image."""
@@ -157,12 +157,14 @@ class ListReader:
         return f"<{type(item).__name__}>"
 
 
-def _portable(image: Any) -> ImageItem:
+def portable(image: Any) -> ImageItem:
     """Return a path, bytes or an RGB image in place of an image of any kind.
 
     Pillow's own images and open files lose their tags, or cannot go at all, to another process.
     """
     if isinstance(image, str | os.PathLike | bytes):
+        return image
+    if isinstance(image, _Unusable):
         return image
     try:
         return open_image(image)

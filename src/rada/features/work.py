@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -145,6 +145,15 @@ class BatchWork(Dataset[JobResult]):
         if not self.encode_here:
             return dataclasses.replace(result, pixels=pixels)
         return dataclasses.replace(result, rows=self.encode(pixels))
+
+    def pixels(self, item: ImageItem, views: Iterable[int]) -> Tensor:
+        """Return the pixels of views of one image, `(m, 3, H, W)`.
+
+        Raises:
+            DataError: If the image cannot be read.
+        """
+        (opened,) = _kept([self.reader.open(item)])
+        return stack_pixels([self._view(opened, view) for view in views])
 
     def encode(self, pixels: Tensor) -> np.ndarray:
         """Encode `(n, 3, H, W)` to `(n, D)` float32."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -25,6 +25,7 @@ from rada.test_time.selection import (
 
 __all__ = [
     "CombinesViews",
+    "PixelsOf",
     "TestTimeMethod",
     "ViewPredictor",
     "check_views",
@@ -33,8 +34,12 @@ __all__ = [
     "view_logits",
 ]
 
-ViewPredictor = Callable[[Tensor], Tensor]
-"""Turns views `(N, V, D)`, view 0 the original, into logits `(N, K)`. It may remember what it has seen."""
+ViewPredictor = Callable[..., Tensor]
+"""Turns views `(N, V, D)`, view 0 the original, into logits `(N, K)`. It may remember what it has seen.
+That of a method that reads pixels takes a `PixelsOf` behind the views."""
+
+PixelsOf = Callable[[int, Sequence[int]], Tensor]
+"""Returns the pixels `(m, 3, H, W)` of m views of one of the N images, by their numbers."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class TestTimeMethod(ABC):
         source: Where it is described, and what of it is ours.
         needs: Capabilities of the encoder (`rada.encoders.CAPABILITIES`).
         config: Its configuration class.
+        reads_pixels: Whether its predictors look at the images behind the views again.
     """
 
     __test__ = False  # pytest takes every class whose name begins with Test for a test
@@ -56,6 +62,7 @@ class TestTimeMethod(ABC):
     source: str
     needs: frozenset[str] = field(default_factory=frozenset)
     config: ClassVar[type[ViewConfig]] = ViewConfig
+    reads_pixels: ClassVar[bool] = False
 
     def check(self, model: AdaptedModel) -> None:
         """Check that a model offers what the method starts from.
@@ -120,14 +127,20 @@ class CombinesViews(TestTimeMethod):
         """Return logits `(N, K)` of images, given those of their views `(N, V, K)`."""
 
 
-def predict_data_set(predict: ViewPredictor, data: Features, seed: int) -> Tensor:
-    """Return a predictor's logits of the images of a data set, `(N, K)`.
+def predict_data_set(
+    predict: ViewPredictor, data: Features, seed: int, pixels: PixelsOf | None = None
+) -> Tensor:
+    """Return a predictor's logits of the images of a data set, `(N, K)`; `pixels` for one that reads them.
 
     It gets them in an order that `seed` and their ids decide: data sets are sorted by class, and a method
     that goes on from image to image would see one class after the other.
     """
     order = torch.as_tensor(drawn_order(data.ids, seed))
-    found = predict(data.image_features[order])
+    views = data.image_features[order]
+    if pixels is None:
+        found = predict(views)
+    else:
+        found = predict(views, lambda image, numbers: pixels(int(order[image]), numbers))
     logits = torch.empty_like(found)
     logits[order] = found
     return logits

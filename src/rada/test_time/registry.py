@@ -13,7 +13,7 @@ __all__ = [
     "test_time_method_of",
 ]
 
-_ORDER = ("mean_of_views", "confident_views", "zero", "mta", "tda", "tpt", "rada")
+_ORDER = ("mean_of_views", "confident_views", "zero", "mta", "tda", "tpt", "prompt_align", "rada")
 _METHODS: NamedRegistry[TestTimeMethod] = NamedRegistry(
     "rada.test_time", "test-time method", _ORDER
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -10,18 +10,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rada.core.errors import ConfigError
 from rada.core.extras import needed_for
 from rada.encoders.transforms import TrainTransform
-from rada.features import ViewTransform
+from rada.features import Features, ViewPixels, ViewTransform
+from rada.features.images import ImageItem
 from rada.test_time.augmix import augment_and_mix
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from rada.encoders import DualEncoder
+    from rada.methods import AdaptedModel
+    from rada.test_time.base import TestTimeMethod
     from rada.test_time.config import ViewConfig
 
-__all__ = ["AugMixTransform", "view_transform"]
+__all__ = ["AugMixTransform", "pixels_of", "view_transform"]
 
 
 @dataclass(frozen=True)
@@ -72,3 +76,39 @@ def view_transform(encoder: DualEncoder, config: ViewConfig) -> ViewTransform:
         mixed = AugMixTransform(crop)
         return ViewTransform(mixed, f"augmix-of-tpt {mixed.severity} {mixed.width} {key}")
     return ViewTransform(crop, key)
+
+
+def pixels_of(
+    method: TestTimeMethod,
+    model: AdaptedModel,
+    data: Features | Sequence[ImageItem],
+    config: ViewConfig,
+    *,
+    exact_decoding: bool = False,
+) -> ViewPixels | None:
+    """Return what makes the views of images again, for a method that reads pixels; None for others.
+
+    Args:
+        method: The test-time method.
+        model: The model that it starts from, whose encoder made the features.
+        data: Features with the images behind them, or images themselves.
+        config: How the views were made.
+        exact_decoding: As for `rada.features.iter_features`.
+
+    Raises:
+        ConfigError: If there are features alone.
+    """
+    if not method.reads_pixels:
+        return None
+    images = data.images if isinstance(data, Features) else data
+    if images is None or model.encoder is None:
+        raise ConfigError(
+            f"{method.title} works inside the image encoder, but there are features alone: give images"
+        )
+    return ViewPixels(
+        model.encoder,
+        images,
+        seed=config.seed,
+        view_transform=view_transform(model.encoder, config),
+        exact_decoding=exact_decoding,
+    )

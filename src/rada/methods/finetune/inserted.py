@@ -15,9 +15,9 @@ from torch import Tensor
 
 from rada.core.config import Config
 from rada.core.errors import CheckpointError, ConfigError
-from rada.encoders.inserts import Inserts
-from rada.features import ClassSet
-from rada.methods.base import Facts, Shapes
+from rada.encoders.inserts import Inserts, layer_inputs
+from rada.features import ClassSet, Features, iter_features
+from rada.methods.base import Facts, Run, Shapes
 from rada.methods.deep_text import deep_prompted_text
 from rada.methods.finetune.base import EncoderConfig, EncoderMethod
 from rada.methods.finetune.model import TunedModel
@@ -27,13 +27,19 @@ if TYPE_CHECKING:
     from rada.encoders import DualEncoder
 
 __all__ = [
+    "STATISTIC_LAYERS",
     "DeepPromptConfig",
+    "DeepPromptMethod",
     "DeepPrompts",
     "InsertConfig",
     "InsertMethod",
     "InsertedModel",
     "PromptedModel",
 ]
+
+
+STATISTIC_LAYERS = 3
+"""First layers of the image encoder whose tokens are described: those with prompts in PromptAlign's runs."""
 
 
 @dataclass(frozen=True)
@@ -193,10 +199,47 @@ def first_vectors(
 
 
 class PromptedModel(InsertedModel):
-    """Frozen encoders with learned tokens in their layers."""
+    """Frozen encoders with learned tokens in their layers.
+
+    Attributes:
+        token_means: Means of each token of the training images in front of the first layers,
+            `(l, L, W)`; None before the end of training.
+        token_variances: Their variances, of the same shape.
+    """
 
     inserts: DeepPrompts
     config: DeepPromptConfig
+    token_means: Tensor | None
+    token_variances: Tensor | None
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.register_buffer("token_means", None)
+        self.register_buffer("token_variances", None)
+
+    @torch.no_grad()
+    def keep_statistics(self, data: Features) -> None:
+        """Keep means and variances of the tokens of the plain images, for PromptAlign."""
+        count, total, squares = 0, torch.zeros(()), torch.zeros(())
+        with layer_inputs(self.encoder.image_layers()[:STATISTIC_LAYERS]) as seen:
+
+            def add() -> None:
+                nonlocal count, total, squares
+                rows = [torch.cat(runs).double() for runs in seen if runs]
+                if rows:
+                    stacked = torch.stack(rows)
+                    count += stacked.shape[1]
+                    total = total.to(stacked) + stacked.sum(1)
+                    squares = squares.to(stacked) + stacked.square().sum(1)
+                for runs in seen:
+                    runs.clear()
+
+            batches = iter_features(self.encoder, data.labelled_images(), workers=0, cache=False)
+            for _ in batches:
+                add()
+        means = total / count
+        self.token_means = means.float()
+        self.token_variances = (squares / count - means.square()).clamp(min=0).float()
 
     def class_features(self, classes: Tensor | None, template: int = 0) -> Tensor:
         """Return `(C, D)` of the classes at `classes`, by the learned prompts."""
@@ -217,6 +260,42 @@ class PromptedModel(InsertedModel):
         if self._tuned_text is None or self._tuned_text[0] != key:
             self._tuned_text = (key, self.prompted(classes.names))
         return dataclasses.replace(classes, text_features=self._tuned_text[1])
+
+
+@dataclass(frozen=True)
+class DeepPromptMethod(InsertMethod, ABC):
+    """A method that learns tokens in the layers of both encoders."""
+
+    config: ClassVar[type[Config]] = DeepPromptConfig
+    needs: frozenset[str] = frozenset(
+        {"encoder", "images", "token_embeddings", "deep_text_prompts", "deep_image_prompts"}
+    )
+    tuned_model: ClassVar[type[InsertedModel]] = PromptedModel
+
+    def build(
+        self, facts: Facts, config: Any, shapes: Shapes, encoder: DualEncoder | None
+    ) -> TunedModel:
+        """Return a model around an encoder, with places for the statistics that a file has."""
+        model = super().build(facts, config, shapes, encoder)
+        for name in ("token_means", "token_variances"):
+            if name in shapes:
+                setattr(model, name, torch.empty(shapes[name]))
+        return model
+
+    def tune(
+        self,
+        model: TunedModel,
+        data: Features,
+        config: EncoderConfig,
+        run: Run,
+        steps: int | None = None,
+    ) -> TunedModel:
+        """Train the tokens, then look once at what they make of the images."""
+        found = super().tune(model, data, config, run, steps)
+        assert isinstance(found, PromptedModel)
+        if not self.has_head:  # which keeps PromptAlign from these tokens
+            found.keep_statistics(data)
+        return found
 
 
 def copies(module: torch.nn.Module, count: int) -> torch.nn.ModuleList:

@@ -13,10 +13,8 @@ from rada.encoders.inserts import Inserts, layer_width
 from rada.methods.base import Shapes
 from rada.methods.finetune.inserted import (
     DeepPromptConfig,
+    DeepPromptMethod,
     DeepPrompts,
-    InsertedModel,
-    InsertMethod,
-    PromptedModel,
     copies,
     first_vectors,
     prompt_depth,
@@ -76,15 +74,11 @@ class MaPLePrompts(DeepPrompts):
 
 
 @dataclass(frozen=True)
-class MaPLe(InsertMethod):
+class MaPLe(DeepPromptMethod):
     """Starts at "a photo of a NAME." with random tokens in the deeper layers and beside the patches."""
 
     config: ClassVar[type[Config]] = MaPLeConfig
     trains: str = "tokens in the layers of both encoders"
-    needs: frozenset[str] = frozenset(
-        {"encoder", "images", "token_embeddings", "deep_text_prompts", "deep_image_prompts"}
-    )
-    tuned_model: ClassVar[type[InsertedModel]] = PromptedModel
 
     def inserts(self, config: Any, encoder: DualEncoder, shapes: Shapes) -> Inserts:
         """Return the tokens before training."""

@@ -19,9 +19,9 @@ from rada.methods.base import Run, Shapes
 from rada.methods.finetune.base import Scored
 from rada.methods.finetune.inserted import (
     DeepPromptConfig,
+    DeepPromptMethod,
     DeepPrompts,
     InsertedModel,
-    InsertMethod,
     PromptedModel,
     first_vectors,
     prompt_depth,
@@ -159,14 +159,11 @@ class PromptSRCModel(PromptedModel):
 
 
 @dataclass(frozen=True)
-class PromptSRC(InsertMethod):
+class PromptSRC(DeepPromptMethod):
     """Starts at "a photo of a NAME." with random tokens in the deeper layers and beside the patches."""
 
     config: ClassVar[type[Config]] = PromptSRCConfig
     trains: str = "tokens in the layers of both encoders"
-    needs: frozenset[str] = frozenset(
-        {"encoder", "images", "token_embeddings", "deep_text_prompts", "deep_image_prompts"}
-    )
     tuned_model: ClassVar[type[InsertedModel]] = PromptSRCModel
 
     def inserts(self, config: Any, encoder: DualEncoder, shapes: Shapes) -> Inserts:
