@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -23,13 +25,11 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "rada"
 MODULES = {module for modules in EXTRAS.values() for module in modules}
 
-BLOCKER = """
-import importlib.metadata, os, sys
+FORKS = """
+import gc, importlib.metadata, json, os, sys, traceback
 
-without = set(os.environ.get("WITHOUT", "").split())
-for name in without:
-    sys.modules[name] = None  # what makes Python say that there is no such module
 found = importlib.metadata.Distribution.from_name
+without = set()
 
 def from_name(name):
     if name.replace("-", "_") in without:  # some libraries ask for the distribution
@@ -37,14 +37,86 @@ def from_name(name):
     return found(name)
 
 importlib.metadata.Distribution.from_name = from_name
+
+def block(names):
+    without.update(names)
+    sys.modules.update(dict.fromkeys(names))  # what makes Python say that there is no such module
+
+block(sys.argv[1].split())
+import rada.bench, rada.classifier, rada.cli.app, rada.evaluation, rada.methods
+import sklearn.linear_model, typer.rich_utils
+
+rada.methods.list_methods()
+from rada.core.extras import EXTRAS
+
+known = {module for modules in EXTRAS.values() for module in modules}
+assert not [name for name in known if sys.modules.get(name)], "an extra was imported before it is blocked"
+gc.freeze()
+print("ready", flush=True)
+for line in sys.stdin:
+    words, names, environment, *streams = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+    sys.exit()
+block(names)
+os.environ.update(environment)
+for number, path in enumerate((os.devnull, *streams)):
+    os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
+sys.argv = ["rada", *words]
+code = 1
+try:
+    rada.cli.app.main()
+except SystemExit as ended:
+    code = int(ended.code or 0)
+except BaseException:
+    traceback.print_exc()
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(code)  # to take the interpreter down costs a fork a second
 """
+"""Runs each command in a fork of a process that has torch and rada, but none of the extras."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Commands:
+    """Runs `rada` in the folder of the data; what is missing from the start is missing for all."""
+
+    process: subprocess.Popen[str]
+    folder: Path
+
+    def __call__(self, words: tuple[str, ...], without: str) -> subprocess.CompletedProcess[str]:
+        streams = [self.folder / name for name in ("out", "err")]
+        for path in streams:
+            path.write_text("")
+        assert self.process.stdin is not None and self.process.stdout is not None
+        request = json.dumps([words, without.split(), dict(os.environ), *map(str, streams)])
+        print(request, file=self.process.stdin, flush=True)
+        code = int(self.process.stdout.readline())
+        return subprocess.CompletedProcess(words, code, *(path.read_text() for path in streams))
+
+
+@contextlib.contextmanager
+def commands(data: Path, folder: Path, without: str = "") -> Iterator[Commands]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKS, without],
+        cwd=data,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        yield Commands(process, folder)
 
 
 @pytest.fixture(scope="module")
-def blocker(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("blocker")
-    (folder / "sitecustomize.py").write_text(BLOCKER)
-    return folder
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    with commands(data, tmp_path_factory.mktemp("streams")) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -76,23 +148,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "clip" / "config.json").write_text('{"model_type": "clip"}')
     (folder / "plan.yaml").write_text("methods: [zero_shot]\ndatasets: [photos]\n")
     return folder
-
-
-def run(
-    words: tuple[str, ...], data: Path, blocker: Path, without: str
-) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(blocker), str(ROOT / "src")]),
-        "WITHOUT": without,
-        "OMP_NUM_THREADS": "1",
-    }
-    return subprocess.run(
-        [sys.executable, "-m", "rada", *words],
-        cwd=data,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
 
 
 def _nodes(tree: ast.AST, allowed: bool = False) -> Iterator[tuple[ast.AST, bool]]:
@@ -184,11 +239,11 @@ def test_every_module_has_a_command() -> None:
 
 
 @pytest.mark.parametrize("module", NEEDS)
-def test_missing_package_is_one_line(module: str, data: Path, blocker: Path) -> None:
+def test_missing_package_is_one_line(module: str, data: Path, run: Commands) -> None:
     if not is_installed(module):
         pytest.skip(f"{module} is not installed anyhow")
     before = sorted(data.iterdir())
-    done = run(NEEDS[module], data, blocker, module)
+    done = run(NEEDS[module], module)
     assert done.returncode == 2, done.stderr
     error = missing_package(module, "X")
     lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
@@ -225,20 +280,18 @@ def test_heat_map_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
         check_captum()
 
 
-def test_heic_without_the_package(data: Path, blocker: Path) -> None:
+def test_heic_without_the_package(data: Path) -> None:
     """A HEIC image says what it needs; all others are read without it."""
     pillow_heif = pytest.importorskip("pillow_heif")
     pillow_heif.from_pillow(Image.new("RGB", (32, 32), "red")).save(data / "a.heic")
-    code = (
+    code = (  # in a process where nothing has registered it
+        "import sys; sys.modules['pillow_heif'] = None\n"
         "from rada.data.images import open_image; from rada.errors import MissingExtraError\n"
         "print(open_image('photos/test/red/0.png').size)\n"
         "try: open_image('a.heic')\n"
         "except MissingExtraError as error: print(error)\n"
     )
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(blocker), str(ROOT / "src")]),
-        "WITHOUT": "pillow_heif",
-    }
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=data, env=environment, capture_output=True, text=True
     )
@@ -247,26 +300,29 @@ def test_heic_without_the_package(data: Path, blocker: Path) -> None:
     assert error.startswith("reading a HEIC image needs the package 'pillow-heif'")
 
 
-def test_core_alone(data: Path, blocker: Path, tmp_path: Path) -> None:
+def test_core_alone(data: Path, tmp_path: Path) -> None:
     """Everything on features works with the core: methods, fit, evaluate, lists."""
-    everything = " ".join(MODULES)
     head = str(tmp_path / "head")
-    for words in (
-        ("--help",),
-        ("methods",),
-        ("datasets",),
-        ("cache", "list"),
-        ("fit", "train.safetensors", "--out", head, "--set", "epochs=2"),
-        ("evaluate", head, "test.safetensors"),
-        ("fit", "train.safetensors", "--method", "linear_probe", "--out", str(tmp_path / "probe")),
-        ("evaluate", str(tmp_path / "probe"), "test.safetensors", "--json"),
-    ):
-        done = run(words, data, blocker, everything)
-        assert done.returncode == 0, (words, done.stderr)
+    with commands(data, tmp_path, without=" ".join(MODULES)) as run:
+        for words in (
+            ("--help",),
+            ("methods",),
+            ("datasets",),
+            ("cache", "list"),
+            ("fit", "train.safetensors", "--out", head, "--set", "epochs=2"),
+            ("evaluate", head, "test.safetensors"),
+            (
+                *("fit", "train.safetensors", "--method", "linear_probe"),
+                *("--out", str(tmp_path / "probe")),
+            ),
+            ("evaluate", str(tmp_path / "probe"), "test.safetensors", "--json"),
+        ):
+            done = run(words, "")
+            assert done.returncode == 0, (words, done.stderr)
 
 
-def test_doctor(data: Path, blocker: Path) -> None:
-    done = run(("doctor", "--json"), data, blocker, "matplotlib wandb")
+def test_doctor(run: Commands) -> None:
+    done = run(("doctor", "--json"), "matplotlib wandb")
     facts = json.loads(done.stdout)
     assert facts["extras"]["report"] == {
         "missing": ["matplotlib"],
@@ -275,12 +331,12 @@ def test_doctor(data: Path, blocker: Path) -> None:
     assert facts["extras"]["models"] == {"missing": [], "command": None}
     assert facts["environment"]["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert Path(facts["cache"]["folder"]) == Path(os.environ["RADA_CACHE"])
-    text = run(("doctor",), data, blocker, "matplotlib").stdout
+    text = run(("doctor",), "matplotlib").stdout
     assert "without matplotlib: pip install 'rada-vlm[report]'" in text
     assert os.environ["RADA_CACHE"] in text
 
 
-def test_completion(data: Path, blocker: Path) -> None:
+def test_completion() -> None:
     environment = os.environ | {
         "PYTHONPATH": str(ROOT / "src"),
         "_RADA_COMPLETE": "complete_bash",
