@@ -90,7 +90,8 @@ def test_an_explanation_shows_images_sum_and_words(world):
     images, clf, _ = world
     found = clf.explain(str(images / "red" / "0.png"), config=ExplainConfig(grid=4))
     said, tags = read(found._repr_html_())
-    assert tags.count("img") == 1 + len(found.maps) + len(found.nearest.all)
+    similar = (*found.nearest.all, *found.nearest.other)
+    assert tags.count("img") == 1 + len(found.maps) + len(similar)
     assert f"{found.evidence[0].adapted:+.2f}, the sum of" in said and "In words:" in said
     assert str(images) not in said  # a name, not a path
     read(what_was_learned(clf, clf.train_features_)._repr_html_())

@@ -93,7 +93,7 @@ def test_labelled_images_are_not_asked_again(session):
 
 
 def test_names_are_checked_and_change_nothing_when_bad(session):
-    for bad in ("", "one", "a\na", "\n".join(map(str, range(60)))):
+    for bad in ("", "one", "a\na", "\n".join(map(str, range(60))), "a\n" + "b" * 201):
         with pytest.raises(DataError):
             session.name_classes(bad)
     assert session.classes == tuple(COLOURS)
@@ -150,6 +150,7 @@ def test_teaching_measures_itself_and_gets_better(session, tmp_path):
     assert loaded.predict(str(session.album.path(13))).tolist() == ["green"]
     html = session.report()
     assert "cross-validation in" in html and "your photos" in html and str(tmp_path) not in html
+    assert "10 red 9.png" in html  # as it is called on the page
 
 
 def test_same_labels_same_model(session, brain, tmp_path):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import shutil
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -16,11 +17,14 @@ from rada.app.config import AppConfig
 from rada.core.errors import DataError
 from rada.core.storage import storage_errors
 from rada.data.images import open_image
+from rada.data.sources import FileSource
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL.Image import Image
 
-__all__ = ["Album", "Intake", "Picture", "Role"]
+__all__ = ["Album", "AlbumSource", "Intake", "Picture", "Role"]
 
 Role = Literal["learn", "try"]
 
@@ -68,6 +72,30 @@ class Intake:
             self.refused.append((name, reason))
 
 
+@dataclass(frozen=True)
+class AlbumSource(FileSource):
+    """Images of an album, under the names that people know them by.
+
+    Attributes:
+        numbers: Number of each image.
+    """
+
+    numbers: tuple[int, ...] = ()
+
+    def path(self, index: int) -> Path:
+        """Return the file of one image."""
+        return self.root / _place(self.numbers[index])
+
+    def missing(self) -> list[int]:
+        """Return the indices of the images whose file does not exist."""
+        return [index for index in range(len(self.numbers)) if not self.path(index).is_file()]
+
+    def take(self, rows: NDArray[np.int64]) -> AlbumSource:
+        """Return the images at `rows`."""
+        ids, numbers = (tuple(held[row] for row in rows) for held in (self.ids, self.numbers))
+        return AlbumSource(self.root, ids, numbers)
+
+
 class Album:
     """The images of one session.
 
@@ -80,7 +108,7 @@ class Album:
         self.folder, self.config = folder, config
         self.pictures: list[Picture] = []
         self._known: set[tuple[Role, bytes]] = set()
-        self._bytes = 0
+        self._bytes = self._arriving = 0
         self._lock = threading.RLock()
         with storage_errors(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -110,12 +138,39 @@ class Album:
             number = len(self.pictures)
             if number >= self.config.max_images or (role, digest) in self._known:
                 return
-            image.save(self.folder / f"{number:06d}.small", "JPEG", quality=85)
+            image.save(self.folder / f"{_place(number)}.small", "JPEG", quality=85)
             self.path(number).write_bytes(content)
             self._known.add((role, digest))
             self._bytes += len(content)
             self.pictures.append(Picture(number, shown, role))
             intake.added.append(number)
+
+    @contextlib.contextmanager
+    def arriving(self) -> Iterator[Callable[[int], None]]:
+        """Count the bytes of a file that is being sent; the function that it gives is told of each piece.
+
+        However many files are sent at a time, together they take no more room than all files may.
+
+        Raises:
+            DataError: From the function, where there is no more room.
+        """
+        counted = 0
+
+        def count(size: int) -> None:
+            nonlocal counted
+            with self._lock:
+                counted += size
+                self._arriving += size
+                if self._arriving > self.config.max_total_megabytes * 1_000_000:
+                    raise DataError(
+                        f"more than {self.config.max_total_megabytes:,} MB are being sent at a time"
+                    )
+
+        try:
+            yield count
+        finally:
+            with self._lock:
+                self._arriving -= counted
 
     def add_archive(self, path: Path, role: Role, intake: Intake) -> None:
         """Take the images of a zip archive in.
@@ -136,7 +191,12 @@ class Album:
 
     def path(self, number: int) -> Path:
         """Return where the file of an image lies, as it was sent."""
-        return self.folder / f"{number:06d}"
+        return self.folder / _place(number)
+
+    def source(self, numbers: Sequence[int]) -> AlbumSource:
+        """Return images as a source of a data set; what they are called begins with their number."""
+        names = tuple(f"{number + 1} {self.pictures[number].name}" for number in numbers)
+        return AlbumSource(self.folder.absolute(), names, tuple(numbers))
 
     def shown(self, number: int, *, large: bool = False) -> bytes:
         """Return an image as a JPEG to look at; never the file that was sent.
@@ -147,7 +207,7 @@ class Album:
         if not 0 <= number < len(self.pictures):
             raise DataError(f"there is no image {number}")
         if not large:
-            return (self.folder / f"{number:06d}.small").read_bytes()
+            return (self.folder / f"{_place(number)}.small").read_bytes()
         with _decoding:
             image = self.load(number)
             image.thumbnail((LARGE, LARGE))
@@ -165,12 +225,6 @@ class Album:
         """Return the numbers of the images of a role."""
         return [picture.number for picture in self.pictures if picture.role == role]
 
-    def move(self, numbers: Iterable[int], role: Role) -> None:
-        """Give images another role: an image that was tried and corrected is learned from."""
-        with self._lock:
-            for number in numbers:
-                self.pictures[number] = Picture(number, self.pictures[number].name, role)
-
     def forget(self) -> None:
         """Delete everything."""
         with self._lock:
@@ -183,6 +237,10 @@ class Album:
             raise DataError(f"there is room for {self.config.max_images:,} images, no more")
         if self._bytes + size > self.config.max_total_megabytes * 1_000_000:
             raise DataError(f"there is room for {self.config.max_total_megabytes:,} MB, no more")
+
+
+def _place(number: int) -> str:
+    return f"{number:06d}"
 
 
 def _shown(name: str) -> str:

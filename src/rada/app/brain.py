@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rada.classifier import Classifier
 from rada.core.errors import ConfigError
+from rada.explain import Vocabulary
 from rada.features import ClassSet
 from rada.methods import get_method
 
@@ -46,13 +47,17 @@ class Brain:
         return float(self._plain.inputs.scale_for())
 
     def warm(self) -> None:
-        """Do everything once that is slow the first time: nobody should wait for it later."""
+        """Do everything once that is slow the first time: nobody should wait for it later.
+
+        The words of explanations take some seconds of the first start, and come from the cache later.
+        """
         from PIL import Image
 
         with TemporaryDirectory() as folder:
             Image.new("RGB", (64, 64)).save(Path(folder) / "grey.png")
             self.encode([Path(folder) / "grey.png"])
-        self.class_set(("this", "that"))
+        classes = self.class_set(("this", "that"))
+        Vocabulary.of(self.encoder, classes.templates[0], progress=False)
 
     def encode(self, paths: Sequence[Path]) -> Tensor:
         """Return features `(N, D)` of images."""

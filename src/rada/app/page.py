@@ -29,6 +29,21 @@ METHODS = {
 }
 NEXT, LABELLED, ALL = "most useful next", "labelled", "all"
 _NO_LABEL = "no label"
+# One at a time: two that ran beside each other would show the images of one and the labels of the other.
+_QUIET: dict[str, Any] = {
+    "show_progress": "hidden",
+    "api_visibility": "private",
+    "concurrency_id": "rada",
+    "concurrency_limit": 1,
+}
+# The answer to "Why?" stands below all images: on a phone that is some screens away.
+_SHOW = """(...given) => {
+  const place = document.getElementById('PLACE');
+  place.tabIndex = -1;
+  place.focus({ preventScroll: true });
+  place.scrollIntoView();
+  return given;
+}"""
 
 
 def page_options() -> dict[str, Any]:
@@ -73,9 +88,10 @@ class _Page:
                 with gr.Tab("4 Try"):
                     self._zone("try")
                     self.trying = _Slots(self, "try")
-                with gr.Tab("5 Take away"):
+                with gr.Tab("5 Save"):
                     self.links = gr.HTML(elem_id="rada-links")
-                    forget = gr.Button("Forget everything of mine", variant="stop")
+                    with gr.Accordion("Forget everything of mine", open=False):
+                        forget = gr.Button("Delete images, labels and model", variant="stop")
             self._wire(forget)
 
     # -- the parts -------------------------------------------------------------------------------
@@ -110,25 +126,24 @@ class _Page:
         self.status = [
             self.overview, self.strip, self.label_line, self.progress, self.results, self.links
         ]  # fmt: skip
-        hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         self.use_names.click(
             self._use_names,
             [self.names],
             [self.said, self.names, *self.labelling.all, *self.status],
-            **hidden,
+            **_QUIET,
         )
-        self.train.click(self._train, [self.method], [self.progress], **hidden)
-        self.stop.click(self._stop, None, [self.progress], **hidden)
+        self.train.click(self._train, [self.method], [self.progress], **_QUIET)
+        self.stop.click(self._stop, None, [self.progress], **_QUIET)
         everything = [
             self.version, self.names, *self.labelling.all, *self.trying.all, *self.status
         ]  # fmt: skip
-        self.blocks.load(self._load, None, everything, **hidden)
-        forget.click(self._forget, None, everything, **hidden)
+        self.blocks.load(self._load, None, everything, **_QUIET)
+        forget.click(self._forget, None, everything, **_QUIET)
         # A tick costs little; only when something is new the whole page is asked for.
-        gr.Timer(1.0).tick(self._tick, None, [self.version, self.progress], **hidden)
+        gr.Timer(1.0).tick(self._tick, None, [self.version, self.progress], **_QUIET)
         shown = [self.labelling.numbers, self.trying.numbers]
         outputs = [*self.labelling.all, *self.trying.all, *self.status]
-        self.version.change(self._refresh, shown, outputs, **hidden)
+        self.version.change(self._refresh, shown, outputs, **_QUIET)
 
     # -- what happens ----------------------------------------------------------------------------
 
@@ -245,20 +260,24 @@ class _Slots:
             onward = gr.Button("Next images", elem_id=f"rada-next-{role}")
         self.why = gr.HTML(elem_id=f"rada-because-{role}", elem_classes="rada-why")
         self.all = [self.numbers, self.start, *self.cards, *self.labels, *self.whys]
-        hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        show = _SHOW.replace("PLACE", f"rada-because-{role}")
         for slot in range(SLOTS):
             self.labels[slot].input(
                 self._label(slot),
                 [self.numbers, self.labels[slot]],
                 [page.label_line],
-                **hidden,
+                **_QUIET,
             )
             self.whys[slot].click(
-                self._because(slot), [self.numbers], [self.why], api_visibility="private"
-            )
-        self.choice.input(self._turn(0), [self.choice, self.start], self.all, **hidden)
-        back.click(self._turn(-SLOTS), [self.choice, self.start], self.all, **hidden)
-        onward.click(self._turn(SLOTS), [self.choice, self.start], self.all, **hidden)
+                self._because(slot),
+                [self.numbers],
+                [self.why],
+                js=show,
+                api_visibility="private",
+            ).then(None, js=show)  # there was not room enough below to scroll to it before
+        self.choice.input(self._turn(0), [self.choice, self.start], self.all, **_QUIET)
+        back.click(self._turn(-SLOTS), [self.choice, self.start], self.all, **_QUIET)
+        onward.click(self._turn(SLOTS), [self.choice, self.start], self.all, **_QUIET)
 
     # -- which images ----------------------------------------------------------------------------
 

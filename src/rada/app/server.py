@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hmac
+import logging
 import os
-import tempfile
+import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -29,6 +30,9 @@ __all__ = ["LOOPBACK", "Guard", "build_server", "check_binding", "serve"]
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SHORTEST_PASSWORD = 8
+LARGEST_REQUEST = 1_000_000
+"""Bytes of what a page says; files come by a way of their own, with bounds of their own."""
+_UPLOADS = "/rada/images"
 
 # Nothing of the page comes from elsewhere; Gradio's own scripts are compiled in the page.
 _POLICY = (
@@ -37,8 +41,10 @@ _POLICY = (
     "connect-src 'self'; object-src 'none'; base-uri 'self'; form-action 'self'; "
     "frame-ancestors 'none'"
 )
-# Gradio's own ways to and from its disk: the page uses none of them.
-_SHUT = ("upload", "file", "proxy", "stream", "component_server", "deep_link", "app_id", "dev")
+# Of Gradio's own interface, what the page uses. The rest has ways to and from the disk, to other hosts, and
+# to what other people do.
+_OPEN = ("queue/join", "queue/data", "heartbeat/")
+_SHUT = ("/monitoring", "/login", "/logout", "/svelte", "/vibe")
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -81,6 +87,9 @@ class Guard:
             elsewhere could otherwise point a name of its own at this machine).
     """
 
+    pause = 0.5
+    """Seconds that a wrong password takes: eight characters cannot be tried out so."""
+
     def __init__(
         self,
         app: Callable[[Scope, Receive, Send], Awaitable[None]],
@@ -90,6 +99,7 @@ class Guard:
         password: str | None,
     ) -> None:
         self.app, self.hall, self.cookie, self.password = app, hall, cookie, password
+        self._guessing = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -104,8 +114,13 @@ class Guard:
         }
         refusal = self._refusal(scope, headers)
         if refusal is not None:
+            if refusal[0] == 401 and "authorization" in headers:
+                async with self._guessing:  # one guess at a time, whoever makes it
+                    await asyncio.sleep(self.pause)
             await _refuse(send, *refusal)
             return
+        if scope["path"] != _UPLOADS:
+            receive = _bounded(receive)
         token = read_cookie(headers.get("cookie", ""), self.cookie)
         fresh = None if self.hall.is_token(token) else self.hall.new_token()
         scope.setdefault("state", {})["token"] = token if fresh is None else None
@@ -129,7 +144,7 @@ class Guard:
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str, bytes] | None:
         host = headers.get("host", "")
-        if self.password is None and urlsplit(f"//{host}").hostname not in LOOPBACK:
+        if self.password is None and _host_name(host) not in LOOPBACK:
             return 400, "this app answers on this machine alone", b""
         if self.password is not None and not _knows(
             headers.get("authorization", ""), self.password
@@ -137,14 +152,44 @@ class Guard:
             return 401, "a password is needed", b'Basic realm="rada", charset="UTF-8"'
         origin = headers.get("origin")
         if scope["method"] not in ("GET", "HEAD"):
-            if origin is not None and urlsplit(origin).netloc != host:
+            if origin is not None and origin.partition("://")[2] != host:
                 return 403, "a request from another page", b""
             if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
                 return 403, "a request from another page", b""
         path = str(scope["path"])
-        if any(path.startswith(f"/gradio_api/{name}") for name in _SHUT):
+        inner = path.removeprefix("/gradio_api/")
+        if path.startswith(_SHUT) or (inner != path and not inner.startswith(_OPEN)):
             return 404, "there is nothing here", b""
+        length = headers.get("content-length", "0")
+        if path != _UPLOADS and (not length.isdecimal() or int(length) > LARGEST_REQUEST):
+            return 413, "too large", b""
         return None
+
+
+def _host_name(host: str) -> str | None:
+    """Return the name in a Host header, without the port; None where it is no name.
+
+    Example:
+        >>> _host_name("localhost:7860"), _host_name("[::1]:80"), _host_name("[")
+        ('localhost', '::1', None)
+    """
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
+
+
+def _bounded(receive: Receive) -> Receive:
+    """Return a reader that gives up where a request is larger than it said."""
+    size = 0
+
+    async def read() -> MutableMapping[str, Any]:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        return message if size <= LARGEST_REQUEST else {"type": "http.disconnect"}
+
+    return read
 
 
 def _knows(header: str, password: str) -> bool:
@@ -188,7 +233,7 @@ def build_server(hall: Hall, *, port: int, password: str | None = None) -> FastA
     cookie = f"rada_{port}"
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     routes = _Routes(hall)
-    app.add_route("/rada/images", routes.take, methods=["POST"])
+    app.add_route(_UPLOADS, routes.take, methods=["POST"])
     app.add_route("/rada/images/{number:int}", routes.image, methods=["GET"])
     app.add_route("/rada/model.zip", routes.model, methods=["GET"])
     app.add_route("/rada/report.html", routes.report, methods=["GET"])
@@ -210,6 +255,7 @@ class _Routes:
     async def take(self, request: Request) -> Response:
         """Take one file in, an image or a zip archive, piece by piece."""
         from starlette.concurrency import run_in_threadpool
+        from starlette.requests import ClientDisconnect
         from starlette.responses import JSONResponse
 
         name = request.query_params.get("name", "")[:1000]
@@ -218,10 +264,9 @@ class _Routes:
         except PermissionError as error:
             return JSONResponse({"error": str(error)}, 403)
         role: Role = "try" if request.query_params.get("role") == "try" else "learn"
-        descriptor, place = tempfile.mkstemp(dir=session.album.folder, prefix="upload-")
-        path = Path(place)
+        path = session.album.folder / f"upload-{secrets.token_hex(8)}"
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            with path.open("xb") as file, session.album.arriving() as arriving:
                 limit, size, start = self.hall.config.max_file_megabytes * 1_000_000, 0, b""
                 async for chunk in request.stream():
                     if not start and is_archive(chunk):
@@ -231,11 +276,14 @@ class _Routes:
                     if size > limit:
                         session.intake.refuse(name, f"it has more than {limit / 1e6:,.0f} MB")
                         return JSONResponse({"error": "too large"}, 413)
+                    arriving(len(chunk))
                     file.write(chunk)
             if is_archive(start):
                 await run_in_threadpool(session.add_archive, path, name, role)
             else:
-                await run_in_threadpool(session.add, path.read_bytes(), name, role)
+                await run_in_threadpool(lambda: session.add(path.read_bytes(), name, role))
+        except ClientDisconnect:  # the tab was closed
+            return JSONResponse({"error": "broken off"}, 400)
         except (RadaError, OSError) as error:
             session.intake.refuse(name, str(error))
             return JSONResponse({"error": str(error)}, 507)
@@ -305,6 +353,12 @@ def serve(
     with needed_for("the app"):
         import uvicorn
 
+    class _Server(uvicorn.Server):  # type: ignore[misc]
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            # What is broken off now is nobody's error.
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+            super().handle_exit(sig, frame)
+
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -317,7 +371,12 @@ def serve(
             ) from error
         shown = f"[{host}]" if ":" in host else host
         say(f"The app is at http://{shown}:{listener.getsockname()[1]} - Ctrl-C ends it.")
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False))
+        # A page that is open keeps a connection: without a limit Ctrl-C would wait for the last tab.
+        server = _Server(
+            uvicorn.Config(
+                app, log_level="warning", server_header=False, timeout_graceful_shutdown=1
+            )
+        )
         try:
             server.run(sockets=[listener])
         finally:

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "Session"]
 
 ENCODED_AT_ONCE = 8
+LONGEST_CLASS_NAME = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +124,12 @@ class Session:
             raise DataError("name at least two classes, each on a line of its own")
         if len(names) > self.config.max_classes:
             raise DataError(f"{len(names)} classes are too many: {self.config.max_classes} at most")
+        long = next((name for name in names if len(name) > LONGEST_CLASS_NAME), None)
+        if long is not None:
+            raise DataError(
+                f"the class name {long[:40]!r}... has {len(long):,} characters, more than "
+                f"{LONGEST_CLASS_NAME}: shorten it"
+            )
         check_class_names(names)
         self.brain.class_set(names)
         with self._lock:
@@ -222,14 +229,13 @@ class Session:
             labels = [names.index(self.labels[number]) for number in rows]
             classes = self.brain.class_set(self.classes)
             own = [self.classes.index(name) for name in names]
-            files = [self.album.path(number).name for number in rows]
-            images = ImageSplit.from_files(self.album.folder, files, labels=labels, classes=names)
+            images = ImageSplit(names, np.asarray(labels), self.album.source(rows))
             encoder = self.brain.encoder
             return Features(
                 torch.from_numpy(self._rows[rows]),
                 torch.tensor(labels),
                 names,
-                ids=tuple(f"{row + 1} {self.album.pictures[row].name}" for row in rows),
+                ids=images.ids,
                 text_features=classes.text_features[own],
                 scale=self.brain.scale,
                 encoder=encoder.name,
@@ -285,8 +291,9 @@ class Session:
         if len(self.classes) < 2:
             raise DataError("name at least two classes first")
         classifier = self.classifier
-        where = "occlusion" if is_installed("captum") else "none"
-        config = ExplainConfig(where=where)  # type: ignore[arg-type]
+        where: Literal["occlusion", "none"] = "occlusion" if is_installed("captum") else "none"
+        # Only a model that was taught here knows its training images.
+        config = ExplainConfig(where=where, neighbours=4 if self.taught else 0)
         found = Explainer(classifier, config).explain([str(self.album.path(number))])
         return dataclasses.replace(found, name=self.album.pictures[number].name)
 
@@ -336,7 +343,8 @@ class Session:
         assert found.images is not None and found.features is not None
         learned = None
         with contextlib.suppress(RadaError):  # of a method whose logits are no sum
-            whole = what_was_learned(taught.classifier, found.features)
+            confusion = found["adapted"]["confusion"]
+            whole = what_was_learned(taught.classifier, found.features, confusion=confusion)
             learned = whole.to_dict() | {"mask": whole.mask}
         page = build_report(
             found.result | facts,

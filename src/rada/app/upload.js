@@ -13,7 +13,7 @@ function tell() {
 }
 async function next() {
   if (!queue.length) {
-    if (!running) { tell(); trigger('change'); total = sent = failed = 0; }
+    if (!running) { tell(); total = sent = failed = 0; }
     return;
   }
   const item = queue.shift();
@@ -28,7 +28,6 @@ async function next() {
     failed += 1;
   }
   running -= 1;
-  if ((sent + failed) % 24 === 0) trigger('change');
   next();
 }
 function take(items) {

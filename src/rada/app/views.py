@@ -63,18 +63,18 @@ def intake_lines(intake: Intake) -> str:
 
 def card(session: Session, number: int) -> str:
     """Show an image with its name, and what the model says of it."""
-    picture = session.album.pictures[number]
+    name = text(session.album.pictures[number].name)
     answer = session.answers([number]).get(number)
     if answer is not None:
-        said = f"{text(session.model_name)}: <b>{text(answer.name)}</b> {100 * answer.probability:.0f} %"
+        said = f"{text(session.model_name)}: <b>{text(answer.name)}</b> {100 * answer.probability:.0f}&nbsp;%"
     elif session.classes:
         said = "not looked at yet"
     else:
         said = "name the classes first"
     return (
-        f'<div class="rada-card"><img src="/rada/images/{number}" alt="image {number + 1}: '
-        f'{text(picture.name)}" loading="lazy"><p>{said}</p>'
-        f'<p class="rada-name">{number + 1}. <bdi>{text(picture.name)}</bdi></p></div>'
+        f'<div class="rada-card"><img src="/rada/images/{number}" alt="image {number + 1}: {name}" '
+        f'loading="lazy"><p>{said}</p>'
+        f'<p class="rada-name" title="{name}">{number + 1}. <bdi>{name}</bdi></p></div>'
     )
 
 
@@ -84,7 +84,9 @@ def strip(session: Session, numbers: Sequence[int]) -> str:
     items = []
     for number in numbers:
         answer = answers.get(number)
-        said = "…" if answer is None else f"{text(answer.name)} {100 * answer.probability:.0f} %"
+        said = (
+            "…" if answer is None else f"{text(answer.name)} {100 * answer.probability:.0f}&nbsp;%"
+        )
         name = text(session.album.pictures[number].name)
         items.append(
             f'<li><img src="/rada/images/{number}" alt="image {number + 1}: {name}" loading="lazy">'
@@ -141,7 +143,7 @@ def results(session: Session) -> str:
         f"<p>Accuracy on {images} labelled images, each predicted by a model that had not seen it "
         f"(cross-validation in {taught.folds} parts; 95 % intervals):</p>"
         f'<table class="rada-table" id="rada-accuracy">{"".join(rows)}</table>'
-        f"<p>With the labels it went so:</p>"
+        f"<p>After each training:</p>"
         f'<table class="rada-table" id="rada-history">{steps}</table>'
     )
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 __all__ = ["bar", "fragment", "paragraph", "pictures", "table", "text"]
 
 _FOR, _AGAINST = "#2f86bd", "#c4563a"  # legible on white and on black
-_SIDE = 224
 
 
 def text(value: object) -> str:
@@ -65,15 +64,21 @@ def bar(value: float, largest: float, said: str) -> str:
     colour = _FOR if value > 0 else _AGAINST
     return (
         f'<span style="display:inline-block;width:{6 * width:.2f}em;height:.7em;background:{colour}">'
-        f'</span> <span style="font-variant-numeric:tabular-nums">{text(said)}</span>'
+        '</span> <span style="font-variant-numeric:tabular-nums;white-space:nowrap">'
+        f"{text(said)}</span>"
     )
 
 
-def pictures(shown: Iterable[tuple[Image, str]]) -> str:
-    """Return images in a row, each with a caption."""
+def pictures(shown: Iterable[tuple[Image, str]], *, side: int = 224) -> str:
+    """Return images in a row, each with a caption.
+
+    Args:
+        shown: Images and captions.
+        side: Largest width, in pixels of the page.
+    """
     frames = "".join(
-        f'<figure style="display:inline-block;margin:.3em .8em .3em 0;max-width:{_SIDE}px;'
-        f'vertical-align:top"><img src="{_uri(image)}" alt="{text(caption)}" '
+        f'<figure style="display:inline-block;margin:.3em .8em .3em 0;max-width:min({side}px,44%);'
+        f'vertical-align:top"><img src="{_uri(image, 2 * side)}" alt="{text(caption)}" '
         f'style="max-width:100%"><figcaption style="font-size:.85em;opacity:.8">{text(caption)}'
         "</figcaption></figure>"
         for image, caption in shown
@@ -91,9 +96,9 @@ def fragment(title: str, *parts: str) -> str:
     return f'<div class="rada" style="overflow-x:auto"><b>{text(title)}</b>{"".join(parts)}</div>'
 
 
-def _uri(image: Image) -> str:
+def _uri(image: Image, side: int) -> str:
     small = image.convert("RGB")
-    small.thumbnail((2 * _SIDE, 2 * _SIDE))
+    small.thumbnail((side, side))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

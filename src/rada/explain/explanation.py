@@ -147,14 +147,21 @@ class ImageExplanation:
         return drawn(evidence_bars(one, parts, self.before, self.method))
 
     def _repr_html_(self) -> str:
+        adapted = self.before != self.method.lower()
+        columns = ("class", *([self.before] * adapted), self.method)
         rows = [
             (
                 notebook.text(one.name),
-                notebook.text(f"{100 * one.zero_shot_probability:.1f} %"),
+                *([notebook.text(f"{100 * one.zero_shot_probability:.1f} %")] * adapted),
                 notebook.bar(one.probability, 1.0, f"{100 * one.probability:.1f} %"),
             )
             for one in self.classes
         ]
+        best, words = self.classes[0].name, []
+        if self.words is not None:
+            words = [f"In words: {self.words.image.text()}"]
+            if best in self.words.changes:
+                words.append(f"What changed in {best}: {self.words.changes[best].text()}")
         one = self.evidence[0]
         largest = max((abs(part.total) for part in one.parts), default=0.0)
         parts = [
@@ -167,20 +174,31 @@ class ImageExplanation:
                 beside = "" if found.against is None else f" against {found.against}"
                 said = f"by {found.method}: blue for {found.target}{beside}"
                 shown.append((found.over(self.image), said))
-        near = () if self.nearest is None else self.nearest.all
-        shown += [
-            (row.image, f"similar: {row.label}, {row.similarity:.2f}")
-            for row in near
-            if row.image is not None
-        ]
-        words = [] if self.words is None else [f"In words: {self.words.image.text()}"]
         return notebook.fragment(
-            f"{self.method}: {self.classes[0].name}",
+            f"{self.method}: {best}",
             notebook.pictures(shown),
-            notebook.table(("class", self.before, self.method), rows),
+            notebook.table(columns, rows),
+            *self._similar_html(),
             notebook.paragraph(
                 f"{one.target} against {one.against}: {one.adapted:+.2f}, the sum of"
             ),
             notebook.table(("", ""), parts),
             *(notebook.paragraph(line, note=True) for line in (*words, *self.notes)),
         )
+
+    def _similar_html(self) -> list[str]:
+        if self.nearest is None:
+            return []
+        found = []
+        for said, near in (
+            ("The most similar training images", self.nearest.all),
+            (f"The most similar ones of {self.nearest.other_class}", self.nearest.other),
+        ):
+            shown = [
+                (row.image, f"{row.label}, {row.similarity:.2f}")
+                for row in near
+                if row.image is not None
+            ]
+            if shown:
+                found += [notebook.paragraph(said), notebook.pictures(shown, side=96)]
+        return found

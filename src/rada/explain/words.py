@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["Concept", "InWords", "Vocabulary", "word_list"]
 
 _SHUFFLES = 8
+_MOST_EMBEDDED = 4  # a vocabulary has 3,000 x D numbers
+_embedding = threading.Lock()
 
 
 @functools.cache
@@ -125,7 +128,7 @@ class Vocabulary:
         keep: bool = True,
         progress: bool | None = None,
     ) -> Vocabulary:
-        """Embed the bundled words with an encoder's text encoder.
+        """Embed the bundled words with an encoder's text encoder; those of late are still in memory.
 
         Args:
             encoder: The encoder.
@@ -135,14 +138,20 @@ class Vocabulary:
         """
         words = word_list()
         prompts = [template.format(word) for word in words]
+        name = f"words-{digest(encoder.fingerprint, *prompts)}"
 
         def made() -> Tensor:
             return encoder.encode_texts(prompts, progress=progress)
 
-        if not keep:
-            return cls(words, made())
-        name = f"words-{digest(encoder.fingerprint, *prompts)}"
-        return cls(words, kept_texts(name, (len(words), encoder.dim), made))
+        with _embedding:  # two that ask at once would embed them twice
+            found = _embedded.get(name)
+            if found is None:
+                shape = (len(words), encoder.dim)
+                found = cls(words, kept_texts(name, shape, made) if keep else made())
+                while len(_embedded) >= _MOST_EMBEDDED:
+                    _embedded.pop(next(iter(_embedded)))
+                _embedded[name] = found
+        return found
 
     def describe(self, vector: Tensor, most: int, *, signed: bool = False) -> InWords:
         """Return a vector as a sum of a few words with weights above zero.
@@ -180,6 +189,9 @@ class Vocabulary:
     def vectors(self, words: Sequence[str]) -> Tensor:
         """Return unit vectors `(n, D)` of words, what all words have in common taken away."""
         return torch.from_numpy(self._rows[[self.words.index(word) for word in words]])
+
+
+_embedded: dict[str, Vocabulary] = {}
 
 
 def _sparse_sum(
