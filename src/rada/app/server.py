@@ -353,7 +353,7 @@ def serve(
     with needed_for("the app"):
         import uvicorn
 
-    class _Server(uvicorn.Server):  # type: ignore[misc]
+    class _Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: Any) -> None:
             # What is broken off now is nobody's error.
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
