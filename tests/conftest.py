@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
+import sys
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -30,6 +33,15 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the whole test session one cache that is not the user's."""
     monkeypatch.setenv("RADA_CACHE", str(tmp_path_factory.getbasetemp() / "rada-cache"))
+
+
+@pytest.fixture(autouse=True)
+def same_numbers() -> None:
+    """Draw the same random numbers in every run: what a test finds is not a matter of luck."""
+    random.seed(0)
+    for name, seed in (("numpy", "random.seed"), ("torch", "manual_seed")):
+        if name in sys.modules:  # else the test needs none, and importing it takes seconds
+            attrgetter(seed)(sys.modules[name])(0)
 
 
 @pytest.fixture(scope="session")
