@@ -371,6 +371,35 @@ def test_rada_promptsrc_is_the_head_on_promptsrc(encoder, examples, tmp_path):
     assert torch.equal(predicted(again, examples), predicted(model, examples))
 
 
+@pytest.mark.parametrize("stage", ["tokens", "head"])
+def test_rada_promptsrc_goes_on_from_a_killed_run(stage, encoder, examples, tmp_path, monkeypatch):
+    import rada.training.state as states
+    from rada.training.encoder_loop import EncoderLoop
+
+    method = get_method("rada_promptsrc")
+    head = {"head_epochs": 3, "head_min_steps": 0, "num_heads": 2, "strength": 1.0}
+    config = method.config(**QUICK | head | {"epochs": 2, "batch_size": 8, "checkpoint_every": 2})
+    whole = method.fit(examples, config, Run(seed=1, encoder=encoder))
+    kind, name = (EncoderLoop, "_step") if stage == "tokens" else (states.TrainingState, "save")
+    usual = getattr(kind, name)
+
+    def breaking(self, *arguments):
+        found = usual(self, *arguments)
+        reached = arguments[-1].step if stage == "tokens" else self.epoch
+        if reached == (4 if stage == "tokens" else 1):
+            raise RuntimeError("the machine is gone")
+        return found
+
+    run = Run(seed=1, encoder=encoder, state_dir=tmp_path)
+    monkeypatch.setattr(kind, name, breaking)
+    with pytest.raises(RuntimeError, match="gone"):
+        method.fit(examples, config, run)
+    monkeypatch.undo()
+    again = method.fit(examples, config, run)
+    pairs = zip(whole.own_state().items(), again.own_state().items(), strict=True)
+    assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+
+
 def test_rada_promptsrc_chooses_its_strength_by_whole_runs(encoder, examples):
     method = get_method("rada_promptsrc")
     head = {"head_epochs": 1, "head_min_steps": 5, "num_heads": 2}

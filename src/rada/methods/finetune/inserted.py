@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rada.core.config import Config
 from rada.core.errors import CheckpointError, ConfigError
-from rada.encoders.inserts import Inserts, layer_inputs
+from rada.encoders.inserts import Inserts, first_norm, layer_inputs
 from rada.features import ClassSet, Features, iter_features
 from rada.methods.base import Facts, Run, Shapes
 from rada.methods.deep_text import deep_prompted_text
@@ -219,27 +219,27 @@ class PromptedModel(InsertedModel):
 
     @torch.no_grad()
     def keep_statistics(self, data: Features) -> None:
-        """Keep means and variances of the tokens of the plain images, for PromptAlign."""
-        count, total, squares = 0, torch.zeros(()), torch.zeros(())
-        with layer_inputs(self.encoder.image_layers()[:STATISTIC_LAYERS]) as seen:
+        """Keep means and variances of the tokens of the plain images, for PromptAlign.
 
-            def add() -> None:
-                nonlocal count, total, squares
-                rows = [torch.cat(runs).double() for runs in seen if runs]
-                if rows:
-                    stacked = torch.stack(rows)
-                    count += stacked.shape[1]
-                    total = total.to(stacked) + stacked.sum(1)
-                    squares = squares.to(stacked) + stacked.square().sum(1)
+        Nothing where the layers do not begin with a norm, by which their inputs are seen.
+        """
+        layers = self.encoder.image_layers()[:STATISTIC_LAYERS]
+        if any(isinstance(first_norm(layer), torch.nn.Identity) for layer in layers):
+            return
+        count, total, squares = 0, torch.zeros(()), torch.zeros(())
+        images = data.labelled_images()
+        with layer_inputs(layers) as seen:
+            for batch in iter_features(self.encoder, images, workers=0, cache=False):
+                rows = torch.stack([torch.cat(runs) for runs in seen]).cpu().double()
                 for runs in seen:
                     runs.clear()
-
-            batches = iter_features(self.encoder, data.labelled_images(), workers=0, cache=False)
-            for _ in batches:
-                add()
+                count += len(batch.indices)
+                total = total + rows.sum(1)
+                squares = squares + rows.square().sum(1)
         means = total / count
-        self.token_means = means.float()
-        self.token_variances = (squares / count - means.square()).clamp(min=0).float()
+        variances = (squares / count - means.square()).clamp(min=0)
+        self.token_means = means.float().to(self.encoder.device)
+        self.token_variances = variances.float().to(self.encoder.device)
 
     def class_features(self, classes: Tensor | None, template: int = 0) -> Tensor:
         """Return `(C, D)` of the classes at `classes`, by the learned prompts."""
