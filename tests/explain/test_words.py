@@ -52,3 +52,20 @@ def test_the_list_is_of_plain_words():
     assert all(word.isascii() and word.isalpha() and word.islower() for word in words)
     assert {"red", "fabric", "dog", "striped", "hole", "metal", "round"} <= set(words)
     assert not {"therefore", "policy", "amendment", "belief"} & set(words)
+
+
+def test_words_with_one_embedding_are_told_by_the_first_of_them(monkeypatch):
+    from sklearn.linear_model import _least_angle
+
+    solved, solve = [], _least_angle.linalg.solve_triangular
+    monkeypatch.setattr(
+        _least_angle.linalg,
+        "solve_triangular",
+        lambda *args, **options: solved.append(1) or solve(*args, **options),
+    )
+    rows = torch.randn(40, 24, generator=torch.Generator().manual_seed(0))
+    many = Vocabulary(tuple(map(str, range(2000))), rows.repeat(50, 1))
+    found = many.describe(rows[3] - rows[5], 4, signed=True)
+    assert found.more[0] == "3" and found.less[0] == "5"
+    assert all(int(concept.word) < 40 for concept in found.concepts)
+    assert len(solved) < 9 * 4 * 4  # hundreds each, where doubles are dropped one by one

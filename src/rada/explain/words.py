@@ -118,6 +118,10 @@ class Vocabulary:
         self.words = words
         self.centre = vectors.double().mean(0)
         self._rows: NDArray[np.float64] = normalize(vectors.double() - self.centre, dim=-1).numpy()
+        # Of words with one embedding the first stands for all: scikit-learn's path would drop the others one
+        # by one, hundreds of times.
+        first = np.unique(self._rows.round(6), axis=0, return_index=True)[1]
+        self._told: NDArray[np.int64] = np.sort(first)
 
     @classmethod
     def of(
@@ -168,7 +172,9 @@ class Vocabulary:
         length = float(np.linalg.norm(target))
         if not length:
             return InWords((), 0.0, 0.0)
-        rows = np.concatenate([self._rows, -self._rows]) if signed else self._rows
+        rows = self._rows[self._told]
+        if signed:
+            rows = np.concatenate([rows, -rows])
         found, share = _sparse_sum(rows, target / length, most)
         shuffle = np.random.default_rng(0)
         shares = [
@@ -178,9 +184,9 @@ class Vocabulary:
         by_chance = float(np.mean(shares))
         if share <= max(shares):  # no more than a random vector
             return InWords((), share, by_chance)
-        count = len(self.words)
+        count = len(self._told)
         concepts = [
-            Concept(self.words[row % count], weight if row < count else -weight)
+            Concept(self.words[self._told[row % count]], weight if row < count else -weight)
             for row, weight in found.items()
         ]
         concepts.sort(key=lambda concept: -abs(concept.weight))
