@@ -8,9 +8,13 @@ import signal
 import sys
 from operator import attrgetter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from fits import Fits
 
 # In CI the same examples every time: a change is judged by itself, not by luck.
 settings.register_profile("ci", derandomize=True)
@@ -42,6 +46,18 @@ def same_numbers() -> None:
     for name, seed in (("numpy", "random.seed"), ("torch", "manual_seed")):
         if name in sys.modules:  # else the test needs none, and importing it takes seconds
             attrgetter(seed)(sys.modules[name])(0)
+
+
+@pytest.fixture(scope="session")
+def fits(tmp_path_factory: pytest.TempPathFactory) -> Fits:
+    """Every method fitted once, for all processes of this run."""
+    from fits import Fits
+
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    (root / "fits").mkdir(exist_ok=True)
+    return Fits(root / "fits")
 
 
 @pytest.fixture(scope="session")

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 import torch
 
-from golden.make import QUICK, TUNED, tiny_encoder, write_images
+from fits import OPTIONS, Fits
+from golden.make import quick_config
 from rada import Classifier, Features, list_methods
 from rada.core.errors import CheckpointError, ConfigError, RadaError, UnknownClassError
-from rada.methods.finetune.base import EncoderConfig
 from toy import SCALE, toy
 
 METHODS = [method.name for method in list_methods()]
@@ -42,22 +42,9 @@ print(json.dumps(found))
 """
 
 
-def quick(name: str) -> Any:
-    method = next(method for method in list_methods() if method.name == name)
-    tuned = TUNED if issubclass(method.config, EncoderConfig) else {}
-    return method.config(**tuned | QUICK.get(name, {}))
-
-
 @pytest.fixture(scope="module")
-def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("encoder") / "clip"
-    tiny_encoder(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("images") / "colours")
+def images(fits: Fits) -> Path:
+    return fits.images
 
 
 @pytest.fixture(scope="module")
@@ -68,25 +55,25 @@ def features() -> Features:
 
 @pytest.fixture(scope="module")
 def fitted(
-    tmp_path_factory: pytest.TempPathFactory, encoder_folder: Path, images: Path, features: Features
+    tmp_path_factory: pytest.TempPathFactory, fits: Fits, features: Features
 ) -> dict[str, Any]:
     """Fit and save every method; return classifiers, folders and what a new process predicts."""
     root = tmp_path_factory.mktemp("saved") / "models"
     root.mkdir()
-    options: dict[str, Any] = {"workers": 0, "cache": False, "progress": False}
     classifiers: dict[str, Classifier] = {}
     for name in METHODS:
-        clf = Classifier(str(encoder_folder), name, config=quick(name), **options)
-        classifiers[f"{name}-images"] = clf.fit(str(images), seed=1)
+        clf = Classifier(str(fits.encoder), name, config=quick_config(name), **OPTIONS)
+        place = root / f"{name}-images"
+        classifiers[place.name] = clf.fit(str(fits.images), seed=1, output_dir=place)
     for name in ON_FEATURES:
-        clf = Classifier(None, name, config=quick(name), progress=False)
+        clf = Classifier(None, name, config=quick_config(name), progress=False)
         classifiers[f"{name}-features"] = clf.fit(features, seed=1)
-    for name, clf in classifiers.items():
-        clf.save_pretrained(root / name)
+    for name in ON_FEATURES:
+        classifiers[f"{name}-features"].save_pretrained(root / f"{name}-features")
     features.save(root.parent / "test.safetensors")
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", LOADER, str(root), str(images)],
+        [sys.executable, "-c", LOADER, str(root), str(fits.images)],
         capture_output=True,
         text=True,
         env=env,
@@ -140,28 +127,22 @@ def test_new_classes_are_scored_or_refused_by_name(name, fitted, images):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_same_call_again_loads_the_finished_model(
-    name, encoder_folder, images, tmp_path, monkeypatch
-):
-    def fit() -> Classifier:
-        clf = Classifier(
-            str(encoder_folder), name, config=quick(name), workers=0, cache=False, progress=False
-        )
-        return clf.fit(str(images), seed=1, output_dir=tmp_path / "out")
-
-    first = fit()
-    method = type(first.model_.method)
-    monkeypatch.setattr(method, "train", lambda *_: pytest.fail("it trained again"))
-    again = fit()
+def test_the_same_call_again_loads_the_finished_model(name, fitted, fits, images, monkeypatch):
+    first, place = fitted["classifiers"][f"{name}-images"], fitted["root"] / f"{name}-images"
+    monkeypatch.setattr(
+        type(first.model_.method), "train", lambda *_: pytest.fail("it trained again")
+    )
+    options = {"config": quick_config(name), **OPTIONS}
+    again = Classifier(str(fits.encoder), name, **options)
+    again.fit(str(images), seed=1, output_dir=place)
     assert np.array_equal(first.predict_proba(str(images)), again.predict_proba(str(images)))
-    other = Classifier(str(encoder_folder), name, config=quick(name), workers=0, cache=False)
     with pytest.raises(CheckpointError, match="another run"):
-        other.fit(str(images), seed=2, output_dir=tmp_path / "out")
+        Classifier(str(fits.encoder), name, **options).fit(str(images), seed=2, output_dir=place)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ON_FEATURES])
 def test_methods_that_need_more_than_features_say_so(name, features):
-    clf = Classifier(None, name, config=quick(name), progress=False)
+    clf = Classifier(None, name, config=quick_config(name), progress=False)
     with pytest.raises(ConfigError, match=name):
         clf.fit(features)
 
@@ -203,7 +184,7 @@ def test_a_damaged_folder_is_refused(case, fitted, tmp_path):
 
 
 def test_a_failed_fit_changes_nothing(features):
-    clf = Classifier(None, "rada", config=quick("rada"), progress=False).fit(features)
+    clf = Classifier(None, "rada", config=quick_config("rada"), progress=False).fit(features)
     before = clf.predict_proba(features)
     bad = dataclasses.replace(features, labels=torch.zeros(len(features), dtype=torch.long))
     with pytest.raises(RadaError):
@@ -211,9 +192,9 @@ def test_a_failed_fit_changes_nothing(features):
     assert np.array_equal(clf.predict_proba(features), before)
 
 
-def test_flyp_takes_its_80_templates_unless_some_are_named(encoder_folder, images):
-    options = {"config": quick("flyp"), "workers": 0, "cache": False, "progress": False}
-    clf = Classifier(str(encoder_folder), "flyp", **options).fit(str(images), seed=1)
+def test_flyp_takes_its_80_templates_unless_some_are_named(fitted, fits, images):
+    clf = fitted["classifiers"]["flyp-images"]
     assert len(clf.model_.facts.templates) == len(clf.fitted_.templates) == 80
-    named = Classifier(str(encoder_folder), "flyp", templates="a {}.", **options)
+    options = {"config": quick_config("flyp"), **OPTIONS}
+    named = Classifier(str(fits.encoder), "flyp", templates="a {}.", **options)
     assert named.fit(str(images), seed=1).model_.facts.templates == ("a {}.",)

