@@ -64,7 +64,7 @@ class EFTConfig(Config):
     """
 
     epochs: int = 10
-    min_steps: int = 100
+    min_steps: int = 300
     batch_size: int = 32
     learning_rate: float = 3.5e-3
     weight_decay: float = 0.01

@@ -67,10 +67,13 @@ class RAdaProbeConfig(EFTConfig):
     """Configuration of RAda + probe: that of the head, and of the correction.
 
     Attributes:
+        min_steps: Least number of steps of the head. Beside the correction it loses nothing by learning
+            for a third of those that it needs alone (`docs/benchmark.md`), and a fit takes a third of the time.
         variance: As in `PriorProbeConfig`.
         iterations: As there.
     """
 
+    min_steps: int = 100
     variance: float = PriorProbeConfig.variance
     iterations: int = PriorProbeConfig.iterations
 
