@@ -68,7 +68,7 @@ class RAdaProbeConfig(EFTConfig):
 
     Attributes:
         min_steps: Least number of steps of the head. Beside the correction it loses nothing by learning
-            for a third of those that it needs alone (`docs/benchmark.md`), and a fit takes a third of the time.
+            for a third of those that it needs alone (`docs/benchmark.md`), in a third of the time.
         variance: As in `PriorProbeConfig`.
         iterations: As there.
     """
