@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import numpy as np
 import pytest
@@ -172,6 +173,7 @@ def test_what_cannot_be_looked_for_is_said(world, tmp_path):
 def test_the_verdict_is_on_the_first_screen_and_paper_is_light(world, tmp_path):
     _, _, found = world
     page = write_report(tmp_path, found.result, problems=find_problems(found))
+    assert re.search("on the frozen encoder “[^{]*clip”", page.read_text())
     script = """(() => {
       const verdict = document.querySelector('.verdict'), caution = document.querySelector('.caution');
       return [verdict.getBoundingClientRect().bottom, caution.getBoundingClientRect().bottom,

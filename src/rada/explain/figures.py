@@ -42,7 +42,7 @@ def evidence_bars(
         for values, shift, colour, label in bars:
             axes.barh(place + shift, values, 0.36, color=COLOURS[colour], label=label)
         axes.axvline(0, color=COLOURS["muted"], linewidth=0.8)
-        axes.set_yticks(place, [shorten(name, 16 if narrow else 28) for name in names])
+        axes.set_yticks(place, [shorten(name, 20 if narrow else 28) for name in names])
         axes.tick_params(axis="y", labelcolor=COLOURS["ink"])
         axes.set_ylim(len(names) - 0.45, -0.55)
         axes.set_xlabel("Part of the difference of the logits")

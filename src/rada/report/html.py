@@ -185,7 +185,10 @@ def _summary(result: Mapping[str, Any]) -> str:
     if result.get("shots"):
         training = f" trained on {count(result['shots'], 'image')} a class"
     kind = "tuned" if _tuned(result) else "frozen"
-    encoder = f" on the {kind} encoder “{result['encoder']}”" if result.get("encoder") else ""
+    named = result.get("encoder")
+    if isinstance(named, Mapping):  # as `Classifier.evaluate` tells it, with the fingerprint
+        named = named.get("name")
+    encoder = f" on the {kind} encoder “{named}”" if named else ""
     place = f" of “{result['dataset']}”" if result.get("dataset") else ""
     strength = (
         f", at mask strength {result['strength']:g}" if _number(result.get("strength")) else ""
