@@ -6,6 +6,7 @@ the cross-validation, which take time.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import socket
@@ -219,10 +220,14 @@ class Keyboard(Mouse):
         self.page.keyboard.press("Enter")
 
     def send(self, selector, path):
-        self._reach(selector)
-        with self.page.expect_file_chooser() as chooser:
-            self.page.keyboard.press("Enter")
-        chooser.value.set_files(path)
+        for _ in range(4):  # a tab that was just opened may still be drawn, and lose the key
+            self._reach(selector)
+            with contextlib.suppress(playwright.TimeoutError):
+                with self.page.expect_file_chooser(timeout=3000) as chooser:
+                    self.page.keyboard.press("Enter")
+                chooser.value.set_files(path)
+                return
+        raise AssertionError(f"Enter does not open {selector}")
 
     def write(self, selector, text):
         self._reach(selector)
