@@ -174,7 +174,7 @@ def test_kill_in_fit_and_the_same_command_again(
     environment: dict[str, str], features: dict[str, Path], tmp_path: Path
 ) -> None:
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    options = ("--seed", "1", "--set", "epochs=60", "--set", "min_steps=0", "--set", "batch_size=8",
+    options = ("--seed", "1", "--set", "epochs=30", "--set", "min_steps=0", "--set", "batch_size=8",
                "--json")  # fmt: skip
     command = [sys.executable, "-m", "rada", "fit", features["train"], "--out", killed, *options]
     process = subprocess.Popen(
@@ -203,7 +203,7 @@ def test_interrupt_exits_130_and_resumes(
     environment: dict[str, str], features: dict[str, Path], tmp_path: Path
 ) -> None:
     head = tmp_path / "head"
-    options = ("--seed", "1", "--set", "epochs=60", "--set", "min_steps=0", "--set", "batch_size=8",
+    options = ("--seed", "1", "--set", "epochs=30", "--set", "min_steps=0", "--set", "batch_size=8",
                "--set", "strength=1")  # fmt: skip
     command = [sys.executable, "-m", "rada", "fit", features["train"], "--out", head, *options]
     process = subprocess.Popen(
@@ -240,14 +240,18 @@ def test_pictures_from_fit_to_report(
     assert len(used) == 12
     assert {row["class"] for row in used} == {"blue sky", "green leaf", "red brick"}
     assert all(Path(row["path"]).exists() for row in used)
-    text = ok("evaluate", fitted, pictures, "--report", tmp_path / "report", "--json",
+    text = ok("evaluate", fitted, pictures / "test", "--report", tmp_path / "report", "--json",
               environment=environment)  # fmt: skip
     result = json.loads(text)
     assert result["images"] == 9
     assert result["classes"] == ["blue sky", "green leaf", "red brick"]
     page = (tmp_path / "report" / "index.html").read_text()
     assert "red brick" in page
-    assert json.loads((tmp_path / "report" / "result.json").read_text())["images"] == 9
+    saved = json.loads((tmp_path / "report" / "result.json").read_text())
+    assert saved["images"] == 9 and saved["data"] == f"{pictures.name}/test"
+    for name in ("index.html", "result.json"):  # no private folder
+        assert str(pictures.parent) not in (tmp_path / "report" / name).read_text()
+    assert json.loads((fitted / "config.json").read_text())["training"]["data"] == pictures.name
     table = ok("evaluate", fitted, pictures, environment=environment)
     assert "Zero-shot" in table
     assert "RAda" in table
@@ -513,18 +517,6 @@ def test_without_a_head_there_is_one_row(
               report, environment=environment)  # fmt: skip
     assert "RAda at test time" in told
     assert "RAda at test time accuracy" in (report / "index.html").read_text()
-
-
-def test_a_report_names_no_private_folder(
-    environment: dict[str, str], pictures: Path, fitted: Path, tmp_path: Path
-) -> None:
-    report = tmp_path / "report"
-    ok("evaluate", fitted, pictures / "test", "--report", report, environment=environment)
-    for name in ("index.html", "result.json"):
-        assert str(pictures.parent) not in (report / name).read_text()
-    saved = json.loads((report / "result.json").read_text())
-    assert saved["data"] == f"{pictures.name}/test"
-    assert json.loads((fitted / "config.json").read_text())["training"]["data"] == pictures.name
 
 
 def test_a_scale_that_is_a_logarithm_is_noticed(

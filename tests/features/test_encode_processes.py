@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cli.test_cli import ok
 from encoders.tiny_models import clip
 from rada.features import Features
 from rada.features.processes import ProcessGroup, part_of
@@ -47,7 +48,7 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | more
 
 
-def two(*arguments: str | Path, count: int = 2) -> list[subprocess.CompletedProcess[str]]:
+def two(*arguments: str | Path) -> list[subprocess.CompletedProcess[str]]:
     """Start the processes as a launcher does, which would hide their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -56,14 +57,14 @@ def two(*arguments: str | Path, count: int = 2) -> list[subprocess.CompletedProc
         subprocess.Popen(
             [sys.executable, "-m", "rada", *map(str, arguments)],
             env=environment(
-                WORLD_SIZE=str(count), RANK=rank, LOCAL_RANK=rank, LOCAL_WORLD_SIZE=str(count),
+                WORLD_SIZE="2", RANK=rank, LOCAL_RANK=rank, LOCAL_WORLD_SIZE="2",
                 MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
             ),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in map(str, range(count))
+        for rank in ("0", "1")
     ]  # fmt: skip
     try:
         return [subprocess.CompletedProcess(each.args, *_ended(each)) for each in running]
@@ -90,10 +91,7 @@ def test_two_processes_write_what_one_does(model: Path, photos: Path, tmp_path: 
         "--json",
     ]
     files = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
-    alone = subprocess.run(
-        [sys.executable, "-m", "rada", *map(str, words), "--out", files[0]],
-        env=environment(), capture_output=True, text=True, timeout=TIMEOUT, check=True,
-    )  # fmt: skip
+    alone = ok(*words, "--out", files[0], environment={})
     launched = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
          "-m", "rada", *map(str, words), "--out", files[1]],
@@ -106,7 +104,7 @@ def test_two_processes_write_what_one_does(model: Path, photos: Path, tmp_path: 
     assert torch.equal(found.labels, expected.labels) and found.classes == expected.classes
     torch.testing.assert_close(found.image_features, expected.image_features, rtol=0, atol=1e-5)
     torch.testing.assert_close(found.text_features, expected.text_features, rtol=0, atol=1e-5)
-    facts = [json.loads(done.stdout) for done in (alone, launched)]  # one object: printed once
+    facts = [json.loads(told) for told in (alone, launched.stdout)]  # one object: printed once
     assert facts[0]["encoder"] == facts[1]["encoder"] and facts[1]["images"] == 6
     assert not list(tmp_path.glob(".two*"))
 

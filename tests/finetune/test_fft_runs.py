@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cli.test_cli import ok
 from finetune.conftest import lines, write_pictures
 from rada import Classifier, EFTConfig, FFTConfig, FineTuner
 from rada.core.errors import (
@@ -36,26 +37,24 @@ for _setting in ("epochs=6", "batch_size=8", "learning_rate=1e-3", "evaluate_eve
 HEAD = ["--set", "head_epochs=2", "--set", "strength=1"]
 
 
-def command(data, model, out, *more, method="rada-ft", launcher=()):
-    words = [sys.executable, *launcher, "-m", "rada", "finetune", data, "--model", model]
+def command(data, model, out, *more, method="rada-ft"):
     own = HEAD if method == "rada-ft" else []
-    return [str(word) for word in (*words, "--method", method, "--out", out, *OPTIONS, *own, *more)]
+    words = ("finetune", data, "--model", model, "--method", method, "--out", out)
+    return [str(word) for word in (*words, *OPTIONS, *own, *more)]
 
 
 def environment():
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def finished(words):
-    found = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=300)
-    assert found.returncode == 0, found.stderr[-3000:]
-    return found
-
-
 def stopped(words, log: Path, steps: int, number: int) -> subprocess.Popen:
     """Start a run, send it a signal after some steps, and wait for its end."""
     process = subprocess.Popen(
-        words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "rada", *words],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     limit = time.monotonic() + 240
     while time.monotonic() < limit and process.poll() is None:
@@ -75,10 +74,19 @@ def weights(out: Path) -> dict[str, bytes]:
     return {name: (out / name).read_bytes() for name in names}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As in the processes of their own, so that weights can be equal to the bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def reference(data, model_folder, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("reference") / "out"
-    finished(command(data, model_folder, out))
+    ok(*command(data, model_folder, out), environment={})
     return out
 
 
@@ -92,29 +100,34 @@ def test_killed_and_terminated_runs_end_like_one_that_was_not(
     terminated = stopped(words, out / "log.jsonl", 9, signal.SIGTERM)
     assert terminated.returncode == 143
     assert not (out / "result.json").exists()
-    found = finished(words)
+    told = ok(*words, environment={})
     assert weights(out) == weights(reference)
     steps = [entry["step"] for entry in lines(out / "log.jsonl") if "gradient_norm" in entry]
     assert steps == list(range(1, 19))  # 20 pictures, 8 a step, 6 epochs; each step logged once
-    assert not (out / ".rada-state" / "training").exists() and "tuned" in found.stdout
+    assert not (out / ".rada-state" / "training").exists() and "tuned" in told
     assert [path for path in out.rglob("*") if path.name.startswith(".")] == [out / ".rada-state"]
 
 
 @pytest.mark.parametrize("method", ["rada-ft", "flyp"])
 def test_two_processes_learn_what_one_does(method, data, dark, model_folder, tmp_path):
+    """A method whose loss is a sum over images, and one whose loss compares all images of a batch."""
+    more = ["--ood", f"dark={dark}", "--json"]
+    more += ["--set", "batch_size=7"]  # uneven shares, a last batch of 6
+    words = [
+        command(data, model_folder, tmp_path / count, *more, method=method)
+        for count in ("one", "two")
+    ]
+    ok(*words[0], environment={})
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
     launcher += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
-    more = [
-        "--ood",
-        f"dark={dark}",
-        "--json",
-        "--set",
-        "batch_size=7",
-    ]  # uneven shares, a last batch of 6
-    finished(command(data, model_folder, tmp_path / "one", *more, method=method))
-    found = finished(
-        command(data, model_folder, tmp_path / "two", *more, method=method, launcher=launcher)
+    found = subprocess.run(
+        [sys.executable, *launcher, "-m", "rada", *words[1]],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
+    assert found.returncode == 0, found.stderr[-3000:]
     assert json.loads(found.stdout)["processes"] == 2  # one object: one process prints
     one, two = (lines(tmp_path / name / "log.jsonl") for name in ("one", "two"))
     assert len(one) == len(two)

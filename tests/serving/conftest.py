@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,37 +14,25 @@ pytest.importorskip("prometheus_client", reason="needs the extra 'serve'")
 
 import httpx2
 
-from golden.make import QUICK, tiny_encoder, write_images
-from rada import Classifier, get_method
+from fits import OPTIONS, Fits
+from rada import Classifier
 from rada.serving import ServeSettings, Service
 
-OPTIONS: dict[str, Any] = {"workers": 0, "cache": False, "progress": False}
+
+@pytest.fixture(scope="session")
+def encoder_folder(fits: Fits) -> Path:
+    return fits.encoder
 
 
 @pytest.fixture(scope="session")
-def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("encoder") / "clip"
-    tiny_encoder(folder)
-    return folder
+def images(fits: Fits) -> list[Path]:
+    return sorted(fits.images.rglob("*.png"))
 
 
 @pytest.fixture(scope="session")
-def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return sorted(write_images(tmp_path_factory.mktemp("images") / "colours").rglob("*.png"))
-
-
-@pytest.fixture(scope="session")
-def heads(
-    tmp_path_factory: pytest.TempPathFactory, encoder_folder: Path, images: list[Path]
-) -> dict[str, Path]:
+def heads(fits: Fits) -> dict[str, Path]:
     """Saved models: one that scores any classes, one that knows its own alone."""
-    root, found = tmp_path_factory.mktemp("heads"), {}
-    for name in ("rada", "linear_probe"):
-        config = get_method(name).config(**QUICK.get(name, {}))
-        clf = Classifier(str(encoder_folder), name, config=config, **OPTIONS)
-        found[name] = root / name
-        clf.fit(str(images[0].parents[1]), seed=1, output_dir=found[name])
-    return found
+    return {name: fits.folder(name) for name in ("rada", "linear_probe")}
 
 
 @pytest.fixture(scope="session")

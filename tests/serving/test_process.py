@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
+from cli.test_cli import rada
 from rada import Classifier
 
 SOURCE = Path(__file__).parents[2] / "src"
@@ -165,11 +166,6 @@ def test_bad_options_are_one_line(
 def test_a_port_in_use(heads: dict[str, Path]) -> None:
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = str(taken.getsockname()[1])
-        done = subprocess.run(
-            command(str(heads["linear_probe"]), "--port", port),
-            capture_output=True,
-            text=True,
-            env=environment(),
-        )
+        done = rada("serve", heads["linear_probe"], "--port", port, environment={})
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert f"nothing can listen at 127.0.0.1:{port}" in done.stderr
