@@ -25,6 +25,7 @@ import torch
 
 from rada.core.errors import ConfigError, DataError, EncoderError, StorageError
 from rada.core.extras import needed_for
+from rada.core.processes import leave_at_exit
 from rada.core.storage import storage_errors
 from rada.data import ImageSplit
 from rada.features.extract import collect, iter_features
@@ -78,6 +79,7 @@ class ProcessGroup:
                 warnings.filterwarnings("ignore", "OMP_NUM_THREADS")  # that it chose the threads
                 # Little is said between the processes, so gloo does for every device.
                 state = PartialState(cpu=True)
+            leave_at_exit()
             self._group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
         except (ValueError, RuntimeError) as error:
             raise ConfigError(

@@ -9,6 +9,7 @@ import torch
 
 from rada.core.errors import ConfigError
 from rada.core.extras import needed_for
+from rada.core.processes import leave_at_exit
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -49,6 +50,7 @@ def make_accelerator(
         # Encoders have parts that no loss reaches, such as a pooler.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    leave_at_exit()
     if accelerator.distributed_type not in _KINDS:
         raise ConfigError(
             f"{accelerator.distributed_type.value} cannot be used: CLIP's scale is a scalar, which "
