@@ -7,7 +7,6 @@ candidates get the prompts alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,6 +19,7 @@ from rada.features import ClassSet
 from rada.methods.base import Facts, Method
 from rada.methods.coop import CoOpConfig
 from rada.methods.kgcoop import KgCoOpConfig, drift
+from rada.methods.prior_probe import trained_rows
 from rada.methods.prompts import PromptConfig, PromptMethod, PromptModel
 from rada.methods.registry import register_method
 from rada.training.feature_loop import Losses
@@ -34,7 +34,6 @@ __all__ = [
     "DecoupledConfig",
     "DecoupledHead",
     "DecoupledModel",
-    "trained_rows",
 ]
 
 DEPT_SOURCE = "Zhang et al., DePT: Decoupled Prompt Tuning, CVPR 2024"
@@ -79,6 +78,7 @@ class DecoupledHead(nn.Module):
     def __init__(self, dim: int, classes: int, config: DecoupledConfig) -> None:
         super().__init__()
         self.weight, self.norm = config.probe_weight, config.feature_norm
+        self.rate = config.probe_rate
         self.image_scale, self.text_scale = (nn.Parameter(torch.ones(dim)) for _ in range(2))
         self.image_shift, self.text_shift = (nn.Parameter(torch.zeros(dim)) for _ in range(2))
         self.probe = nn.Linear(dim, classes)
@@ -95,6 +95,13 @@ class DecoupledHead(nn.Module):
         logits: Tensor = self.probe(shifted)
         return logits
 
+    def parameter_groups(self, prompts: list[nn.Parameter], rate: float) -> list[dict[str, Any]]:
+        """Return what learns, with peak rates: the prompts' `rate`, and the probe's in units of it."""
+        return [
+            {"params": prompts, "lr": rate},
+            {"params": [*self.parameters()], "lr": self.rate * rate},
+        ]
+
     def losses(self, images: Tensor, text: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
         """Return the probe's cross-entropy of each image `(B,)`, its class features an example as it is.
 
@@ -110,18 +117,12 @@ class DecoupledHead(nn.Module):
         ]
         return torch.stack(entropies).mean(0)
 
-    def fused(self, images: Tensor, host: Tensor, rows: Sequence[int] | None) -> Tensor:
+    def fused(self, images: Tensor, host: Tensor, rows: Tensor | None) -> Tensor:
         """Return the sum of both logits `(B, K)`; those of the prompts where the probe has no rows."""
         if rows is None:
             return host
-        probe: Tensor = self(images)[:, list(rows)].to(host)
+        probe: Tensor = self(images)[:, rows].to(host)
         return self.weight * probe + (1 - self.weight) * host
-
-
-def trained_rows(classes: ClassSet, known: Sequence[str]) -> list[int] | None:
-    """Return the rows of candidates among the trained classes; None if one of them is new."""
-    rows = classes.rows_among(known)
-    return None if None in rows else [row for row in rows if row is not None]
 
 
 @dataclass(frozen=True)
@@ -158,13 +159,8 @@ class DecoupledModel(PromptModel):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return what learns, with peak rates: the context's, and the probe's."""
-        config = self.config
-        assert isinstance(config, PromptConfig) and isinstance(config, DecoupledConfig)
-        fast = config.probe_rate * config.learning_rate
-        return [
-            {"params": [self.context], "lr": config.learning_rate},
-            {"params": [*self.decoupled.parameters()], "lr": fast},
-        ]
+        assert isinstance(self.config, PromptConfig)
+        return self.decoupled.parameter_groups([self.context], self.config.learning_rate)
 
     def pull(self, learned: ClassSet, written: ClassSet) -> dict[str, Tensor]:
         """Return what the method of the prompts adds to cross-entropy, with its weight."""
@@ -174,12 +170,11 @@ class DecoupledModel(PromptModel):
         """Return the weighted sum of the cross-entropies of probe and prompts, and the prompts' pull."""
         learned, head = self.prepare(classes), self.decoupled
         logits = self.zero_shot_logits(images, learned)
-        rows = trained_rows(classes, self.facts.classes)
+        rows = trained_rows(classes, self.facts, labels.device)
         assert rows is not None  # a step has trained classes alone
-        place = torch.tensor(rows, device=labels.device)
         terms = {
             "cross_entropy": (1 - head.weight) * cross_entropy(logits, labels),
-            "probe": head.weight * head.losses(images, learned.text_features, labels, place).mean(),
+            "probe": head.weight * head.losses(images, learned.text_features, labels, rows).mean(),
             **self.pull(learned, classes),
         }
         with torch.no_grad():
@@ -191,7 +186,7 @@ class DecoupledModel(PromptModel):
     def score(self, images: Tensor, classes: ClassSet) -> Tensor:
         """Return probe plus prompts among trained classes, else the prompts' `scale * cosine`."""
         host = self.zero_shot_logits(images, classes)
-        return self.decoupled.fused(images, host, trained_rows(classes, self.facts.classes))
+        return self.decoupled.fused(images, host, trained_rows(classes, self.facts, images.device))
 
 
 class DecoupledKgCoOpModel(DecoupledModel):

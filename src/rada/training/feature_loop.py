@@ -229,11 +229,7 @@ def train(
         TrainingInterrupted: On Ctrl-C.
         CheckpointError: If the state is damaged.
     """
-    groups = getattr(model, "parameter_groups", None)
-    learning = [p for p in model.parameters() if p.requires_grad]
-    optimizer = recipe.optimizer_for(learning if groups is None else groups())
-    for group in optimizer.param_groups:
-        group["peak"] = recipe.learning_rate if groups is None else group["lr"]
+    optimizer = _optimizer_of(model, recipe)
     per_epoch = math.ceil(len(data) / recipe.batch_size)
     steps = steps or recipe.epochs * per_epoch
     epochs = math.ceil(steps / per_epoch)
@@ -277,6 +273,16 @@ def train(
         raise TrainingInterrupted(model.eval(), state.history) from error
     model.eval()
     return state.history
+
+
+def _optimizer_of(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return the optimiser of what learns; each group keeps its peak rate."""
+    groups = getattr(model, "parameter_groups", None)
+    learning = [p for p in model.parameters() if p.requires_grad] if groups is None else groups()
+    optimizer = recipe.optimizer_for(learning)
+    for group in optimizer.param_groups:
+        group["peak"] = group["lr"]
+    return optimizer
 
 
 def _set_rates(

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from rada.core.config import Config
 from rada.features import ClassSet
-from rada.methods.dept import DEPT_SOURCE, DecoupledConfig, DecoupledHead, trained_rows
+from rada.methods.dept import DEPT_SOURCE, DecoupledConfig, DecoupledHead
 from rada.methods.finetune.base import EncoderMethod, Scored
 from rada.methods.finetune.inserted import InsertedModel, PromptedModel
 from rada.methods.finetune.maple import MaPLe, MaPLeConfig
 from rada.methods.finetune.model import TunedModel
 from rada.methods.finetune.promptsrc import PromptSRC, PromptSRCConfig, PromptSRCModel
+from rada.methods.prior_probe import trained_rows
 from rada.methods.registry import register_method
 from rada.training.batches import Batch
 
@@ -49,16 +50,13 @@ class DecoupledPromptedModel(PromptedModel):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return what learns, with peak rates: the tokens', and the probe's."""
         assert isinstance(self.config, DecoupledConfig)
-        rate = self.config.learning_rate
-        return [
-            {"params": [*self.inserts.parameters()], "lr": rate},
-            {"params": [*self.decoupled.parameters()], "lr": self.config.probe_rate * rate},
-        ]
+        tokens = [*self.inserts.parameters()]
+        return self.decoupled.parameter_groups(tokens, self.config.learning_rate)
 
     def score(self, images: Tensor, classes: ClassSet) -> Tensor:
         """Return probe plus prompts among trained classes, else the prompts' `scale * cosine`."""
         host = self._cosines(images, classes)
-        return self.decoupled.fused(images, host, trained_rows(classes, self.facts.classes))
+        return self.decoupled.fused(images, host, trained_rows(classes, self.facts, images.device))
 
 
 class DecoupledPromptSRCModel(DecoupledPromptedModel, PromptSRCModel):

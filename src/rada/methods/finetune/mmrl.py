@@ -20,10 +20,10 @@ from rada.core.config import Config
 from rada.encoders.inserts import Inserts, layer_width
 from rada.features import ClassSet
 from rada.methods.base import Shapes
-from rada.methods.dept import trained_rows
 from rada.methods.finetune.base import Scored
 from rada.methods.finetune.inserted import InsertConfig, InsertedModel, InsertMethod, copies
 from rada.methods.finetune.model import TunedModel
+from rada.methods.prior_probe import trained_rows
 from rada.methods.registry import register_method
 from rada.training.batches import Batch
 
@@ -133,7 +133,7 @@ class MMRLModel(InsertedModel):
     def score(self, images: Tensor, classes: ClassSet) -> Tensor:
         """Return the logits of both features among trained classes, else of the class token's alone."""
         logits = self._cosines(images, classes)
-        if trained_rows(classes, self.facts.classes) is None:
+        if trained_rows(classes, self.facts, images.device) is None:
             return logits
         share = self.config.class_share
         return share * logits + (1 - share) * self._by_half(images, classes, 1)
