@@ -27,6 +27,17 @@ print(json.dumps(sorted(name for name in heavy if name in sys.modules)), file=sy
 """
 
 
+def imported_anyway() -> set[str]:
+    """Return the heavy packages that older torch (sympy) and typer (rich) import by themselves."""
+    code = """
+import json, sys, torch, typer
+torch.nn.Linear(1, 1, device="meta")
+print(json.dumps([*sys.modules]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(HEAVY.split()).intersection(json.loads(done.stdout.splitlines()[-1]))
+
+
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
@@ -53,7 +64,7 @@ def test_a_prediction_imports_only_what_it_needs(images: Path, tmp_path: Path) -
     )
     path, name, chance = done.stdout.splitlines()[1].split(",")
     assert name == classifier.predict([path])[0] and 0.5 <= float(chance) <= 1
-    assert json.loads(done.stderr) == []
+    assert set(json.loads(done.stderr)) <= imported_anyway()
 
 
 def test_fit_says_what_it_does_before_it_imports_torch(images: Path, tmp_path: Path) -> None:

@@ -222,7 +222,10 @@ def test_public_tokenizer(saved, tmp_path, family):
     make, kind = PUBLIC[family]
     folder, row = with_tokenizer(saved(family.split()[0]), tmp_path / "model", make)
     encoder = load_encoder(folder)
-    assert type(encoder.tokenizer).__name__ == kind
+    # transformers 5.0 has no class for SigLIP 2, and where the files name another class than this kind of
+    # model has, it opens them as the class of all tokenizers.
+    older = {"GemmaTokenizer", "TokenizersBackend"} if make is gemma else set()
+    assert type(encoder.tokenizer).__name__ in {kind} | older
     assert encoder.tokenize([PROMPT])["input_ids"][0].tolist() == row
     texts = encoder.encode_texts([PROMPT, PROMPT.lower(), "the red car"])
     assert torch.allclose(texts[0], texts[1], atol=1e-6) == (make is not xlm_roberta)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from rada.encoders.tokens import Tokens
 
@@ -48,8 +51,30 @@ def tokenizer_key(tokenizer: Any, max_tokens: int) -> str:
         state = json.loads(backend.to_str())
         for volatile in ("truncation", "padding"):  # set by the last call
             state.pop(volatile, None)
+        if state["model"].get("type") == "Unigram":
+            pieces, scores = zip(*state["model"]["vocab"], strict=True)
+            state["model"]["vocab"] = list(zip(pieces, _exact(scores), strict=True))
     side = (tokenizer.padding_side, tokenizer.truncation_side, tokenizer.pad_token_id)
     return json.dumps([state, side, max_tokens], sort_keys=True)
+
+
+def _exact(scores: Sequence[float]) -> list[float]:
+    """Return scores of sentencepiece as the float32 numbers that they are.
+
+    Versions of `tokenizers` below 0.23 read the last digit of some numbers wrongly, so that a tokenizer would
+    be another one after it was saved and loaded.
+
+    Example:
+        >>> _exact([-3.663918018341065, -3.6639])  # the second is no float32
+        [-3.6639180183410645, -3.6639]
+    """
+    given = np.asarray(scores, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        single = given.astype(np.float32).astype(np.float64)
+    exact: list[float] = np.where(
+        np.isclose(given, single, rtol=1e-14, atol=0), single, given
+    ).tolist()
+    return exact
 
 
 def slow_settings(tokenizer: Any) -> list[Any]:

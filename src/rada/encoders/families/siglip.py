@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import string
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from rada.core.errors import EncoderError
+from rada.core.storage import read_json
 from rada.encoders.families._transformers import TRAINABLE, TransformersEncoder
-from rada.encoders.registry import register_family
+from rada.encoders.registry import LoadOptions, register_family
+from rada.encoders.spec import ModelSpec
 from rada.encoders.tokens import Tokens
 
 __all__ = ["SiglipEncoder"]
@@ -46,6 +50,20 @@ class SiglipEncoder(TransformersEncoder):
         """Read the width of the text encoder's projection."""
         text = config.get("text_config") or {}
         return int(text.get("projection_size") or text.get("hidden_size") or 768)
+
+    @classmethod
+    def load(cls, spec: ModelSpec, options: LoadOptions) -> TransformersEncoder:
+        """Load from a directory, and note where its tokenizer is Gemma's.
+
+        Some versions of transformers open it as the class of all tokenizers, and save it so.
+        """
+        encoder = super().load(spec, options)
+        path = Path(spec.directory or "") / "tokenizer_config.json"
+        if path.exists():
+            config = read_json(path, error=EncoderError, what="the tokenizer's configuration")
+            if str(config.get("tokenizer_class")).startswith("Gemma"):
+                encoder.tokenizer.init_kwargs.setdefault("do_lower_case", True)
+        return encoder
 
     @cached_property
     def lower_case(self) -> bool:
