@@ -14,7 +14,8 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
-# The whole suite with the lowest version of every package that pyproject.toml allows, without the extra `onnx`.
+# The whole suite with the lowest version of every package that pyproject.toml allows, without the extras `onnx` and
+# `app`, which ask for newer ones than the rest.
 test-oldest: $(OLDEST)/.dev
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n auto --dist loadfile
 

@@ -1,7 +1,8 @@
 """Print the lowest versions that pyproject.toml allows, as constraints for pip.
 
 The packages of `docs`, `test` and `dev` are tools, which are not rada's to hold back: they stay free. `onnx`
-asks for a newer torch than the core, and is left out.
+asks for a newer torch than the core, and `app` for a newer huggingface_hub than `models`: the Makefile leaves
+them out.
 """
 
 import re
@@ -16,6 +17,8 @@ wanted = project["dependencies"] + [
     if extra not in ("onnx", "docs", "test", "dev")
     for text in texts
 ]
+# What `datasets` asks for without naming what it needs itself: newer ones of pyarrow need NumPy 2.
+print("pyarrow==21.0.0")
 for text in sorted(wanted, key=str.lower):
     floor = re.fullmatch(r"([\w.-]+)>=([\w.]+)", text)
     if floor:

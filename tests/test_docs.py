@@ -188,6 +188,27 @@ def test_the_picture_of_the_layout_is_the_layers_that_are_checked() -> None:
     assert [sorted(CODE.findall(part)) for part in picture.split("<")][::-1] == layers()
 
 
+def test_the_versions_that_the_documents_name_are_those_that_are_asked_for_and_tested() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    texts = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
+    installs, tests = re.findall(
+        r"It installs beside (.*?), or newer\. The tests\s+pass on (.*?),? and on ", texts
+    )[0]
+    pythons = re.findall(r"3\.\d+", tests)
+    classifiers = [text.rpartition(" ")[2] for text in project["classifiers"] if ":: 3." in text]
+    workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8")
+    matrix = re.findall(r'"(3\.\d+)"', re.findall(r"python: \[(.*)\]", workflow)[0])
+    assert pythons == classifiers == matrix and project["requires-python"] == f">={pythons[0]}"
+    floors = {"Python": project["requires-python"].removeprefix(">=")}
+    for text in project["dependencies"] + project["optional-dependencies"]["models"]:
+        name, floor = text.split(">=")
+        floors[name.removesuffix("_torch")] = floor
+    named = re.findall(r"([\w-]+) (\d[\d.]*\d)", installs)
+    assert len(named) == 6
+    for name, version in named:
+        assert floors[name].startswith(version)
+
+
 # -- the first lines of Python ---------------------------------------------------------------------
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from rada.encoders.tokens import Tokens, token_count, token_slice
 from rada.methods.prompts import TEXT_CHUNK, frozen
@@ -55,5 +54,7 @@ def deep_prompted_text(
         parts.append((token_slice(tokens, rows), own))
     if count <= TEXT_CHUNK or not torch.is_grad_enabled():
         return torch.cat([encoded(part, *own) for part, own in parts])
+    from torch.utils.checkpoint import checkpoint  # torch 2.6 imports sympy for it
+
     found = [checkpoint(encoded, part, *own, use_reentrant=False) for part, own in parts]
     return torch.cat(found)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from rada.core.config import Config
 from rada.core.errors import ConfigError
@@ -112,6 +111,8 @@ class PromptTexts:
         elif count <= TEXT_CHUNK or not torch.is_grad_enabled():
             found = torch.cat([self._encoded(context, rows) for rows in _chunks(count)])
         else:
+            from torch.utils.checkpoint import checkpoint  # torch 2.6 imports sympy for it
+
             found = torch.cat(
                 [
                     checkpoint(self._encoded, context, rows, use_reentrant=False)
