@@ -24,7 +24,7 @@ from rada.core.output import STATE_FOLDER, check_apart
 from rada.core.progress import progress_bar
 from rada.data import Naming
 from rada.encoders.slot import EncoderSlot
-from rada.evaluation import environment, evaluate_logits, harmonic_mean
+from rada.evaluation import Timer, environment, evaluate_logits, harmonic_mean
 from rada.features import ClassSet, FeatureCache, Features, extract_features
 from rada.methods import AdaptedModel, Run, UnknownClassError, get_method
 from rada.test_time import TestTimeMethod, ViewConfig, get_test_time_method
@@ -263,10 +263,10 @@ def run_cell(
         method.check(setup.train, config, run)
         test_time[0].check(method.start(setup.train, config, run))
     with PeakMemory() as memory:
-        model = method.fit(train, config, run)
-        started = time.perf_counter()
-        parts = [_evaluated(model, part, test_time) for part in setup.parts]
-        seconds = time.perf_counter() - started
+        with Timer() as fitting:
+            model = method.fit(train, config, run)
+        with Timer() as predicting:
+            parts = [_evaluated(model, part, test_time) for part in setup.parts]
     if choice is not None:
         model.record["template_choice"] = choice.to_dict()
     result: dict[str, Any] = {
@@ -274,7 +274,9 @@ def run_cell(
         "config": config.to_dict(),
         "trainable_parameters": model.trainable_parameters(),
         "fit_seconds": model.record.pop("seconds"),
-        "predict_seconds": seconds,
+        "fit_cpu_seconds": fitting.cpu_seconds,
+        "predict_seconds": predicting.seconds,
+        "predict_cpu_seconds": predicting.cpu_seconds,
         "memory": memory.bytes,
         "images": len(setup.train) if method.learns else 0,
         "data": source.name,

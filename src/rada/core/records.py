@@ -174,6 +174,8 @@ class CellRecord(_OpenRecord):
     trainable_parameters: Count
     fit_seconds: float
     predict_seconds: float
+    fit_cpu_seconds: float | None = None
+    predict_cpu_seconds: float | None = None
     memory: Count | None
     harmonic_mean: Unit | None = None
 
