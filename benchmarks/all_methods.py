@@ -151,7 +151,7 @@ def run(options: argparse.Namespace) -> int:
     for cell in todo:
         if time.monotonic() - began > options.limit:
             break
-        if cell.seed > min(options.seeds) and longest.get(cell.label, 0.0) > options.longest:
+        if cell.seed > SEEDS[0] and longest.get(cell.label, 0.0) > options.longest:
             continue
         started = time.monotonic()
         process = context.Process(target=work, args=(cell, sources, folder))
@@ -303,10 +303,13 @@ def table() -> str:
         lacking.setdefault(" and ".join(f"`{one}`" for one in lacks), []).append(f"`{label}`")
     told = [f"{', '.join(labels)} (no {lacks})" for lacks, labels in lacking.items()]
     lines += ["", f"Refused by the embedded model: {'; '.join(told)}."]
+    changes: dict[str, list[str]] = {}
     for label, fields in kept["changed"].items():
         if label in found:
             values = ", ".join(f"`{key}={value}`" for key, value in fields.items())
-            lines.append(f"Not with its defaults: `{label}`, {values}.")
+            changes.setdefault(values, []).append(f"`{label}`")
+    told = [f"{', '.join(labels)} ({values})" for values, labels in changes.items()]
+    lines.append(f"Not with the defaults: {'; '.join(told)}.")
     return "\n".join(lines)
 
 

@@ -17,16 +17,18 @@ LOADED = re.compile(
 )
 
 
-def test_which_method_is_that_of_the_results() -> None:
-    place = ROOT / "benchmarks" / "which_method.py"
-    spec = importlib.util.spec_from_file_location("which_method", place)
+@pytest.mark.parametrize(
+    ("script", "maker", "rows"), [("which_method", "tables", 25), ("all_methods", "table", 30)]
+)
+def test_tables_of_pages_are_those_of_the_results(script: str, maker: str, rows: int) -> None:
+    spec = importlib.util.spec_from_file_location(script, ROOT / "benchmarks" / f"{script}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     page = module.PAGE.read_text(encoding="utf-8")
     inside = page.partition(module.BEGIN)[2].partition(module.END)[0]
-    assert inside == module.tables(), "run python benchmarks/which_method.py --write"
-    assert inside.count("\n| ") > 25
+    assert inside == getattr(module, maker)(), f"run python benchmarks/{script}.py, see its top"
+    assert inside.count("\n| ") > rows
 
 
 def test_site_is_built_without_warnings(tmp_path: Path) -> None:

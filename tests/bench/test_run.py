@@ -44,6 +44,7 @@ def test_few_shot(plan, tmp_path):
     assert rada["parts"]["test"]["images"] == 36 and rada["images"] == 12
     assert rada["trainable_parameters"] == 6 * (16 * 16 + 16)
     assert rada["fit_seconds"] > 0 and (rada["memory"] is None or rada["memory"] >= 0)
+    assert rada["fit_cpu_seconds"] > 0 and rada["predict_cpu_seconds"] > 0
     assert rada["config"]["epochs"] == 2 and "torch" in rada["environment"]["versions"]
 
 

@@ -152,6 +152,38 @@ def test_the_penalty_draws_a_choice_of_few_images_to_the_prior() -> None:
     assert (slight.point, clear.point) == ((1.0,), (0.0,))
 
 
+def test_what_learned_how_sure_to_be_is_not_held_to_zero_shot() -> None:
+    """Zero-shot is forty times too sure; the adapted model is right more often, and calm by training."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(3).repeat(32)
+    target = torch.nn.functional.one_hot(labels, 3).float()
+    text = torch.eye(3)
+    images = normalize(target + torch.randn(96, 3, generator=generator), dim=-1)
+    calm = 3 * target + torch.randn(96, 3, generator=generator)
+    data = Features(images, labels, ("a", "b", "c"), text_features=text, scale=100.0)
+
+    class Calm:
+        def features_of(self, part: Features) -> torch.Tensor:
+            return part.plain()
+
+        def at_points(self, rows, classes, points):  # type: ignore[no-untyped-def]
+            place = (rows[:, None] == images[None]).all(-1).float().argmax(1)
+            zero_shot = 100 * rows @ text.T
+            for (strength,) in points:
+                yield zero_shot + strength * (calm[place] - zero_shot)
+
+    held = choose_strength(lambda *_: Calm(), data, 1)
+    free = choose_strength(lambda *_: Calm(), data, 1, own_scale=True)
+    assert (calm.argmax(1) == labels).sum() > (images.argmax(1) == labels).sum() + 10
+    assert free.trained_strength == 1.0 and 0.5 < (free.trained_temperature or 0) < 2
+    assert (held.trained_temperature or 0) > 10 and free.base_accuracy == held.base_accuracy
+    assert max(free.base_likelihood) > max(held.base_likelihood) + 0.1
+    # Where zero-shot is not too sure, nothing is free.
+    data = Features(images, labels, data.classes, text_features=text, scale=1.0)
+    found = [choose_strength(lambda *_: Calm(), data, 1, own_scale=own) for own in (False, True)]
+    assert found[0] == found[1]
+
+
 def test_probabilities_are_calibrated_on_held_out_shots() -> None:
     """A model whose zero-shot logits are far too sure of themselves is told so by its shots."""
     images, labels, text = toy(8, 6)

@@ -566,6 +566,7 @@ class Method(ABC):
             key=[self.name, model.config.to_dict()],
             folder=run.state_dir,
             baseline=None if self.train_encoder else lambda a, b: probe_logits(a, b, run.seed),
+            own_scale=self.cost != "features",  # what is below the head learns how sure to be
         )
         model.keep_choice(choice)
 

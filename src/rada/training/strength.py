@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -69,7 +69,7 @@ SHARE_OF_GAIN = 0.7
 LARGEST_NEW = 0.5
 """The largest strength for new classes: beyond it chance decides whether they lose."""
 
-_LOG_TEMPERATURES = torch.linspace(-1.5, 1.5, 13, dtype=torch.float64)
+_STEP = 0.25  # between the logarithms of temperatures that are tried
 _MOST_IMAGES = 4096  # of a fold are asked; more would say the same more slowly
 
 Point = tuple[float, ...]
@@ -82,6 +82,7 @@ class TemperaturePrior:
     Attributes:
         lower: Standard deviation towards smaller temperatures, which make probabilities more sure.
         upper: Towards larger ones.
+        free: How far towards smaller ones all are as likely; `lower` counts from there.
 
     Example:
         >>> TemperaturePrior(0.5, 1.0).penalty(torch.tensor([-1.0, 0.0, 1.0]))
@@ -90,11 +91,17 @@ class TemperaturePrior:
 
     lower: float
     upper: float
+    free: float = 0.0
 
     def penalty(self, steps: Tensor) -> Tensor:
         """Return what each distance must make up for, in nats, `(T,)`."""
-        spread = torch.where(steps < 0, self.lower, self.upper)
-        return (steps / spread).square() / 2
+        below = (steps + self.free).clamp(max=0) / self.lower
+        return torch.where(steps < 0, below, steps / self.upper).square() / 2
+
+    def steps(self) -> Tensor:
+        """Return the distances that are tried, `(T,)`: evenly, to 3/2 on both sides of what is free."""
+        more = math.ceil(self.free / _STEP)
+        return _STEP * torch.arange(-6 - more, 7, dtype=torch.float64)
 
 
 OF_ZERO_SHOT = TemperaturePrior(0.1, 2.0)
@@ -258,10 +265,10 @@ class Scores:
     images: int
 
     @classmethod
-    def none(cls, points: int) -> Scores:
+    def none(cls, points: int, prior: TemperaturePrior = AT_POINTS) -> Scores:
         """Return what no images say."""
         zeros = torch.zeros(points, dtype=torch.long)
-        loss = torch.zeros(points, len(_LOG_TEMPERATURES), dtype=torch.float64)
+        loss = torch.zeros(points, len(prior.steps()), dtype=torch.float64)
         return cls(zeros, zeros, loss, 0)
 
     def __add__(self, other: Scores) -> Scores:
@@ -278,7 +285,7 @@ class Scores:
 
     def calibrated(self, prior: TemperaturePrior = AT_POINTS) -> tuple[Tensor, Tensor]:
         """Return the loss at every point's best temperature, and which that is, both `(P,)`."""
-        best = (self.loss + prior.penalty(_LOG_TEMPERATURES)).min(1)
+        best = (self.loss + prior.penalty(prior.steps())).min(1)
         return best.values, best.indices
 
     def to_lists(self) -> list[Any]:
@@ -298,16 +305,22 @@ class Scores:
 
 
 @torch.no_grad()
-def score(logits: Iterable[Tensor], labels: Tensor, prior: float = 1.0) -> Scores:
+def score(
+    logits: Iterable[Tensor],
+    labels: Tensor,
+    prior: float = 1.0,
+    at_points: TemperaturePrior = AT_POINTS,
+) -> Scores:
     """Return what images say of every point.
 
     Args:
         logits: `(N, K)` at every point; the first is zero-shot.
         labels: `(N,)`.
         prior: The temperature around which others are tried.
+        at_points: How far around it.
     """
     correct, changed, loss, first = [], [], [], None
-    temperatures = prior * _LOG_TEMPERATURES.exp()
+    temperatures = prior * at_points.steps().exp()
     for at_point in logits:
         right = at_point.argmax(1) == labels
         first = right if first is None else first
@@ -361,6 +374,7 @@ def choose_strength(
     baseline: Baseline | None = None,
     of_zero_shot: TemperaturePrior = OF_ZERO_SHOT,
     at_points: TemperaturePrior = AT_POINTS,
+    own_scale: bool = False,
 ) -> StrengthChoice:
     """Choose strengths and temperatures by cross-validation on the training images.
 
@@ -375,6 +389,8 @@ def choose_strength(
         baseline: A linear probe, to be asked of the same held-out images.
         of_zero_shot: Prior of the temperature of zero-shot.
         at_points: Prior of the temperature at each point.
+        own_scale: Whether training itself sets how sure the logits are, as that of prompts does: where
+            zero-shot is too sure, temperatures from its own down to 1 are then as likely as each other.
 
     Returns:
         The choice with the curves that led to it.
@@ -383,8 +399,10 @@ def choose_strength(
     classes = data.class_set()
     logits = classes.zero_shot_logits(data.plain(), data.scale)
     prior = fitted_temperature(logits, data.labels, of_zero_shot)
+    if own_scale:
+        at_points = replace(at_points, free=max(0.0, math.log(prior)))
     runs = _Folds(train, grid, prior, at_points, folder, [seed, key], baseline)
-    base, new = Scores.none(len(grid.points)), Scores.none(len(STRENGTHS))
+    base, new = runs.nothing(grid.points), runs.nothing(PLAIN_GRID.points)
     method = "none"
     for fold in folds_of(data, seed, folds):
         base_scores, new_scores = runs.scores(fold)
@@ -407,6 +425,10 @@ class _Folds:
     baseline: Baseline | None
     probe_right: int = 0
     probe_images: int = 0
+
+    def nothing(self, points: tuple[Point, ...]) -> Scores:
+        """Return what no images say of points."""
+        return Scores.none(len(points), self.at_points)
 
     def scores(self, fold: Fold) -> tuple[Scores, Scores]:
         """Return what held-out images of learned and of other classes say."""
@@ -435,12 +457,12 @@ class _Folds:
 
     def _asked(self, model: Adapted, part: Features | None, points: tuple[Point, ...]) -> Scores:
         if part is None:
-            return Scores.none(len(points))
+            return self.nothing(points)
         if len(part) > _MOST_IMAGES:
             part = part.subset(torch.linspace(0, len(part) - 1, _MOST_IMAGES).long())
         with torch.no_grad():
             logits = model.at_points(model.features_of(part), part.class_set(), points)
-            return score(logits, part.labels, self.prior)
+            return score(logits, part.labels, self.prior, self.at_points)
 
     def _ask_baseline(self, learned: Features, base: Features | None) -> None:
         if self.baseline is None or base is None:
@@ -517,7 +539,7 @@ def _over_shots(data: Features, seed: int) -> Iterator[Fold]:
 
 def _chosen(runs: _Folds, method: str, base: Scores | None, new: Scores | None) -> StrengthChoice:
     """Choose from what held-out images said; None where there were none."""
-    grid, temperatures = runs.grid, runs.prior * _LOG_TEMPERATURES.exp()
+    grid, temperatures = runs.grid, runs.prior * runs.at_points.steps().exp()
     point, trained_temperature = grid.prior, runs.prior
     found: dict[str, Any] = {}
     if base is not None:
