@@ -200,6 +200,7 @@ def keep(options: argparse.Namespace) -> int:
         "dates": [dates[0], dates[-1]],
         "environments": different,
         "changed": CHANGED,
+        "methods": order,
         "refused": {name: lacks for name in order if (lacks := missing(name, able))},
         "failed": sorted(
             {f"{one['cell']['label']}: {one['type']}: {one['error']}" for one in runs.failures}
@@ -303,6 +304,13 @@ def table() -> str:
         lacking.setdefault(" and ".join(f"`{one}`" for one in lacks), []).append(f"`{label}`")
     told = [f"{', '.join(labels)} (no {lacks})" for lacks, labels in lacking.items()]
     lines += ["", f"Refused by the embedded model: {'; '.join(told)}."]
+    absent = [
+        f"`{label}`"
+        for label in kept["methods"]
+        if label not in found and label not in kept["refused"]
+    ]
+    if absent:
+        lines.append(f"Not run yet: {', '.join(absent)}.")
     changes: dict[str, list[str]] = {}
     for label, fields in kept["changed"].items():
         if label in found:
