@@ -143,10 +143,14 @@ def run(options: argparse.Namespace) -> int:
     print(f"{len(cells)} cells, {len(todo)} to run", flush=True)
     if not todo:
         return 0
+    context, failed, done = multiprocessing.get_context("fork"), 0, 0
+    # Encoding leaves freed memory behind, which cells would take without a rise: so another process fills the cache.
+    first = context.Process(target=opened, args=(cells,))
+    first.start()
+    first.join()
     sources = opened(cells)
     for name in LIBRARIES:
         importlib.import_module(name)
-    context, failed, done = multiprocessing.get_context("fork"), 0, 0
     longest = took(folder)
     for cell in todo:
         if time.monotonic() - began > options.limit:
