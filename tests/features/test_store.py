@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -51,6 +52,22 @@ def test_a_store_holds_what_was_put_there(stored: tuple[Features, FeatureStore])
     assert [len(part) for part in store.parts()] == [40, 37, 13]
     with pytest.raises(FeatureError, match="from 0 to 89"):
         store.subset([90])
+
+
+def test_parts_are_short_where_what_is_made_of_them_is_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = table(90)
+    skipped = dataclasses.replace(whole.subset(range(40)), skipped=(("broken.jpg", "cut off"),))
+    store = save_store([skipped, whole.subset(range(40, 90))], tmp_path / "store")
+    monkeypatch.setattr("rada.features.store.PART_NUMBERS", 15 * store.dim)
+    parts = list(store.parts())
+    assert [len(part) for part in parts] == [15, 15, 10, 15, 15, 15, 5]
+    same(store.subset(range(15, 30)), parts[1])
+    assert tuple(name for part in parts for name in part.ids) == whole.ids
+    assert [part.skipped for part in parts] == [skipped.skipped, *[()] * 6]
+    monkeypatch.setattr("rada.features.store.PART_NUMBERS", 1)  # many classes: one row at a time
+    assert [len(part) for part in store.parts()] == [1] * 90
 
 
 def test_half_precision_halves_the_files(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ INDEX = "features.json"
 CLASSES = "classes.safetensors"
 STORE_FORMAT = "rada-feature-store-1"
 _LARGEST_INDEX = 1 << 30
+PART_NUMBERS = 1 << 22  # more need more memory, and are slower: each table is new pages
 
 
 def is_store(path: str | Path) -> bool:
@@ -210,14 +211,19 @@ class FeatureStore:
         return fingerprint_tensors(*text, extra=[*described, shards])
 
     def parts(self) -> Iterator[Features]:
-        """Yield the features shard by shard.
+        """Yield all features in order, some rows of a shard at a time.
+
+        A part is so short that its features and its logits of the K classes are small.
 
         Raises:
             FeatureError: If a shard is damaged.
         """
+        rows = max(1, PART_NUMBERS // max(len(self.classes), self.num_views * self.dim))
         for number, shard in enumerate(self.shards):
             if shard.rows:
-                yield self._features(self._fields(number))
+                fields = self._fields(number)
+                for start in range(0, shard.rows, rows):
+                    yield self._features(fields, shard.file, start, rows)
 
     def load(self) -> Features:
         """Return all features, in memory."""
@@ -282,9 +288,16 @@ class FeatureStore:
             raise FeatureError(f"labels of {str(self.folder)!r} are out of range: encode again")
         return labels if self.lookup is None else self.lookup[labels]
 
-    def _features(self, fields: dict[str, Any]) -> Features:
-        own: dict[str, Any] = {key: fields[key] for key in ("image_features", "ids", "skipped")}
-        return Features(labels=self._labels(fields), **own, **self._shared())
+    def _features(self, fields: dict[str, Any], file: str, start: int, rows: int) -> Features:
+        place = slice(start, start + rows)
+        own: dict[str, Any] = {key: fields[key][place] for key in ("image_features", "ids")}
+        if start == 0:
+            own["skipped"] = fields["skipped"]
+        try:
+            return Features(labels=self._labels(fields)[place], **own, **self._shared())
+        except FeatureError as error:
+            where = f"{str(self.folder / file)!r}, from its row {start} on"
+            raise FeatureError(f"{where}: {error}") from error
 
     def _shared(self) -> dict[str, Any]:
         names = ("classes", "text_features", "scale", "encoder", "encoder_fingerprint")
