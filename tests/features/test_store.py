@@ -19,6 +19,7 @@ from rada import Classifier, EFTConfig, Features
 from rada.core.errors import DataError, FeatureError, OutputError
 from rada.features import FeatureStore, extract_features
 from rada.features.processes import ProcessGroup
+from rada.features.store_rows import StoreRows
 from rada.features.store_writing import StorePlan, save_store, write_store
 
 
@@ -127,15 +128,91 @@ def test_the_classifier_takes_an_opened_store(stored: tuple[Features, FeatureSto
     assert [answer.probability for answer in one] == pytest.approx(chances, abs=1e-5)
 
 
-def test_a_benchmark_reads_stores(stored: tuple[Features, FeatureStore], tmp_path: Path) -> None:
-    whole, _ = stored
-    save_store([whole], tmp_path / "set" / "train")
-    save_store([whole.subset(range(30)), whole.subset(range(30, 60))], tmp_path / "set" / "test")
-    out = tmp_path / "bench"
-    words = ("--methods", "zero_shot,prior_probe", "--shots", "4", "--seeds", "1")
-    ok("bench", "--datasets", tmp_path / "set", *words, "--out", out, environment={})
-    cells = [json.loads(path.read_text()) for path in out.glob("cells/**/*.json")]
-    assert {cell["parts"]["test"]["images"] for cell in cells} == {60}
+@pytest.mark.parametrize("protocol", ["few-shot", "base-to-new", "cross-dataset"])
+def test_a_benchmark_reads_stores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    """The numbers are those of files, and tested images are never all in memory."""
+    whole, halves = table(90), [table(60).subset(range(30)), table(60).subset(range(30, 60))]
+    save_store([whole], tmp_path / "stores" / "train")
+    save_store(halves, tmp_path / "stores" / "test")
+    (tmp_path / "files").mkdir()
+    whole.save(tmp_path / "files" / "train.safetensors")
+    table(60).save(tmp_path / "files" / "test.safetensors")
+    save_store([whole.subset(range(50)), whole.subset(range(50, 90))], tmp_path / "alone" / "set")
+    (tmp_path / "alone-file").mkdir()
+    whole.save(tmp_path / "alone-file" / "set.safetensors")
+    monkeypatch.setattr("rada.features.store.PART_NUMBERS", 7 * whole.dim)
+    monkeypatch.setattr(FeatureStore, "load", None)
+    found = {}
+    for kind, data, other in (
+        ("stores", tmp_path / "stores", tmp_path / "alone" / "set"),
+        ("files", tmp_path / "files", tmp_path / "alone-file" / "set.safetensors"),
+    ):
+        words = ["--methods", "zero_shot,prior_probe", "--shots", "4", "--seeds", "1"]
+        words += ["--protocol", protocol]
+        if protocol == "cross-dataset":
+            words += ["--targets", str(other)]
+        for number, place in enumerate((data, other)):
+            out = tmp_path / f"bench-{kind}-{number}"
+            if protocol == "cross-dataset" and number:
+                continue
+            ok("bench", "--datasets", place, *words, "--out", out, environment={})
+            cells = sorted(out.glob("cells/**/*.json"), key=lambda path: path.parts[-2:])
+            assert len(cells) == 2
+            results = [json.loads(path.read_text()) for path in cells]
+            found[kind, number] = [
+                {name: (part["images"], part["accuracy"], part["right"]) for name, part in parts}
+                for parts in (result["parts"].items() for result in results)
+            ]
+    for number in {number for _, number in found}:
+        assert found["stores", number] == found["files", number]
+
+
+def test_a_benchmark_takes_views_from_a_store(tmp_path: Path) -> None:
+    whole = table(40, views=10)
+    save_store([whole.subset(range(25)), whole.subset(range(25, 40))], tmp_path / "set")
+    whole.save(tmp_path / "set.safetensors")
+    rows = ["--set", "zero_shot+zero.test_time.views=10"]
+    right = []
+    for place in (tmp_path / "set", tmp_path / "set.safetensors"):
+        out = tmp_path / f"bench-{place.suffix}"
+        ok(
+            "bench",
+            "--datasets",
+            place,
+            "--methods",
+            "zero_shot,zero_shot+zero",
+            *rows,
+            "--out",
+            out,
+            environment={},
+        )
+        (cell,) = out.glob("cells/**/zero_shot-zero/*.json")
+        right.append(json.loads(cell.read_text())["parts"]["test"])
+    assert right[0] == right[1]
+
+
+def test_some_rows_of_a_store(
+    stored: tuple[Features, FeatureStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, store = stored
+    monkeypatch.setattr("rada.features.store.PART_NUMBERS", 9 * store.dim * store.num_views)
+    rows = StoreRows.all_of(store).subset([80, 3, 41, 5, 39])
+    expected = whole.subset([3, 5, 39, 41, 80])
+    same(rows.load(), expected)
+    assert tuple(rows.ids) == expected.ids and list(rows.ids[1:3]) == list(expected.ids[1:3])
+    assert [len(part) for part in rows.parts()] == [2, 1, 1, 1]
+    assert torch.equal(torch.cat([p.image_features for p in rows.parts()]), expected.image_features)
+    chosen, wanted = StoreRows.all_of(store).select_classes([2, 0]), whole.select_classes([2, 0])
+    same(chosen.load(), wanted)
+    assert chosen.classes == wanted.classes and torch.equal(chosen.labels, wanted.labels)
+    same(chosen.few_shot(3, 5), wanted.few_shot(3, 5))
+    same(chosen.select_classes([1]).load(), wanted.select_classes([1]))
+    with pytest.raises(IndexError):
+        chosen.ids[len(chosen)]
+    with pytest.raises(FeatureError, match=r"no image .* is left"):
+        chosen.subset([])
 
 
 def test_encoding_to_a_store_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

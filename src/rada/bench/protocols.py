@@ -19,6 +19,7 @@ from rada.bench.cells import Cell
 from rada.bench.sources import Source
 from rada.core.errors import DataError
 from rada.features import ClassSet, Features
+from rada.features.store_rows import StoreRows
 from rada.features.template_choice import TemplateChoice, choose_templates
 from rada.methods import Method
 from rada.test_time import ViewConfig
@@ -35,13 +36,13 @@ class Part:
 
     Attributes:
         name: "test", "base", "new", or the name of a data set.
-        data: The images; their labels count in `data.classes`.
+        data: The images, all in memory or to be read part by part; their labels count in `data.classes`.
         classes: The candidates.
         groups: For each candidate its class, where several share one.
     """
 
     name: str
-    data: Features
+    data: Features | StoreRows
     classes: ClassSet
     groups: tuple[int, ...] | None = None
 
@@ -111,7 +112,7 @@ def set_up(
 
 def _train(cell: Cell, views: int, source: Source, classes: list[int]) -> Features:
     if not cell.shots:  # the method learns nothing: it takes scale and classes alone from these
-        return source.complete(source.test().select_classes(classes))
+        return source.complete(next(source.test().select_classes(classes).parts()))
     return source.draw(classes, cell.shots, cell.seed, views=views, allow_fewer=cell.allow_fewer)
 
 
@@ -168,9 +169,10 @@ def _shift(cell: Cell, wanted: int, sources: dict[str, Source], views: ViewConfi
         train = _train(cell, wanted, source, source.trained())
         _check_width(train, source, target)
     else:  # the method learns nothing: it takes scale and classes alone from these
+        some = next(target.test(whole=True).parts())
         train = dataclasses.replace(
-            target.test(whole=True),
-            labels=torch.full((len(target.test(whole=True)),), -1),
+            some,
+            labels=torch.full((len(some),), -1),
             classes=candidates.names,
             text_features=candidates.text_features,
             templates=candidates.templates,

@@ -24,7 +24,8 @@ from rada.core.output import STATE_FOLDER, check_apart
 from rada.core.progress import progress_bar
 from rada.data import Naming
 from rada.encoders.slot import EncoderSlot
-from rada.evaluation import Timer, environment, evaluate_logits, harmonic_mean
+from rada.evaluation import Timer, environment, harmonic_mean
+from rada.evaluation.metrics import Counts, checked
 from rada.features import ClassSet, FeatureCache, Features, extract_features
 from rada.methods import AdaptedModel, Run, UnknownClassError, get_method
 from rada.test_time import TestTimeMethod, ViewConfig, get_test_time_method
@@ -306,11 +307,14 @@ def _evaluated(
     """Return the metrics of one part, or why there are none."""
     data = part.data
     facts = {"name": part.name, "images": len(data), "classes": len(data.classes)}
+    counts = Counts(len(data.classes))
     try:
-        logits = part.merge(_logits(model, data, part.classes, test_time))
+        for some in data.parts():
+            logits = part.merge(_logits(model, some, part.classes, test_time))
+            counts.add(*checked(logits, some.labels, data.classes))
     except UnknownClassError as error:
         return facts | {"accuracy": None, "reason": str(error)}
-    metrics = evaluate_logits(logits, data.labels, data.classes)
+    metrics = counts.metrics(data.classes)
     return facts | {
         "accuracy": metrics.accuracy,
         "balanced_accuracy": metrics.balanced_accuracy,

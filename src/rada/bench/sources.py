@@ -21,7 +21,8 @@ from rada.data.sources import id_bytes
 from rada.data.templates import AUTO, asks_for_choice
 from rada.features import ClassSet, FeatureCache, Features, ViewTransform, extract_features
 from rada.features.files import SUFFIXES
-from rada.features.store import is_store
+from rada.features.store import FeatureStore, is_store
+from rada.features.store_rows import StoreRows
 from rada.inputs import open_labelled
 from rada.test_time import ViewConfig
 from rada.test_time.views import view_transform
@@ -74,11 +75,11 @@ class Source(ABC):
         """Return shots of some classes, relabelled in their order, with class features and scale."""
 
     @abstractmethod
-    def test(self, *, whole: bool = False, views: ViewConfig | None = None) -> Features:
-        """Return the test images; `whole` takes everything where there is no split.
+    def test(self, *, whole: bool = False, views: ViewConfig | None = None) -> Features | StoreRows:
+        """Return the test images; those of a store are not read yet, unless there are views.
 
         Args:
-            whole: Whether to take everything.
+            whole: Whether to take everything where there is no split.
             views: How to make views of them, for test-time methods; None for the plain images.
         """
 
@@ -204,34 +205,43 @@ class EncodedSource(Source):
 
 
 class FeatureSource(Source):
-    """Features that somebody made; there are no images and no encoder."""
+    """Features that somebody made; there are no images and no encoder.
+
+    Args:
+        name: What to call it.
+        train: What there is to learn from; of a store only what is drawn is read.
+        test: What to test on, part by part if it is a store; None to halve `train`.
+    """
 
     encoder = None
 
-    def __init__(self, name: str, train: Features, test: Features | None) -> None:
+    def __init__(
+        self, name: str, train: Features | StoreRows, test: Features | StoreRows | None
+    ) -> None:
         whole = train
         if test is None:
             first, second = _halves(train.ids, train.labels.numpy())
             train, test = whole.subset(first), whole.subset(second)
             self._whole = whole
         else:
-            _same_classes(name, train, test)
+            _same_classes(name, _facts(train), _facts(test))
             self._whole = test
-        if train.text_features is None or train.scale is None:
+        facts = _facts(train)
+        if facts.text_features is None or facts.scale is None:
             raise FeatureError(
                 f"the features {name!r} lack text_features or scale, which a benchmark needs: "
                 "write them with `rada encode`"
             )
-        self.name, self.classes, self.scale = name, train.classes, float(train.scale)
-        self.fingerprint = train.encoder_fingerprint
-        self._text = train.text_features
-        self._templates = train.templates
+        self.name, self.classes, self.scale = name, facts.classes, float(facts.scale)
+        self.fingerprint = facts.encoder_fingerprint
+        self._text = facts.text_features
+        self._templates = facts.templates
         self._train, self._test = train, test
 
     def identity(self, shots: int, seed: int, *, whole: bool = False) -> dict[str, str]:
-        """Hash all features, which are in memory already."""
+        """Hash all features; a store knows those of its shards."""
         test = self._whole if whole else self._test
-        return {"train": self._train.fingerprint, "test": test.fingerprint}
+        return {"train": _fingerprint(self._train), "test": _fingerprint(test)}
 
     def class_set(self) -> ClassSet:
         """Return the class features of the file."""
@@ -255,20 +265,39 @@ class FeatureSource(Source):
         kept = dataclasses.replace(chosen, image_features=chosen.image_features[:, :views])
         return self.complete(kept)
 
-    def test(self, *, whole: bool = False, views: ViewConfig | None = None) -> Features:
-        """Return the plain view of the test features, or as many views as they are asked for."""
+    def test(self, *, whole: bool = False, views: ViewConfig | None = None) -> Features | StoreRows:
+        """Return the plain view of the test features, or as many views as they are asked for.
+
+        What is asked of view 0 alone is answered part by part; views are put in another order, all at once.
+        """
         found = self._whole if whole else self._test
         check_labelled(found.labels, found.ids, f"testing on {self.name!r}")
         count = 1 if views is None else views.views
         self._need(found, count)
+        if isinstance(found, StoreRows):
+            if views is None:
+                return found
+            found = found.load()
         return dataclasses.replace(found, image_features=found.image_features[:, :count])
 
-    def _need(self, features: Features, views: int) -> None:
-        if features.num_views < views:
+    def _need(self, features: Features | StoreRows, views: int) -> None:
+        there = _facts(features).num_views
+        if there < views:
             raise FeatureError(
                 f"the method wants {views} views, but the features {self.name!r} have "
-                f"{features.num_views}: write them with `rada encode --views {views}`"
+                f"{there}: write them with `rada encode --views {views}`"
             )
+
+
+def _facts(features: Features | StoreRows) -> Features | FeatureStore:
+    """Return what tells the width, the encoder and the classes."""
+    return features.store if isinstance(features, StoreRows) else features
+
+
+def _fingerprint(features: Features | StoreRows) -> str:
+    if isinstance(features, Features):
+        return features.fingerprint
+    return fingerprint_tensors(features.rows, extra=[features.store.fingerprint])
 
 
 @dataclass(frozen=True)
@@ -330,10 +359,10 @@ def open_source(
     return EncodedSource(dataset, encoder.get(), cache, progress, choose=choose)
 
 
-def _features(path: Path, naming: Naming | None) -> Features:
-    found = open_labelled(path, (), naming or Naming(), skip_bad=False).whole()
-    assert isinstance(found, Features)
-    return found
+def _features(path: Path, naming: Naming | None) -> Features | StoreRows:
+    found = open_labelled(path, (), naming or Naming(), skip_bad=False).found
+    assert isinstance(found, Features | FeatureStore)
+    return StoreRows.all_of(found) if isinstance(found, FeatureStore) else found
 
 
 def domain_folders(spec: str) -> list[str]:
@@ -384,7 +413,7 @@ def _halves(ids: Sequence[str], labels: np.ndarray) -> tuple[list[int], list[int
     return sorted(first), sorted(second)
 
 
-def _same_classes(name: str, train: Features, test: Features) -> None:
+def _same_classes(name: str, train: Features | FeatureStore, test: Features | FeatureStore) -> None:
     if train.classes != test.classes:
         strangers = sorted(set(train.classes) ^ set(test.classes))
         raise FeatureError(

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from rada.core.errors import FeatureError
-from rada.evaluation.metrics import ArrayLike, Counts, checked_labels, checked_logits
+from rada.evaluation.metrics import ArrayLike, Counts, checked
 
 __all__ = [
     "Comparison",
@@ -151,13 +151,9 @@ class Comparison:
         Raises:
             FeatureError: As `evaluate_logits`.
         """
-        truth, before = checked_labels(labels, self.classes), None
+        before = None
         for name, logits in rows.items():
-            scores = checked_logits(logits, self.classes)
-            if len(scores) != len(truth):
-                raise FeatureError(
-                    f"{len(scores)} rows of logits for {len(truth)} labels; every image needs both"
-                )
+            scores, truth = checked(logits, labels, self.classes)
             self._counts.setdefault(name, Counts(len(self.classes))).add(scores, truth)
             right = scores.argmax(dim=1) == truth
             before = right if before is None else before

@@ -23,6 +23,7 @@ __all__ = [
     "ClassAccuracy",
     "Counts",
     "Metrics",
+    "checked",
     "evaluate_logits",
     "harmonic_mean",
     "wilson_interval",
@@ -201,14 +202,19 @@ def evaluate_logits(logits: ArrayLike, labels: ArrayLike, classes: Sequence[str]
         >>> metrics.confusion.tolist()
         [[2, 0], [1, 1]]
     """
+    counts = Counts(len(classes))
+    counts.add(*checked(logits, labels, classes))
+    return counts.metrics(classes)
+
+
+def checked(logits: ArrayLike, labels: ArrayLike, classes: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Return logits and labels as `Counts.add` takes them, or raise a `FeatureError`."""
     scores, truth = checked_logits(logits, classes), checked_labels(labels, classes)
     if len(scores) != len(truth):
         raise FeatureError(
             f"{len(scores)} rows of logits for {len(truth)} labels; every image needs both"
         )
-    counts = Counts(len(classes))
-    counts.add(scores, truth)
-    return counts.metrics(classes)
+    return scores, truth
 
 
 def wilson_interval(hits: int, total: int) -> tuple[float, float]:
