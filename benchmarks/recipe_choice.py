@@ -52,10 +52,10 @@ from rada.training.strength import (
 
 @dataclass(frozen=True)
 class Constants:
-    """Today's values are the defaults; `reach` multiplies the gate's radius."""
+    """Today's values are the defaults."""
 
     variance: float = RAdaProbeConfig.variance
-    reach: float = 1.0
+    reach: float = RAdaProbeConfig.reach
     strength: float = 1.0
     share: float = 0.5
     pull: float = 1.0
@@ -76,7 +76,7 @@ class Constants:
 TODAY = Constants()
 CHANGES: dict[str, tuple[float, ...]] = {
     "variance": (1.0, 3.0, 5.0, 20.0, 50.0),
-    "reach": (0.5, 0.7, 1.5, 2.0, 100.0),
+    "reach": (0.25, 0.35, 0.7, 1.0, 2.0, 100.0),
     "strength": (0.0, 0.25, 0.5, 0.75),
     "share": (0.0, 0.25, 0.75, 1.0),
     "pull": (0.0, 0.3, 3.0, 10.0),
@@ -110,7 +110,7 @@ class Heads:
             model = method.start(data, self.config, run)
             assert isinstance(model, ProbedHeadModel) and model.head is not None
             model.head.load_state_dict(load_file(path))
-            model.correction.fit(data, self.config.variance, self.config.iterations)
+            model.correction.fit(data, self.config.probe())
         else:
             model = method.fit(data, self.config, run)
             assert isinstance(model, ProbedHeadModel) and model.head is not None
@@ -136,7 +136,8 @@ class Heads:
         model, corrections = self.found[data.fingerprint]
         prior = constants.of_zero_shot()
         if (constants.variance, prior) not in corrections:
-            model.correction.fit(data, constants.variance, self.config.iterations, prior)
+            config = replace(self.config.probe(), variance=constants.variance, reach=1.0)
+            model.correction.fit(data, config, prior)
             solved = {k: v.clone() for k, v in model.correction.state_dict().items()}
             corrections[constants.variance, prior] = solved
         for name, value in corrections[constants.variance, prior].items():

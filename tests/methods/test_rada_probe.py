@@ -68,7 +68,7 @@ def test_the_weights_are_the_most_likely_ones() -> None:
 def test_the_gate_is_one_near_training_images_and_falls_away_from_them() -> None:
     found = data(classes=5, shots=6)
     correction = Correction(5, found.dim, 0)
-    correction.fit(found, 10.0, 50)
+    correction.fit(found, PriorProbeConfig(iterations=50))
     images = found.plain()
     assert torch.equal(correction.gate(images), torch.ones(len(images), 1, dtype=images.dtype))
     nearest = []
@@ -80,6 +80,10 @@ def test_the_gate_is_one_near_training_images_and_falls_away_from_them() -> None
     far = normalize(-images[:1], dim=-1)
     distance = 1 - max(float(far[0] @ other) for other in images)
     assert float(correction.gate(far)) == pytest.approx(math.exp(1 - distance / radius), rel=1e-4)
+    correction.fit(found, PriorProbeConfig(iterations=50, reach=0.5))
+    assert float(correction.gate(far)) == pytest.approx(
+        math.exp(1 - 2 * distance / radius), rel=1e-4
+    )
 
 
 def test_training_raises_accuracy_and_no_variance_is_zero_shot() -> None:
@@ -210,6 +214,6 @@ def test_many_images_are_solved_for_in_chunks(monkeypatch: pytest.MonkeyPatch) -
 def test_refuses_a_variance_that_is_none() -> None:
     from rada.core.errors import RadaError
 
-    for changes in ({"variance": 0.0}, {"iterations": 0}):
+    for changes in ({"variance": 0.0}, {"iterations": 0}, {"reach": 0.0}):
         with pytest.raises(RadaError):
             dataclasses.replace(QUICK, **changes)

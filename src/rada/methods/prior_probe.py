@@ -54,15 +54,19 @@ class PriorProbeConfig(Config):
             mean squared distance of the images from their mean is one; it grows with the root of
             the images a class. Large values trust the shots, 0 would be zero-shot.
         iterations: Most steps of L-BFGS.
+        reach: How far from the training images the gate trusts the correction whole, in units of the
+            distance between neighbours among them. Less keeps more of zero-shot on images of another kind.
     """
 
     variance: float = 10.0
     iterations: int = 100
+    reach: float = 1.0
 
     def validate(self) -> None:
         """Check that every field is in its range."""
         self.require(self.variance > 0, "variance", "above 0")
         self.require(self.iterations >= 1, "iterations", "a positive integer")
+        self.require(self.reach > 0, "reach", "above 0")
 
 
 class Correction(nn.Module):
@@ -98,16 +102,14 @@ class Correction(nn.Module):
     def fit(
         self,
         data: Features,
-        variance: float,
-        iterations: int,
+        config: PriorProbeConfig,
         of_zero_shot: TemperaturePrior = OF_ZERO_SHOT,
     ) -> None:
         """Learn from labelled features.
 
         Args:
             data: Labelled features with class features and scale.
-            variance: Of the prior.
-            iterations: Most steps.
+            config: The configuration of the probe.
             of_zero_shot: Prior of the temperature.
         """
         assert data.scale is not None
@@ -115,10 +117,10 @@ class Correction(nn.Module):
         zero_shot = data.class_set().zero_shot_logits(images, data.scale)
         temperature = fitted_temperature(zero_shot, labels, of_zero_shot)
         mean = images.mean(0)
-        variance *= (len(labels) / len(labels.unique())) ** 0.5
+        variance = config.variance * (len(labels) / len(labels.unique())) ** 0.5
         spread = (images - mean).square().sum(1).mean().sqrt().clamp(min=1e-6)
         weight, bias = _solved(
-            (images - mean) / spread, labels, zero_shot / temperature, variance, iterations
+            (images - mean) / spread, labels, zero_shot / temperature, variance, config.iterations
         )
         support = images
         if len(images) > _MOST_SUPPORT:
@@ -126,7 +128,8 @@ class Correction(nn.Module):
         self.weight, self.bias = (weight / spread.to(weight)).to(images), bias.to(images)
         self.mean, self.support = mean, support.clone()
         self.temperature = images.new_tensor(temperature)
-        self.radius = _radius(support, torch.bincount(labels, minlength=len(data.classes)))
+        counts = torch.bincount(labels, minlength=len(data.classes))
+        self.radius = config.reach * _radius(support, counts)
 
     def forward(self, images: Tensor, rows: Tensor) -> Tensor:
         """Return what is added to zero-shot logits near the training images; `gate` says how near.
@@ -269,7 +272,7 @@ class PriorProbe(Method):
     ) -> AdaptedModel:
         """Solve for the correction; its temperature is that of the zero-shot logits."""
         assert isinstance(model, PriorProbeModel)
-        model.correction.fit(data, config.variance, config.iterations)
+        model.correction.fit(data, config)
         temperature = float(model.correction.temperature)
         model.strength = Strength(1.0, classes=data.classes, temperature=temperature)
         model.record["temperature"] = temperature

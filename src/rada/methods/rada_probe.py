@@ -71,16 +71,23 @@ class RAdaProbeConfig(EFTConfig):
             for a third of those that it needs alone (`docs/benchmark.md`), in a third of the time.
         variance: As in `PriorProbeConfig`.
         iterations: As there.
+        reach: As there. Half of it costs nothing where there is a head to answer instead, and keeps more of
+            zero-shot on images of another kind (`docs/benchmark.md`).
     """
 
     min_steps: int = 100
     variance: float = PriorProbeConfig.variance
     iterations: int = PriorProbeConfig.iterations
+    reach: float = 0.5
 
     def validate(self) -> None:
         """Check that every field is in its range."""
         super().validate()
-        PriorProbeConfig(self.variance, self.iterations)
+        self.probe()
+
+    def probe(self) -> PriorProbeConfig:
+        """Return the configuration of the correction."""
+        return PriorProbeConfig(self.variance, self.iterations, self.reach)
 
 
 class ProbedHeadModel(HeadModel):
@@ -185,7 +192,7 @@ class RAdaProbe(RAda):
     ) -> AdaptedModel:
         """Solve for the correction."""
         assert isinstance(model, ProbedHeadModel)
-        model.correction.fit(data, config.variance, config.iterations)
+        model.correction.fit(data, config.probe())
         return model
 
 
