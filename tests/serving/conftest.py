@@ -56,7 +56,6 @@ LIMITS = {
     "max_pixels": 1_000_000,
     "max_images": 8,
     "max_classes": 20,
-    "threads": 1,
 }
 
 
