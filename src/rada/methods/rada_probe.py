@@ -71,14 +71,13 @@ class RAdaProbeConfig(EFTConfig):
             for a third of those that it needs alone (`docs/benchmark.md`), in a third of the time.
         variance: As in `PriorProbeConfig`.
         iterations: As there.
-        reach: As there. Half of it costs nothing where there is a head to answer instead, and keeps more of
-            zero-shot on images of another kind (`docs/benchmark.md`).
+        reach: As there.
     """
 
     min_steps: int = 100
     variance: float = PriorProbeConfig.variance
     iterations: int = PriorProbeConfig.iterations
-    reach: float = 0.5
+    reach: float = PriorProbeConfig.reach
 
     def validate(self) -> None:
         """Check that every field is in its range."""
