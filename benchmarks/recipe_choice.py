@@ -18,6 +18,7 @@ import argparse
 import os
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -76,7 +77,7 @@ class Constants:
 TODAY = Constants()
 CHANGES: dict[str, tuple[float, ...]] = {
     "variance": (1.0, 3.0, 5.0, 20.0, 50.0),
-    "reach": (0.25, 0.35, 0.7, 1.0, 2.0, 100.0),
+    "reach": (0.25, 0.35, 0.5, 0.7, 1.5, 2.0, 100.0),
     "strength": (0.0, 0.25, 0.5, 0.75),
     "share": (0.0, 0.25, 0.75, 1.0),
     "pull": (0.0, 0.3, 3.0, 10.0),
@@ -87,11 +88,15 @@ CHANGES: dict[str, tuple[float, ...]] = {
     "point_lower": (0.25, 0.5, 1.0),
     "point_upper": (0.25, 1.0, 2.0),
 }
-VARIANTS = tuple(
-    dict.fromkeys(
-        (TODAY, *(replace(TODAY, **{k: v}) for k, values in CHANGES.items() for v in values))
-    )
-)
+
+
+def variants(only: Sequence[str] = ()) -> tuple[Constants, ...]:
+    """Return today's constants, and those with one of them changed: all in turn, or some alone."""
+    found = [TODAY]
+    for name, values in CHANGES.items():
+        if not only or name in only:
+            found += [replace(TODAY, **{name: value}) for value in values]
+    return tuple(dict.fromkeys(found))
 
 
 class Heads:
@@ -181,13 +186,13 @@ def tested(model: ProbedHeadModel, data: Features) -> list[float]:
     return [float(right.mean()), float(balanced), float(cross_entropy(logits, data.labels))]
 
 
-def work(places: Places, cell: Cell, path: str) -> None:
+def work(places: Places, cell: Cell, path: str, only: Sequence[str]) -> None:
     """Write the file of a draw."""
     torch.set_num_threads(1)
     task: Task = open_task(places, cell)
     heads = Heads(task.train, cell.seed, Path(path).parent)
     found = []
-    for constants in VARIANTS:
+    for constants in variants(only):
         model = chosen(heads, task.train, constants)
         found.append(
             {
@@ -215,7 +220,7 @@ def run_all(options: argparse.Namespace) -> None:
     print(f"{len(cells)} draws, {len(todo)} to run", flush=True)
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
-        jobs = [pool.submit(work, places, cell, str(path)) for cell, path in todo]
+        jobs = [pool.submit(work, places, cell, str(path), options.only) for cell, path in todo]
         for done, job in enumerate(as_completed(jobs), 1):
             job.result()
             print(f"{done} of {len(todo)}", flush=True)
@@ -234,13 +239,15 @@ def ground(problem: str, part: str) -> str:
     return "groups, trained" if part == "base" else "groups, new"
 
 
-def collected(folder: str) -> tuple[dict[Any, Any], int]:
+def collected(folder: str, only: Sequence[str]) -> tuple[dict[Any, Any], int]:
     """Return, by ground and problem with its shots, arrays `(draws, variants + 1, 2)`; zero-shot is last."""
     values: dict[Any, Any] = defaultdict(lambda: defaultdict(list))
     files = sorted(Path(folder).glob("tune/*/*/recipe.json"))
     for path in files:
         found = read_json(path, error=DataError, what="the draw")
-        if [one["constants"] for one in found["variants"]] != [asdict(one) for one in VARIANTS]:
+        if [one["constants"] for one in found["variants"]] != [
+            asdict(one) for one in variants(only)
+        ]:
             raise DataError(f"{str(path)!r} has other variants: choose another folder")
         problem, shots = found["cell"]["problem"], found["cell"]["shots"]
         rows = [one["parts"] for one in found["variants"]] + [found["zero_shot"]]
@@ -252,9 +259,9 @@ def collected(folder: str) -> tuple[dict[Any, Any], int]:
     return values, len(files)
 
 
-def table(folder: str) -> dict[str, Any]:
+def table(folder: str, only: Sequence[str]) -> dict[str, Any]:
     """Return what every variant gave, on every ground and in the mean."""
-    values, draws = collected(folder)
+    values, draws = collected(folder, only)
     means, errors = {}, {}
     for place in GROUNDS:
         # of one problem draws and numbers of shots are no independent evidence
@@ -266,7 +273,7 @@ def table(folder: str) -> dict[str, Any]:
         change = each - each[:, :1]
         errors[place] = change.std(0, ddof=1) / len(each) ** 0.5 if len(each) > 1 else 0 * each[0]
     rows = []
-    names = [*map(asdict, VARIANTS), {"zero-shot": True}]
+    names = [*map(asdict, variants(only)), {"zero-shot": True}]
     for number, constants in enumerate(names):
         entry = {place: means[place][number].tolist() for place in GROUNDS}
         change = np.stack([means[place][number] - means[place][0] for place in GROUNDS])
@@ -310,13 +317,16 @@ def main() -> int:
     parser.add_argument("--imagenet", help="file of CLIP features of ImageNet, .npz")
     parser.add_argument("--features", help="folder of files NAME-SPLIT.safetensors")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument(
+        "--only", nargs="+", choices=CHANGES, default=[], help="these constants alone"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--report", action="store_true", help="print the table of what is there")
     parser.add_argument("--out", help="JSON file for the table")
     options = parser.parse_args()
     if not options.report:
         run_all(options)
-    found = table(options.folder)
+    found = table(options.folder, options.only)
     print(shown(found))
     if options.out:
         write_json(options.out, found)
