@@ -177,6 +177,17 @@ def test_every_method(name: str, fits: Fits, images: list[Path], one_thread: Non
     check(answer, expected(loaded, images[:4], 3))
 
 
+def test_threads_share_an_encoder_that_has_parts_put_into_it(
+    fits: Fits, images: list[Path], one_thread: None
+) -> None:
+    """The parts hang at the encoder's layers while a batch runs, where another thread would meet them."""
+    loaded = fits.load("maple")
+    wanted = expected(loaded, images[:4], 3)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: expected(loaded, images[:4], 3), range(24)):
+            assert found == wanted
+
+
 def test_a_model_of_features_alone_is_refused() -> None:
     from toy import toy_features
 

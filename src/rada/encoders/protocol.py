@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
@@ -55,6 +57,18 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
+
+
+# What is put into an encoder hangs at its layers while a block runs, where another thread would meet it.
+_INSERTING = threading.RLock()
+if hasattr(
+    os, "register_at_fork"
+):  # a process forked inside such a block of another thread would wait for ever
+    os.register_at_fork(
+        before=_INSERTING.acquire,
+        after_in_parent=_INSERTING.release,
+        after_in_child=_INSERTING.release,
+    )
 
 
 class EncoderProtocol(ABC):
@@ -238,12 +252,14 @@ class EncoderProtocol(ABC):
             embeddings = self.text_embeddings(self._tokens(tokens)).float()
             return self._inside("text_features", functional.normalize(embeddings, dim=-1))
 
-    def _inserted(self, where: str) -> contextlib.AbstractContextManager[None]:
-        """Return a block in which what was put into an encoder is there."""
+    @contextlib.contextmanager
+    def _inserted(self, where: str) -> Iterator[None]:
+        """Run a block in which what was put into the encoder is there."""
         if self.inserts is None:
-            return contextlib.nullcontext()
-        found: contextlib.AbstractContextManager[None] = getattr(self.inserts, where)(self)
-        return found
+            yield
+            return
+        with _INSERTING, getattr(self.inserts, where)(self):
+            yield
 
     def _inside(self, name: str, features: Tensor) -> Tensor:
         """Return features as what was put into the encoder changes them."""
