@@ -11,7 +11,7 @@ import bisect
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -32,6 +32,7 @@ __all__ = [
     "INDEX",
     "STORE_FORMAT",
     "FeatureStore",
+    "Keys",
     "Shard",
     "is_store",
     "names_features",
@@ -193,7 +194,7 @@ class FeatureStore:
     @property
     def ids(self) -> Sequence[str]:
         """One stable key an image; those of one shard are in memory at a time."""
-        return _Ids(self)
+        return Keys(len(self), _ShardKeys(self))
 
     @property
     def skipped(self) -> tuple[tuple[str, str], ...]:
@@ -308,15 +309,23 @@ def _views(table: Tensor) -> Tensor:
     return table if table.ndim == 3 else table[:, None]
 
 
-class _Ids(Sequence[str]):
-    """The keys of all images, of which those of one shard are held."""
+class Keys(Sequence[str]):
+    """Keys that are read where they are asked for.
 
-    def __init__(self, store: FeatureStore) -> None:
-        self._store = store
-        self._held: tuple[int, tuple[str, ...]] | None = None
+    Args:
+        count: How many there are.
+        read: Returns that at a place from 0 on.
+
+    Example:
+        >>> list(Keys(3, "abc".__getitem__)[1:])
+        ['b', 'c']
+    """
+
+    def __init__(self, count: int, read: Callable[[int], str]) -> None:
+        self._count, self._read = count, read
 
     def __len__(self) -> int:
-        return len(self._store)
+        return self._count
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -324,10 +333,21 @@ class _Ids(Sequence[str]):
     def __getitem__(self, index: slice) -> Sequence[str]: ...
     def __getitem__(self, index: int | slice) -> str | Sequence[str]:
         if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
-        row = index + len(self) if index < 0 else index
-        if not 0 <= row < len(self):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        place = index + len(self) if index < 0 else index
+        if not 0 <= place < len(self):
             raise IndexError(index)
+        return self._read(place)
+
+
+class _ShardKeys:
+    """Reads the keys of a store's images, of which those of one shard are held."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        self._store = store
+        self._held: tuple[int, tuple[str, ...]] | None = None
+
+    def __call__(self, row: int) -> str:
         starts = self._store._starts
         number = bisect.bisect_right(starts, row) - 1
         if self._held is None or self._held[0] != number:

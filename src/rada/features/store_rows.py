@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
 
 import torch
 from torch import Tensor
 
 from rada.core.errors import FeatureError
 from rada.features.features import Features
-from rada.features.store import FeatureStore
+from rada.features.store import FeatureStore, Keys
 
 __all__ = ["StoreRows"]
 
@@ -59,7 +58,8 @@ class StoreRows:
     @property
     def ids(self) -> Sequence[str]:
         """One stable key an image; those of one shard are in memory at a time."""
-        return _Ids(self)
+        keys, rows = self.store.ids, self.rows
+        return Keys(len(self), lambda place: keys[int(rows[place])])
 
     def parts(self) -> Iterator[Features]:
         """Yield the features, part by part.
@@ -110,24 +110,3 @@ class StoreRows:
             allow_fewer=allow_fewer,
         )
         return self.store.subset(self.rows[chosen])
-
-
-class _Ids(Sequence[str]):
-    """The keys of some images of a store."""
-
-    def __init__(self, rows: StoreRows) -> None:
-        self._all, self._rows = rows.store.ids, rows.rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[str]: ...
-    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        return self._all[int(self._rows[index])]
