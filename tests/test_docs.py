@@ -192,9 +192,11 @@ def test_the_versions_that_the_documents_name_are_those_that_are_asked_for_and_t
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     texts = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
     installs, tests = re.findall(
-        r"It installs beside (.*?), or newer\. The tests\s+pass on (.*?),? and on ", texts
+        r"It installs beside (.*?), or newer\. The tests\s+pass on (.*?) Python 3\.14 has ",
+        texts,
+        re.DOTALL,
     )[0]
-    pythons = re.findall(r"3\.\d+", tests)
+    pythons = sorted(set(re.findall(r"3\.\d+", tests)))
     classifiers = [text.rpartition(" ")[2] for text in project["classifiers"] if ":: 3." in text]
     workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8")
     matrix = re.findall(r'"(3\.\d+)"', re.findall(r"python: \[(.*)\]", workflow)[0])
