@@ -14,7 +14,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from cli.test_cli import rada
 from rada import Classifier
@@ -88,6 +88,8 @@ def test_an_image_of_every_kind_is_told_from_text(predict: Run, tmp_path: Path, 
     import pillow_heif
 
     pillow_heif.register_heif_opener()
+    if kind == "avif" and not features.check("avif"):
+        pytest.skip("this version of Pillow writes no AVIF")
     content = draw(tmp_path / f"one.{kind}").read_bytes()
     assert is_image(content[:32])
     (piped,) = predict.answers("-", stdin=content)

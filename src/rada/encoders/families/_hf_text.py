@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,11 @@ import numpy as np
 
 from rada.encoders.tokens import Tokens
 
-__all__ = ["slow_settings", "tokenize", "tokenizer_key"]
+__all__ = ["ONE_THREAD", "slow_settings", "tokenize", "tokenizer_key"]
+
+# A call sets truncation and padding in the tokenizer itself. With tokenizers 0.22 it fails while another
+# thread reads them ("Already borrowed").
+ONE_THREAD = threading.Lock()
 
 
 def tokenize(
@@ -28,16 +33,17 @@ def tokenize(
     Returns:
         `input_ids` and `attention_mask`, both `(K, L)`, and the indices of the cut prompts.
     """
-    whole = tokenizer(prompts, truncation=False, padding=False, verbose=False)["input_ids"]
+    with ONE_THREAD:
+        whole = tokenizer(prompts, truncation=False, padding=False, verbose=False)["input_ids"]
+        batch = tokenizer(
+            prompts,
+            truncation=True,
+            max_length=max_tokens,
+            padding=padding,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
     cut = [index for index, row in enumerate(whole) if len(row) > max_tokens]
-    batch = tokenizer(
-        prompts,
-        truncation=True,
-        max_length=max_tokens,
-        padding=padding,
-        return_attention_mask=True,
-        return_tensors="pt",
-    )
     names = ("input_ids", "attention_mask")
     return {name: batch[name] for name in names}, cut
 

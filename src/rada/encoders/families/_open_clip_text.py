@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rada.encoders.families._hf_text import tokenizer_key
+from rada.encoders.families._hf_text import ONE_THREAD, tokenizer_key
 from rada.encoders.tokens import Tokens
 
 __all__ = ["TextParts", "tokenize_open_clip", "tokenizer_state"]
@@ -31,9 +31,10 @@ class TextParts(nn.Module):
 
 def tokenize_open_clip(tokenizer: Any, prompts: list[str]) -> tuple[Tokens, list[int]]:
     """Tokenize prompts to rows of the model's length and say which of them were cut."""
-    ids = tokenizer(prompts)
+    with ONE_THREAD:
+        ids = tokenizer(prompts)
+        lengths = torch.tensor([_length(tokenizer, prompt) for prompt in prompts])
     width = ids.shape[1]
-    lengths = torch.tensor([_length(tokenizer, prompt) for prompt in prompts])
     cut = [index for index, length in enumerate(lengths.tolist()) if length > width]
     mask = (torch.arange(width) < lengths[:, None]).long()
     return {"input_ids": ids, "attention_mask": mask}, cut

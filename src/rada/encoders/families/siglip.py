@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rada.core.errors import EncoderError
 from rada.core.storage import read_json
+from rada.encoders.families._hf_text import ONE_THREAD
 from rada.encoders.families._transformers import TRAINABLE, TransformersEncoder
 from rada.encoders.registry import LoadOptions, register_family
 from rada.encoders.spec import ModelSpec
@@ -75,7 +76,8 @@ class SiglipEncoder(TransformersEncoder):
         usual = type(self.tokenizer).__name__.startswith("Gemma")
         if not self.tokenizer.init_kwargs.get("do_lower_case", usual):
             return False
-        ids = [self.tokenizer(text, verbose=False)["input_ids"] for text in _LETTERS]
+        with ONE_THREAD:
+            ids = [self.tokenizer(text, verbose=False)["input_ids"] for text in _LETTERS]
         return bool(ids[0] != ids[1])
 
     def tokenize_checked(self, prompts: list[str]) -> tuple[Tokens, list[int]]:
