@@ -56,7 +56,9 @@ def edit(folder: Path, field: str, value: object) -> None:
 
 def rewrite(folder: Path, state: dict[str, torch.Tensor]) -> None:
     """Replace the weights, with a configuration that was written for them."""
-    save_file(state, folder / "model.safetensors")
+    # Older safetensors reads weights from the file itself, which must not change under them.
+    save_file(state, folder / "half")
+    (folder / "half").replace(folder / "model.safetensors")
     names = sorted(state)
     edit(folder, "weights_hash", fingerprint_tensors(*(state[k] for k in names), extra=names))
 
