@@ -56,6 +56,7 @@ LIMITS = {
     "max_pixels": 1_000_000,
     "max_images": 8,
     "max_classes": 20,
+    "threads": 2,  # what an encoder and a model cannot share shows
 }
 
 

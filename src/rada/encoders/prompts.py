@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,7 +14,19 @@ from torch import Tensor, nn
 from rada.core.errors import EncoderError
 from rada.encoders.tokens import Tokens
 
-__all__ = ["deep_prompts", "insert_context", "inserted_tokens", "output_replaced"]
+__all__ = ["INSERTING", "deep_prompts", "insert_context", "inserted_tokens", "output_replaced"]
+
+INSERTING = threading.RLock()
+"""Held while something hangs at the layers of an encoder, where another thread would meet it."""
+
+if hasattr(
+    os, "register_at_fork"
+):  # or a process forked while another thread holds it waits for ever
+    os.register_at_fork(
+        before=INSERTING.acquire,
+        after_in_parent=INSERTING.release,
+        after_in_child=INSERTING.release,
+    )
 
 
 def insert_context(tokens: Tokens, length: int, limit: int, *, start: int = 1) -> Tokens:
@@ -83,11 +97,12 @@ def output_replaced(module: nn.Module, output: Tensor) -> Iterator[None]:
         ...     layer(torch.tensor([3]))
         tensor([[1., 1.]])
     """
-    handle = module.register_forward_hook(lambda *_: output)
-    try:
-        yield
-    finally:
-        handle.remove()
+    with INSERTING:
+        handle = module.register_forward_hook(lambda *_: output)
+        try:
+            yield
+        finally:
+            handle.remove()
 
 
 @contextlib.contextmanager

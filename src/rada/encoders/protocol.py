@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
@@ -17,6 +15,7 @@ from rada.core.errors import EncoderError
 from rada.core.values import check_scale
 from rada.core.warn import warn
 from rada.encoders.memory import keep_freed_memory
+from rada.encoders.prompts import INSERTING
 from rada.encoders.tokens import Tokens, check_prompts
 
 if TYPE_CHECKING:
@@ -57,18 +56,6 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
-
-
-# What is put into an encoder hangs at its layers while a block runs, where another thread would meet it.
-_INSERTING = threading.RLock()
-if hasattr(
-    os, "register_at_fork"
-):  # a process forked inside such a block of another thread would wait for ever
-    os.register_at_fork(
-        before=_INSERTING.acquire,
-        after_in_parent=_INSERTING.release,
-        after_in_child=_INSERTING.release,
-    )
 
 
 class EncoderProtocol(ABC):
@@ -248,7 +235,7 @@ class EncoderProtocol(ABC):
 
     def forward_texts(self, tokens: Tokens) -> Tensor:
         """Embed tokens as unit-norm float32 `(K, D)`, differentiably."""
-        with self._inserted("in_texts"):
+        with INSERTING, self._inserted("in_texts"):
             embeddings = self.text_embeddings(self._tokens(tokens)).float()
             return self._inside("text_features", functional.normalize(embeddings, dim=-1))
 
@@ -258,7 +245,7 @@ class EncoderProtocol(ABC):
         if self.inserts is None:
             yield
             return
-        with _INSERTING, getattr(self.inserts, where)(self):
+        with INSERTING, getattr(self.inserts, where)(self):
             yield
 
     def _inside(self, name: str, features: Tensor) -> Tensor:

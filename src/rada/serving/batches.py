@@ -69,9 +69,8 @@ class Batches:
         self._changed = threading.Condition()
         self._stopping = False
         on_cpu = torch.device(encoder.device).type == "cpu"
-        # Threads share the cores. Where images are decoded on the same cores, two with half of them each wait
-        # less than one whose parts wait for each other.
-        count = settings.threads or (2 if on_cpu and cores() > 1 else 1)
+        count = settings.threads or 1
+        # Several threads share the cores; one alone has all of them.
         self._threads_each = max(1, cores() // count) if on_cpu else None
         self._threads = [
             threading.Thread(target=self._run, name=f"rada-encode-{number}", daemon=True)

@@ -30,7 +30,7 @@ class ServeSettings(Config):
         timeout: Most seconds for a request.
         batch_size: Most images that are encoded at once.
         batch_wait: Seconds that an image waits for others.
-        threads: Threads that encode; None takes two on a processor with several cores, and one elsewhere.
+        threads: Threads that encode; None takes one, with all cores.
         drain: Seconds for what is in flight when the service is told to stop.
 
     Example:
