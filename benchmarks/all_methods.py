@@ -37,8 +37,9 @@ from rada.bench.tables import load_runs
 from rada.core.errors import ConfigError, RadaError
 from rada.core.storage import write_bytes
 from rada.encoders.slot import EncoderSlot
+from rada.evaluation import mean_std
 from rada.methods import get_method, list_methods
-from rada.report.text import DASH
+from rada.report.text import DASH, spread
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "all_methods.json"
@@ -254,12 +255,6 @@ def by_method(cells: list[dict[str, Any]]) -> Found:
     return found
 
 
-def spread(values: list[float]) -> str:
-    """Write mean and standard deviation in per cent."""
-    mean = f"{100 * statistics.fmean(values):.1f}"
-    return mean if len(values) < 2 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
-
-
 def best(found: Found) -> list[str]:
     """Return the mean of the best method of each column, as it is written."""
     tops = []
@@ -275,7 +270,7 @@ def row(label: str, sets: dict[str, list[dict[str, Any]]], tops: list[str]) -> s
     """Return the row of a method."""
     shown = []
     for (_, data, value), top in zip(COLUMNS, tops, strict=True):
-        text = spread([value(cell) for cell in sets[data]]) if data in sets else DASH
+        text = spread(mean_std(map(value, sets[data])).to_dict()) if data in sets else DASH
         shown.append(f"**{text}**" if text.split(" ")[0] == top else text)
     cells = [cell for some in sets.values() for cell in some]
     learned = cells[0]["seed"] > 0

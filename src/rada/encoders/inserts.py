@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from rada.core.errors import EncoderError
+from rada.encoders.hooks import hooked
 
 if TYPE_CHECKING:
     from rada.encoders.base import DualEncoder
@@ -115,16 +116,14 @@ def residual_branches(
 
         return add
 
-    handles = [
-        layer.register_forward_hook(hook(branch), with_kwargs=True)
-        for layer, branch in zip(layers, branches, strict=False)
-        if branch is not None
-    ]
-    try:
+    with hooked(
+        lambda: [
+            layer.register_forward_hook(hook(branch), with_kwargs=True)
+            for layer, branch in zip(layers, branches, strict=False)
+            if branch is not None
+        ]
+    ):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextlib.contextmanager
@@ -158,11 +157,10 @@ def layer_inputs(layers: Sequence[nn.Module]) -> Iterator[list[list[Tensor]]]:
     def note(place: list[Tensor]) -> Any:
         return lambda _, args: place.append(args[0])
 
-    handles = [
-        norm.register_forward_pre_hook(note(place)) for norm, place in zip(norms, seen, strict=True)
-    ]
-    try:
+    with hooked(
+        lambda: [
+            norm.register_forward_pre_hook(note(place))
+            for norm, place in zip(norms, seen, strict=True)
+        ]
+    ):
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from rada.core.errors import EncoderError
 from rada.encoders.prompts import (
-    INSERTING,
     deep_prompts,
     insert_context,
     inserted_tokens,
@@ -89,7 +88,7 @@ class PromptLearning(EncoderProtocol):
             EncoderError: If the family does not offer `deep_text_prompts`.
         """
         self.require("deep_text_prompts")
-        with INSERTING, deep_prompts(self.text_layers(), prompts, start=self.context_start):
+        with deep_prompts(self.text_layers(), prompts, start=self.context_start):
             yield
 
     @contextlib.contextmanager
@@ -103,7 +102,7 @@ class PromptLearning(EncoderProtocol):
             EncoderError: If the family does not offer `deep_image_prompts`.
         """
         self.require("deep_image_prompts")
-        with INSERTING, deep_prompts(self.image_layers(), prompts, start=None):
+        with deep_prompts(self.image_layers(), prompts, start=None):
             yield
 
     @contextlib.contextmanager
@@ -128,5 +127,5 @@ class PromptLearning(EncoderProtocol):
         self.require(f"deep_{part}_prompts")
         layers = self.image_layers() if part == "image" else self.text_layers()
         start = 1 if part == "image" else self.context_start
-        with INSERTING, inserted_tokens(layers, tokens, start=start) as seen:
+        with inserted_tokens(layers, tokens, start=start) as seen:
             yield seen

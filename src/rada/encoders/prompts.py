@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from rada.core.errors import EncoderError
+from rada.encoders.hooks import hooked
 from rada.encoders.tokens import Tokens
 
-__all__ = ["INSERTING", "deep_prompts", "insert_context", "inserted_tokens", "output_replaced"]
-
-INSERTING = threading.RLock()
-"""Held while something hangs at the layers of an encoder, where another thread would meet it."""
-
-if hasattr(
-    os, "register_at_fork"
-):  # or a process forked while another thread holds it waits for ever
-    os.register_at_fork(
-        before=INSERTING.acquire,
-        after_in_parent=INSERTING.release,
-        after_in_child=INSERTING.release,
-    )
+__all__ = ["deep_prompts", "insert_context", "inserted_tokens", "output_replaced"]
 
 
 def insert_context(tokens: Tokens, length: int, limit: int, *, start: int = 1) -> Tokens:
@@ -97,12 +85,8 @@ def output_replaced(module: nn.Module, output: Tensor) -> Iterator[None]:
         ...     layer(torch.tensor([3]))
         tensor([[1., 1.]])
     """
-    with INSERTING:
-        handle = module.register_forward_hook(lambda *_: output)
-        try:
-            yield
-        finally:
-            handle.remove()
+    with hooked(lambda: [module.register_forward_hook(lambda *_: output)]):
+        yield
 
 
 @contextlib.contextmanager
@@ -138,16 +122,14 @@ def deep_prompts(
 
         return change
 
-    handles = [
-        layer.register_forward_pre_hook(hook(index, prompt), with_kwargs=True)
-        for index, (layer, prompt) in enumerate(zip(layers, prompts, strict=False))
-        if prompt is not None
-    ]
-    try:
+    with hooked(
+        lambda: [
+            layer.register_forward_pre_hook(hook(index, prompt), with_kwargs=True)
+            for index, (layer, prompt) in enumerate(zip(layers, prompts, strict=False))
+            if prompt is not None
+        ]
+    ):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextlib.contextmanager
@@ -207,16 +189,13 @@ def inserted_tokens(
         rest = torch.cat([hidden[:, :start], hidden[:, start + count :]], 1)
         return (rest, *output[1:]) if isinstance(output, tuple) else rest
 
-    handles = [
-        layer.register_forward_pre_hook(put(index), with_kwargs=True)
-        for index, layer in enumerate(own)
-    ]
-    handles.append(own[-1].register_forward_hook(take))
-    try:
+    def hooks() -> Iterator[RemovableHandle]:
+        for index, layer in enumerate(own):
+            yield layer.register_forward_pre_hook(put(index), with_kwargs=True)
+        yield own[-1].register_forward_hook(take)
+
+    with hooked(hooks):
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _wider(mask: Tensor, start: int, count: int) -> Tensor:

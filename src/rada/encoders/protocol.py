@@ -14,8 +14,8 @@ from torch.nn import functional
 from rada.core.errors import EncoderError
 from rada.core.values import check_scale
 from rada.core.warn import warn
+from rada.encoders.hooks import INSERTING
 from rada.encoders.memory import keep_freed_memory
-from rada.encoders.prompts import INSERTING
 from rada.encoders.tokens import Tokens, check_prompts
 
 if TYPE_CHECKING:

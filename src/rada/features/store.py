@@ -177,12 +177,15 @@ class FeatureStore:
             text_features: The class features of the new names, if they are known.
         """
         lookup = torch.tensor([*places, -1])
-        return dataclasses.replace(
+        renamed = dataclasses.replace(
             self,
             classes=tuple(classes),
             text_features=text_features,
             lookup=lookup if self.lookup is None else lookup[self.lookup],
         )
+        if "labels" in vars(self):  # they are known, and need not be read from all shards again
+            vars(renamed)["labels"] = lookup[self.labels]
+        return renamed
 
     # -- what is read ----------------------------------------------------------------------------
 
@@ -223,8 +226,9 @@ class FeatureStore:
         for number, shard in enumerate(self.shards):
             if shard.rows:
                 fields = self._fields(number)
+                fields["labels"] = self._labels(fields)
                 for start in range(0, shard.rows, rows):
-                    yield self._features(fields, shard.file, start, rows)
+                    yield self._features(fields, shard.file, slice(start, start + rows))
 
     def load(self) -> Features:
         """Return all features, in memory."""
@@ -289,15 +293,16 @@ class FeatureStore:
             raise FeatureError(f"labels of {str(self.folder)!r} are out of range: encode again")
         return labels if self.lookup is None else self.lookup[labels]
 
-    def _features(self, fields: dict[str, Any], file: str, start: int, rows: int) -> Features:
-        place = slice(start, start + rows)
-        own: dict[str, Any] = {key: fields[key][place] for key in ("image_features", "ids")}
-        if start == 0:
+    def _features(self, fields: dict[str, Any], file: str, place: slice) -> Features:
+        own: dict[str, Any] = {
+            key: fields[key][place] for key in ("image_features", "labels", "ids")
+        }
+        if place.start == 0:
             own["skipped"] = fields["skipped"]
         try:
-            return Features(labels=self._labels(fields)[place], **own, **self._shared())
+            return Features(**own, **self._shared())
         except FeatureError as error:
-            where = f"{str(self.folder / file)!r}, from its row {start} on"
+            where = f"{str(self.folder / file)!r}, from its row {place.start} on"
             raise FeatureError(f"{where}: {error}") from error
 
     def _shared(self) -> dict[str, Any]:
