@@ -140,21 +140,27 @@ def main() -> None:
     )
     parser.add_argument("--epochs", type=int, help="passes; the recipe's when left out")
     parser.add_argument("--seeds", type=int, default=3, help="0 for times alone")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="of timing; 0 for accuracy alone")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--whole", action="store_true", help="all of 21,000 classes, too")
     parser.add_argument("--out", help="JSON file for the result")
     options = parser.parse_args()
-    times = measure(options.features, options.rounds, options.whole)
-    runs = []
-    if options.seeds:
-        with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
-            own = (options.features, options.candidates, options.classes, options.epochs)
-            runs = list(pool.map(partial(evaluate, *own), range(1, options.seeds + 1)))
-        report(runs, options.candidates[0])
-    if options.out:
-        facts = {"settings": vars(options), "times": times, "runs": runs}
-        write_json(options.out, facts | {"environment": environment()})
+    times = measure(options.features, options.rounds, options.whole) if options.rounds else []
+    runs: list[dict[str, dict[str, float]]] = []
+
+    def keep() -> None:
+        if options.out:
+            facts = {"settings": vars(options), "times": times, "runs": runs}
+            write_json(options.out, facts | {"environment": environment()})
+
+    keep()
+    with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
+        own = (options.features, options.candidates, options.classes, options.epochs)
+        # A seed takes half an hour: each is kept as soon as it is there.
+        for run in pool.map(partial(evaluate, *own), range(1, options.seeds + 1)):
+            runs.append(run)
+            report(runs, options.candidates[0])
+            keep()
 
 
 def report(runs: list[dict[str, dict[str, float]]], first: str) -> None:
