@@ -1,18 +1,20 @@
 """Millions of rows in a feature store: rows a second and memory of fit, evaluate and predict.
 
     OMP_NUM_THREADS=2 python benchmarks/feature_store.py [--rows 1000000 5000000] [--classes 1000] [--dim 512]
-        [--folder DIR] [--out results/feature_store.json]
+        [--commands fit evaluate predict] [--before SRC] [--rounds 1] [--folder DIR] [--out results/feature_store.json]
 
 Writes stores of random features in float16 (2 D bytes a row), fits `prior_probe` on two images of every class, and
 runs `rada evaluate` and `rada predict` on each. Memory is the largest that belongs to the process alone (RssAnon),
 less that of the same command on a store of 1,000 rows; the rows are mapped, and the system takes those pages
-back when it wants them. If it is flat, it does not grow from the first number of rows to the last.
+back when it wants them. If it is flat, it does not grow from the first number of rows to the last. `--before` runs
+another source tree, such as an earlier commit's, in turns; with `--rounds` seconds are medians.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -52,8 +54,14 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, help="where the stores are made; needs 2 D bytes a row"
     )
+    parser.add_argument("--commands", nargs="+", default=["fit", "evaluate", "predict"])
+    parser.add_argument("--before", type=Path, help="src folder of another version")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    trees = {"now": dict(os.environ)}
+    if options.before:
+        trees["before"] = os.environ | {"PYTHONPATH": str(options.before.resolve())}
     found = []
     with tempfile.TemporaryDirectory(dir=options.folder) as place:
         small = max(1000, 3 * options.classes)
@@ -64,26 +72,32 @@ def main() -> None:
         head = str(Path(place) / "head")
         fit = ["fit", str(Path(place) / "small"), "--shots", "2", "--method", options.method]
         subprocess.run([*RADA, *fit, "--out", head], check=True, capture_output=True)
-        for command in ("fit", "evaluate", "predict"):
-            start = 0
+        for command in options.commands:
+            start: dict[str, int] = {}
             for name, rows in sizes.items():
                 store = str(Path(place) / name)
                 words = [command, head, store, "--json"]
                 if command == "fit":
                     fit[1] = store
                     words = [*fit, "--out", str(Path(place) / f"head-{name}")]
-                seconds, memory = measured([*RADA, *words], dict(os.environ))
-                start = start or memory
-                found.append(
-                    {"command": command, "rows": rows, "seconds": seconds, "MiB": memory - start}
-                )
-                print(
-                    f"{command:9s} {rows:8d} rows {seconds:7.1f} s, {rows / seconds:8.0f} rows/s, "
-                    f"{memory - start} MiB above the small one",
-                    flush=True,
-                )
+                runs: dict[str, list[tuple[float, int]]] = {tree: [] for tree in trees}
+                for _ in range(options.rounds):
+                    for tree, variables in trees.items():
+                        runs[tree].append(measured([*RADA, *words], variables))
+                for tree, several in runs.items():
+                    seconds = statistics.median(run[0] for run in several)
+                    memory = max(run[1] for run in several)
+                    above = memory - start.setdefault(tree, memory)
+                    line = {"command": command, "rows": rows, "tree": tree}
+                    found.append(line | {"seconds": round(seconds, 1), "MiB": above})
+                    print(
+                        f"{command:9s} {rows:8d} rows {tree:6s} {seconds:7.1f} s, "
+                        f"{rows / seconds:8.0f} rows/s, {above} MiB above the small one",
+                        flush=True,
+                    )
     if options.out:
-        facts = {key: value for key, value in vars(options).items() if key not in ("out", "folder")}
+        left_out = ("out", "folder", "before")
+        facts = {key: value for key, value in vars(options).items() if key not in left_out}
         write_json(options.out, facts | {"runs": found, "environment": environment()})
 
 

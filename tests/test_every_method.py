@@ -22,6 +22,8 @@ from fits import OPTIONS, Fits
 from golden.make import quick_config
 from rada import Classifier, Features, list_methods
 from rada.core.errors import CheckpointError, ConfigError, RadaError, UnknownClassError
+from rada.features import ClassSet
+from rada.training.strength import Strength
 from toy import SCALE, toy
 
 METHODS = [method.name for method in list_methods()]
@@ -198,3 +200,29 @@ def test_flyp_takes_its_80_templates_unless_some_are_named(fitted, fits, images)
     options = {"config": quick_config("flyp"), **OPTIONS}
     named = Classifier(str(fits.encoder), "flyp", templates="a {}.", **options)
     assert named.fit(str(images), seed=1).model_.facts.templates == ("a {}.",)
+
+
+@pytest.mark.parametrize("name", ON_FEATURES)
+def test_zero_shot_logits_that_are_known_change_no_number(name, fitted, features):
+    model = fitted["classifiers"][f"{name}-features"].model_
+    rows, classes = features.plain(), features.class_set()
+    known = model.logits(rows, classes, strength=0.0, batch_size=7)
+    for strength in (None, 0.0, 0.5, 1.0):
+        found = model.logits(rows, classes, strength=strength, batch_size=7)
+        given = model.logits(rows, classes, strength=strength, batch_size=7, zero_shot=known)
+        assert torch.equal(found, given)
+
+
+@pytest.mark.parametrize("name", ["prior_probe", "rada_probe", "tip_adapter"])
+def test_an_evaluation_computes_zero_shot_logits_once(name, fitted, features, monkeypatch):
+    clf = fitted["classifiers"][f"{name}-features"]
+    monkeypatch.setattr(clf.model_, "strength", Strength(0.5))
+    calls, plain = [], ClassSet.zero_shot_logits
+
+    def counted(classes: ClassSet, images: torch.Tensor, scale: float) -> torch.Tensor:
+        calls.append(len(images))
+        return plain(classes, images, scale)
+
+    monkeypatch.setattr(ClassSet, "zero_shot_logits", counted)
+    clf.evaluate(features)
+    assert calls == [len(features)]

@@ -326,6 +326,7 @@ class ClassifierBase(Estimator, NamesImages):
         classes: ClassSet,
         strength: float | None = None,
         scale: float | None = None,
+        zero_shot: Tensor | None = None,
     ) -> Tensor:
         """Return logits `(N, K)` of features `(N, D)`.
 
@@ -334,9 +335,10 @@ class ClassifierBase(Estimator, NamesImages):
             classes: The candidates.
             strength: 0 for zero-shot; None for the model's own.
             scale: The scale of the zero-shot model before `fit`; None for the encoder's.
+            zero_shot: The model's logits at strength 0, where they are known.
         """
         model = self.model_ or self.zero_shot_model(classes.names, images.shape[1], scale)
-        return finite_logits(model.logits(images, classes, strength=strength))
+        return finite_logits(model.logits(images, classes, strength=strength, zero_shot=zero_shot))
 
     def zero_shot_model(
         self,

@@ -225,9 +225,14 @@ class _Rows:
         features = classifier.inputs.features(part, templates)
         zero_shot, self.names = _before_training(classifier, part, templates, features)
         self.logits = {"zero_shot": zero_shot}
-        if classifier.model_ is not None:  # without a fit there is nothing to compare
+        model = classifier.model_
+        if model is not None:  # without a fit there is nothing to compare
             self.logits["adapted"] = classifier.model_logits(
-                features.plain(), features.class_set(), scale=features.scale
+                features.plain(),
+                features.class_set(),
+                scale=features.scale,
+                # what a tuned encoder was compared with are logits of another one
+                zero_shot=None if model.method.train_encoder else zero_shot,
             )
         self.logits |= _linear_probe(classifier, features) | extra
         if self.comparison is None:

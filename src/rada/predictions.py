@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rada.core.errors import FeatureError
+from rada.core.finite import broken_rows
 from rada.core.values import check_count
 from rada.core.warn import warn
 from rada.features import Features, iter_features
@@ -80,7 +81,7 @@ def finite_logits(logits: Tensor) -> Tensor:
     Raises:
         FeatureError: If one is NaN or infinite: a softmax would name a class all the same.
     """
-    broken = ~logits.isfinite().all(-1)
+    broken = broken_rows(logits)
     if broken.any():
         raise FeatureError(
             f"the logits of {int(broken.sum())} of {len(logits)} images are NaN or infinite: the "

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rada.core.errors import FeatureError
+from rada.core.finite import broken_rows
 
 __all__ = [
     "ECE_BINS",
@@ -269,7 +270,7 @@ def checked_logits(logits: ArrayLike, classes: Sequence[str]) -> Tensor:
         )
     if len(scores) == 0:
         raise FeatureError("no images: an evaluation needs at least one row of logits")
-    bad = torch.cat([~part.isfinite().all(dim=1) for part in _parts(scores)]).nonzero().flatten()
+    bad = broken_rows(scores).nonzero().flatten()
     if len(bad):
         row = int(bad[0])
         value = scores[row][~torch.isfinite(scores[row])][0].item()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -163,6 +163,13 @@ class AdaptedModel(nn.Module):
     def score(self, images: Tensor, classes: ClassSet) -> Tensor:
         """Return logits `(B, K)` of features `(B, D)` for a prepared class set, at full strength."""
 
+    def score_from(self, images: Tensor, classes: ClassSet, zero_shot: Tensor) -> Tensor:
+        """Return `score`, given the logits `(B, K)` at strength 0 that are known already.
+
+        For methods whose score begins there and whose `prepare` changes nothing.
+        """
+        return self.score(images, classes)
+
     def terms(self, images: Tensor, classes: ClassSet) -> Terms:
         """Return the sum behind `score`, one term a dimension; arguments as for `score`.
 
@@ -221,6 +228,7 @@ class AdaptedModel(nn.Module):
         *,
         strength: float | None = None,
         batch_size: int = 128,
+        zero_shot: Tensor | None = None,
     ) -> Tensor:
         """Return logits `(N, K)` of features `(N, D)`, without gradients.
 
@@ -230,17 +238,22 @@ class AdaptedModel(nn.Module):
             strength: 0 for zero-shot, 1 for the full adaptation; None for the model's own, and logits
                 that are divided by its temperature there.
             batch_size: Rows that are scored at once.
+            zero_shot: These logits at strength 0, where they are known; None computes what is needed.
 
         Raises:
             UnknownClassError: If the method cannot score one of the classes.
             ConfigError: If the strength is out of range.
         """
         share = self._share(classes, strength)
+        rows = torch.split(images, batch_size)
+        known: Sequence[Tensor | None] = [None] * len(rows)
+        if zero_shot is not None:
+            known = torch.split(zero_shot, batch_size)
         with evaluating(self):
             prepared = classes if share == 0 else self.prepare(classes)
             parts = [
-                self.mixed(part, classes, prepared, share)
-                for part in torch.split(images, batch_size)
+                self.mixed(part, classes, prepared, share, before)
+                for part, before in zip(rows, known, strict=True)
             ]
             return torch.cat(parts) / self._temperature(classes, strength)
 
@@ -293,18 +306,25 @@ class AdaptedModel(nn.Module):
         return 1.0 if strength is not None else self.strength.temperature_for(classes.names)
 
     def mixed(
-        self, images: Tensor, classes: ClassSet, prepared: ClassSet, strength: float
+        self,
+        images: Tensor,
+        classes: ClassSet,
+        prepared: ClassSet,
+        strength: float,
+        zero_shot: Tensor | None = None,
     ) -> Tensor:
         """Return logits of one batch, for class sets before and after `prepare`; what `logits` repeats.
 
         Nothing in it depends on values, so that `torch.export` can follow it.
         """
-        if strength == 1:
-            return self.score(images, prepared)
-        zero_shot = self.zero_shot_logits(images, classes)
+        if zero_shot is None:
+            if strength == 1:
+                return self.score(images, prepared)
+            zero_shot = self.zero_shot_logits(images, classes)
         if strength == 0:
             return zero_shot
-        return zero_shot + strength * (self.score(images, prepared) - zero_shot)
+        adapted = self.score_from(images, prepared, zero_shot)
+        return adapted if strength == 1 else zero_shot + strength * (adapted - zero_shot)
 
     def at_points(
         self, images: Tensor, classes: ClassSet, points: Iterable[Point]

@@ -236,11 +236,15 @@ class PriorProbeModel(AdaptedModel):
 
     def score(self, images: Tensor, classes: ClassSet) -> Tensor:
         """Return corrected logits; zero-shot where a candidate is new."""
-        logits, rows = self.zero_shot_logits(images, classes), self.rows(classes)
+        return self.score_from(images, classes, self.zero_shot_logits(images, classes))
+
+    def score_from(self, images: Tensor, classes: ClassSet, zero_shot: Tensor) -> Tensor:
+        """Return the same of zero-shot logits that are known."""
+        rows = self.rows(classes)
         if rows is None:
-            return logits
+            return zero_shot
         added: Tensor = self.correction(images, rows)
-        return logits + self.correction.gate(images) * added
+        return zero_shot + self.correction.gate(images) * added
 
     def terms(self, images: Tensor, classes: ClassSet) -> Terms:
         """Return the terms of zero-shot and of the correction."""

@@ -124,26 +124,37 @@ class ProbedHeadModel(HeadModel):
         probe: Terms = self.correction.terms(images, rows) * part
         return zero_shot + change + probe
 
+    def score_from(self, images: Tensor, classes: ClassSet, zero_shot: Tensor) -> Tensor:
+        """Return the model's logits, given those of zero-shot."""
+        head = self.head_logits(images, classes)
+        return self.with_head(images, head, classes, zero_shot=zero_shot)
+
     def with_head(
-        self, images: Tensor, head_logits: Tensor, classes: ClassSet, strength: float = 1.0
+        self,
+        images: Tensor,
+        head_logits: Tensor,
+        classes: ClassSet,
+        strength: float = 1.0,
+        zero_shot: Tensor | None = None,
     ) -> Tensor:
         """Return the mixture where all candidates were trained on, else the head's logits."""
         rows = self.rows(classes)
         if rows is None:
             return head_logits
+        if zero_shot is None:
+            zero_shot = self.zero_shot_logits(images, classes)
         point = tuple(self.mixture.tolist())
-        return next(self._mixtures(images, head_logits, classes, rows, [point], strength))
+        return next(self._mixtures(images, head_logits, zero_shot, rows, [point], strength))
 
     def _mixtures(
         self,
         images: Tensor,
         head_logits: Tensor,
-        classes: ClassSet,
+        zero_shot: Tensor,
         rows: Tensor,
         points: Iterable[Point],
         whole: float = 1.0,
     ) -> Iterator[Tensor]:
-        zero_shot = self.zero_shot_logits(images, classes)
         change, added = head_logits - zero_shot, whole * self.correction(images, rows)
         gate = self.correction.gate(images)
         for strength, share in points:
@@ -161,7 +172,8 @@ class ProbedHeadModel(HeadModel):
             return
         with torch.no_grad():
             head = torch.cat([self.head_logits(part, classes) for part in images.split(128)])
-            yield from self._mixtures(images, head, classes, rows, listed)
+            zero_shot = self.zero_shot_logits(images, classes)
+            yield from self._mixtures(images, head, zero_shot, rows, listed)
 
     def keep_choice(self, choice: StrengthChoice) -> None:
         """Take over the mixture, too."""

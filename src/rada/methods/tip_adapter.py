@@ -82,12 +82,16 @@ class CacheModel(AdaptedModel):
 
     def score(self, images: Tensor, classes: ClassSet) -> Tensor:
         """Return the mixed logits."""
-        return self._logits(images, classes, None)
+        return self._logits(images, classes)
+
+    def score_from(self, images: Tensor, classes: ClassSet, zero_shot: Tensor) -> Tensor:
+        """Return the mixed logits, given those of zero-shot."""
+        return self._logits(images, classes, zero_shot=zero_shot)
 
     def terms(self, images: Tensor, classes: ClassSet) -> Terms:
         """Return the terms of the zero-shot logits; what the shots add is no sum over dimensions."""
         zero_shot = self.zero_shot_logits(images, classes)
-        votes = self.score(images, classes) - zero_shot
+        votes = self.score_from(images, classes, zero_shot) - zero_shot
         weights = self.facts.scale * classes.text_features
         return Terms.of(images, weights, {"similar training images": votes})
 
@@ -100,7 +104,13 @@ class CacheModel(AdaptedModel):
         others = step.rows[:, None] != torch.arange(len(self.keys))
         return class_logits_loss(self._logits(step.images, step.classes, others), step.labels)
 
-    def _logits(self, images: Tensor, classes: ClassSet, asked: Tensor | None) -> Tensor:
+    def _logits(
+        self,
+        images: Tensor,
+        classes: ClassSet,
+        asked: Tensor | None = None,
+        zero_shot: Tensor | None = None,
+    ) -> Tensor:
         """Return logits; `asked` `(B, N)` says which keys count, all where it is None."""
         alpha, beta = self.mixture
         affinity = (beta * (images @ self.keys.T - 1)).exp()
@@ -112,7 +122,9 @@ class CacheModel(AdaptedModel):
             if row is not None:
                 rows[row] = column
         votes = affinity @ one_hot(rows[self.owners], len(classes) + 1)[:, :-1].to(images.dtype)
-        logits: Tensor = self.zero_shot_logits(images, classes) + alpha * votes
+        if zero_shot is None:
+            zero_shot = self.zero_shot_logits(images, classes)
+        logits: Tensor = zero_shot + alpha * votes
         return logits
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rada.core.errors import ConfigError, TrainingDivergedError
+from rada.core.finite import broken_rows
 from rada.core.progress import progress_bar
 from rada.head import RAdaHead
 from rada.test_time.base import check_views
@@ -141,7 +142,7 @@ def _adapt(start: Start, views: Tensor) -> tuple[Tensor, ...]:
         found, deviation = layers.predict(rows)
         logits[active] = start.answer(found)
         peaks[active] = deviation.amax(-1)
-    broken = ~logits.isfinite().all(-1)
+    broken = broken_rows(logits)
     if broken.any():
         raise TrainingDivergedError(
             f"adaptation made NaN or infinite logits of {int(broken.sum())} of {len(views)} images: lower "
