@@ -1,122 +1,290 @@
-"""Images a second of transformers as image encoders: eager float32, rada in float32 and in bfloat16, in turns.
+"""Time and rounding of transformers as image encoders: eager PyTorch, rada, torch.compile and two engines, in turns.
 
-    python benchmarks/encoders.py [--batch 16] [--threads 2] [--rounds 5] [--compile] [--out results/encoders.json]
+    python benchmarks/encoders.py [--batch 16] [--threads 2] [--rounds 5] [--ways WAY ...] [--out results/encoders.json]
+    python benchmarks/encoders.py --models --images textiles CIFAR10/test PACS/photo [--out results/encoders.json]
 
 Random weights of the true architectures, which are enough for time and rounding: ViT-B/32, ViT-B/16 and SigLIP base of
 open_clip, and CLIP ViT-B/32 of transformers. Eager is the encoder's own forward with gradients off and glibc's default
-thresholds; it lives in a process of its own, since raising the thresholds cannot be undone. `--compile` adds torch.compile.
+thresholds. Every way lives in a process of its own, since raising the thresholds cannot be undone. `float32` and `bfloat16`
+are what rada does; `compile-float32` and `compile-bfloat16` are these through torch.compile with frozen weights; `residual` has
+products in bfloat16 and the sums of the layers in float32; `openvino` computes in bfloat16, and `onnxruntime` in float32, since
+its CPU kernels have no bfloat16. The engines want `pip install openvino onnxruntime onnx onnxscript`.
 
-Whether bfloat16 keeps the answers is asked of real CLIP features, if `--features` names the file of 3000 training images
-of ImageNet (clip_vitb32_imagenet.npz): rows are turned away by as much as bfloat16 turns the random ones, in a random
-direction, and the best of the 1000 classes is compared.
+`--images` asks whether bfloat16 keeps the zero-shot answers: each image goes through an encoder in float32 and in bfloat16.
+`embedded` has trained weights; those of ViT-B/32 are random, so that its classes are the means of the images' features.
+`--features` names the file of 3000 training images of ImageNet (clip_vitb32_imagenet.npz): rows of a real CLIP are turned
+away by as much as bfloat16 turns the random models' worst row, in a random direction, and the best of 1000 classes is compared.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
 MODELS = ("ViT-B-32", "ViT-B-16", "ViT-B-16-SigLIP", "hf:clip-vit-base-patch32")
 WAYS = ("eager", "float32", "bfloat16")
+OTHERS = ("compile-float32", "compile-bfloat16", "residual", "openvino", "onnxruntime")
+CHOSEN = "bfloat16"  # what rada does where dtype="auto" takes it: the others are compared with it
 
 
-def images(name: str):
-    """Return the image encoder with random weights, as a function of pixels, and its module."""
-    torch.manual_seed(0)
-    if name.startswith("hf:"):
+class OfTransformers(nn.Module):
+    """A vision model of transformers as a module from pixels to embeddings."""
+
+    def __init__(self) -> None:
+        super().__init__()
         from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-        model = CLIPVisionModelWithProjection(CLIPVisionConfig(patch_size=32, projection_dim=512))
-        return model.eval(), lambda pixels: model(pixel_values=pixels).image_embeds
+        self.model = CLIPVisionModelWithProjection(
+            CLIPVisionConfig(patch_size=32, projection_dim=512)
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.model(pixel_values=pixels).image_embeds
+
+
+def images(name: str) -> nn.Module:
+    """Return the image encoder with random weights."""
+    torch.manual_seed(0)
+    if name.startswith("hf:"):
+        return OfTransformers().eval()
     import open_clip
 
-    model = open_clip.create_model(name).visual.eval()
-    return model, lambda pixels: model(pixels)
+    return open_clip.create_model(name).visual.eval()
+
+
+# -- the ways -----------------------------------------------------------------------------------------
+
+
+def plain(model: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    model.to(dtype)
+
+    def run(pixels: Tensor) -> Tensor:
+        with torch.no_grad():
+            return model(pixels.to(dtype))
+
+    return run
+
+
+def compiled(model: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    import torch._inductor.config
+
+    torch._inductor.config.freezing = True  # packs the weights once, which no other setting does
+    return plain(torch.compile(model.to(dtype)), dtype)
+
+
+def residual(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    for part in model.modules():
+        if isinstance(part, (nn.Linear, nn.Conv2d, nn.MultiheadAttention)):
+            part.to(torch.bfloat16)
+        if isinstance(part, nn.Conv2d):  # the tokens begin here
+            part.register_forward_hook(lambda *args: args[-1].float())
+
+    def run(pixels: Tensor) -> Tensor:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            return model(pixels)
+
+    return run
+
+
+def openvino(model: nn.Module, pixels: Tensor, threads: int) -> Callable[[Tensor], Tensor]:
+    import openvino
+
+    torch.backends.mha.set_fastpath_enabled(False)  # the converter does not know the fused operator
+    graph = openvino.convert_model(torch.export.export(model, (pixels,)))
+    settings = {
+        "INFERENCE_PRECISION_HINT": "bf16",
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    compiled = openvino.Core().compile_model(graph, "CPU", settings)
+    return lambda pixels: torch.from_numpy(compiled(pixels.numpy())[0])
+
+
+def onnxruntime(model: nn.Module, pixels: Tensor, threads: int) -> Callable[[Tensor], Tensor]:
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as place:
+        path = str(Path(place) / "model.onnx")
+        torch.onnx.export(model, (pixels,), path, dynamo=True, verbose=False)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda pixels: torch.from_numpy(session.run(None, {name: pixels.numpy()})[0])
+
+
+def runner(name: str, way: str, pixels: Tensor, threads: int) -> Callable[[Tensor], Tensor]:
+    """Return one way of embedding pixels like the given ones."""
+    from rada.encoders.memory import keep_freed_memory
+
+    model = images(name)
+    if way != "eager":
+        keep_freed_memory()
+    if way == "residual":
+        return residual(model)
+    if way == "openvino":
+        return openvino(model, pixels, threads)
+    if way == "onnxruntime":
+        return onnxruntime(model, pixels, threads)
+    dtype = torch.bfloat16 if way.endswith("bfloat16") else torch.float32
+    return compiled(model, dtype) if way.startswith("compile") else plain(model, dtype)
 
 
 def side(name: str, way: str, batch: int, threads: int, rows: Path) -> None:
     """Embed a batch for each line on standard input; print seconds by the clock and of processor time."""
-    from rada.encoders.memory import keep_freed_memory
-
     torch.set_num_threads(threads)
-    model, embed = images(name)
     pixels = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    half = way == "bfloat16"
-    if way != "eager":
-        keep_freed_memory()
-    if half:
-        model.to(torch.bfloat16)
-    if way == "compile":
-        embed = torch.compile(embed)
-
-    def run() -> Tensor:
-        with torch.no_grad():
-            return embed(pixels.to(next(model.parameters()).dtype)).float()
-
-    np.save(rows, normalize(run(), dim=-1).numpy())
-    run()
-    print("ready", flush=True)
+    began = time.perf_counter()
+    run = runner(name, way, pixels, threads)
+    np.save(rows, normalize(run(pixels).float(), dim=-1).numpy())
+    print("ready", time.perf_counter() - began, flush=True)
+    run(pixels)
     for _ in sys.stdin:
         start, used = time.perf_counter(), time.process_time()
-        run()
+        run(pixels)
         print(time.perf_counter() - start, time.process_time() - used, flush=True)
 
 
-def in_turns(name: str, ways: list[str], options: argparse.Namespace) -> dict:
+# -- in turns -----------------------------------------------------------------------------------------
+
+
+def begun(name: str, way: str, rows: Path, options: argparse.Namespace) -> tuple[Any, float]:
+    """Start the process of a way, alone; return it with the seconds until its first result."""
+    settings = ["--batch", str(options.batch), "--threads", str(options.threads)]
+    process = subprocess.Popen(
+        [sys.executable, __file__, "--side", name, way, str(rows), *settings],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ
+        | {"OMP_NUM_THREADS": str(options.threads), "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"},
+    )
+    while not (line := process.stdout.readline()).startswith("ready"):
+        if not line:
+            raise SystemExit(f"{way} failed; run: {' '.join(process.args)}")
+    return process, float(line.split()[1])
+
+
+def in_turns(name: str, options: argparse.Namespace) -> dict[str, dict]:
+    """Measure all ways of one model in turns."""
+    ways = options.ways
+    turns: dict[str, list[list[float]]] = {way: [] for way in ways}
     with tempfile.TemporaryDirectory() as place:
         files = {way: Path(place) / f"{way}.npy" for way in ways}
-        common = ["--batch", str(options.batch), "--threads", str(options.threads)]
-        processes = {
-            way: subprocess.Popen(
-                [sys.executable, __file__, "--side", name, way, str(files[way]), *common],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                env=os.environ | {"OMP_NUM_THREADS": str(options.threads)},
-            )
-            for way in ways
-        }
-        for process in processes.values():
-            assert process.stdout.readline() == "ready\n"
-        turns: dict[str, list[list[float]]] = {way: [] for way in ways}
+        processes = {way: begun(name, way, files[way], options) for way in ways}
         for _ in range(options.rounds):
-            for way, process in processes.items():
+            for way, (process, _) in processes.items():
+                time.sleep(0.1)  # the threads of the one before stop waiting for more
                 process.stdin.write("go\n")
                 process.stdin.flush()
                 turns[way].append([float(word) for word in process.stdout.readline().split()])
-        for process in processes.values():
+        for process, _ in processes.values():
             process.communicate()
         rows = {way: torch.from_numpy(np.load(file)) for way, file in files.items()}
-    found: dict = {}
-    for way in ways:
-        cosine = cosine_similarity(rows["eager"], rows[way]).min()
-        found[way] = {"lowest_cosine": float(cosine)}
-        for place, unit in enumerate(("clock", "processor")):
-            pairs = zip(turns["eager"], turns[way], strict=True)
-            ratios = [a[place] / b[place] for a, b in pairs]
-            found[way][unit] = {
-                "ms_an_image": statistics.median(turn[place] for turn in turns[way])
-                / options.batch
-                * 1e3,
-                "times_eager": statistics.median(ratios),
-                "ratios": ratios,
-            }
+    return {
+        way: {
+            "lowest_cosine": float(cosine_similarity(rows["eager"], rows[way]).min()),
+            "seconds_until_first": processes[way][1],
+            "clock": times(turns, way, 0, options.batch),
+            "processor": times(turns, way, 1, options.batch),
+        }
+        for way in ways
+    }
+
+
+def times(
+    turns: dict[str, list[list[float]]], way: str, unit: int, batch: int
+) -> dict[str, float | list[float]]:
+    """Return a way's milliseconds an image and how many times as fast as others it is, in one unit of time."""
+    own = [turn[unit] for turn in turns[way]]
+    found: dict[str, float | list[float]] = {"ms_an_image": statistics.median(own) / batch * 1e3}
+    for other, key in (("eager", "eager"), (CHOSEN, "chosen")):
+        ratios = [a[unit] / b for a, b in zip(turns[other], own, strict=True)]
+        found |= {f"times_{key}": statistics.median(ratios), f"ratios_{key}": ratios}
     return found
 
 
-def kept_answers(path: Path, cosine: float) -> dict[str, float]:
+def told(name: str, way: str, row: dict) -> str:
+    clock = row["clock"]
+    return (
+        f"{name:26s} {way:17s} {clock['ms_an_image']:6.1f} ms an image, {clock['times_eager']:.2f} times eager, "
+        f"{clock['times_chosen']:.2f} times {CHOSEN} ({row['processor']['times_chosen']:.2f} in processor time), "
+        f"cosine {row['lowest_cosine']:.6f}, first result after {row['seconds_until_first']:.1f} s"
+    )
+
+
+# -- answers ------------------------------------------------------------------------------------------
+
+
+def both_precisions(name: str) -> list[Any]:
+    """Return an encoder in float32 and in bfloat16."""
+    from rada import load_encoder
+
+    if name == "embedded":
+        return [load_encoder(name, dtype=dtype) for dtype in ("float32", "bfloat16")]
+    import open_clip
+
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        model, tokenizer = open_clip.create_model(name), open_clip.get_tokenizer(name)
+        found.append(load_encoder(model, tokenizer=tokenizer, dtype=dtype))
+    return found
+
+
+def answers_of_images(name: str, spec: str, limit: int) -> dict[str, float]:
+    """Compare the zero-shot answers of an encoder in two precisions on real images."""
+    from rada.data import open_dataset
+
+    data = open_dataset(spec)
+    split = data.splits["test" if "test" in data.splits else next(iter(data.splits))]
+    order = np.random.default_rng(0).permutation(len(split))[:limit]
+    pictures = [split.load(int(index)) for index in order]
+    labels = torch.from_numpy(split.labels[order])
+    best, features, margins = [], [], Tensor()
+    for encoder in both_precisions(name):
+        rows = encoder.encode_images(pictures)
+        if name == "embedded":
+            texts = encoder.encode_classes(data.classes, data.templates)
+        else:
+            texts = torch.stack(
+                [normalize(rows[labels == k].mean(0), dim=0) for k in range(len(data.classes))]
+            )
+        scores = rows @ texts.T
+        top = scores.topk(2).values
+        margins = margins if len(margins) else top[:, 0] - top[:, 1]
+        best.append(scores.argmax(1))
+        features.append(rows)
+    same = best[0] == best[1]
+    return {
+        "images": len(order),
+        "classes": len(data.classes),
+        "kept": float(same.float().mean()),
+        "lowest_cosine": float(cosine_similarity(*features).min()),
+        "median_cosine": float(cosine_similarity(*features).median()),
+        "accuracy_float32": float((best[0] == labels).float().mean()),
+        "accuracy_bfloat16": float((best[1] == labels).float().mean()),
+        "median_margin": float(margins.median()),
+        "largest_margin_of_changed": float(margins[~same].max()) if not same.all() else 0.0,
+    }
+
+
+def answers_of_features(path: Path, cosine: float) -> dict[str, float]:
     """Return how many of real images keep their best class when their features turn by a cosine."""
     table = np.load(path)
     rows = np.concatenate([table["one_shot"], table["two_shot"]])
@@ -132,13 +300,16 @@ def kept_answers(path: Path, cosine: float) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--models", nargs="*", default=list(MODELS))
+    parser.add_argument("--ways", nargs="+", choices=WAYS + OTHERS, default=list(WAYS))
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--features", type=Path)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--images", nargs="+", default=[])
+    parser.add_argument("--limit", type=int, default=1000, help="images of a data set")
+    parser.add_argument("--encoders", nargs="+", default=["embedded", "ViT-B-32"])
+    parser.add_argument("--out", type=Path, help="results are added to what the file holds")
     parser.add_argument("--side", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
@@ -147,25 +318,30 @@ def main() -> None:
         return
     from rada.core.storage import write_json
     from rada.evaluation import environment
+    from rada.evaluation.provenance import command_line
 
-    ways = [*WAYS] + (["compile"] if options.compile else [])
-    result: dict = {name: getattr(options, name) for name in ("batch", "threads", "rounds")}
-    result["models"] = models = {}
+    known = options.out and options.out.exists()
+    result: dict = json.loads(options.out.read_text()) if known else {"models": {}, "answers": {}}
+    origin = {"command": command_line(), "environment": environment()}
     for name in options.models:
-        models[name] = in_turns(name, ways, options)
-        for way, row in models[name].items():
-            print(
-                f"{name:26s} {way:9s} {row['processor']['ms_an_image']:6.1f} ms of processor time an image, "
-                f"{row['processor']['times_eager']:.2f} times eager ({row['clock']['times_eager']:.2f} by the "
-                f"clock), cosine {row['lowest_cosine']:.6f}",
-                flush=True,
-            )
-        if options.features:
-            lowest = min(row["bfloat16"]["lowest_cosine"] for row in models.values())
-            result["answers"] = kept_answers(options.features, lowest)
-        if options.out:  # after each model: what was measured is not lost
-            write_json(options.out, result | {"environment": environment()})
-    print(result.get("answers"))
+        ways = in_turns(name, options)
+        for way, row in ways.items():
+            print(told(name, way, row), flush=True)
+            if options.features and way in ("bfloat16", "residual", "openvino"):
+                row["imagenet"] = answers_of_features(options.features, row["lowest_cosine"])
+                print(row["imagenet"])
+        settings = {key: getattr(options, key) for key in ("batch", "threads", "rounds")}
+        result["models"][name] = settings | {"ways": ways} | origin
+        if options.out:  # after each: what was measured is not lost
+            write_json(options.out, result)
+    for name in options.encoders if options.images else []:
+        for spec in options.images:
+            found = answers_of_images(name, spec, options.limit)
+            print(name, spec, found, flush=True)
+            title = spec if spec == "textiles" else "/".join(Path(spec).parts[-2:])
+            result["answers"].setdefault(name, {})[title] = found | origin
+            if options.out:
+                write_json(options.out, result)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from rada.core.errors import CacheError
 KEPT = {
     "encoders/class-names-ab.safetensors": "the embedded model",  # of earlier versions
     "encoders/embedded-ab.safetensors": "the embedded model",
+    "encoders/classes-ab.safetensors": "class features",
     "encoders/words-ab.safetensors": "words of explanations",
     "shards/index/00ff.npz": "indexes of shards",
     f"shards/copies/{'0' * 32}/train-1.tar": "copies of remote shards",
@@ -37,12 +38,12 @@ def test_every_kind_is_listed_with_its_size(root: Path) -> None:
     found = list_parts(root)
     assert {entry.name for entry in found} == set(KEPT.values())
     sizes = sorted((entry.files, entry.bytes) for entry in found)
-    assert sizes == [(1, 5), (1, 5), (2, 10), (2, 10)]
+    assert sizes == [(1, 5), (1, 5), (1, 5), (2, 10), (2, 10)]
     assert all(entry.last_used > 0 for entry in found)
 
 
 def test_clearing_leaves_what_is_not_the_cache_s(root: Path) -> None:
-    assert clear_parts(root) == 30
+    assert clear_parts(root) == 35
     left = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
     assert left == set(FOREIGN)
     assert list_parts(root) == []
@@ -54,7 +55,7 @@ def test_what_was_used_lately_may_stay(root: Path) -> None:
     os.utime(old, (1.0, 1.0))
     assert clear_parts(root, older_than=3600) == 5
     assert not old.exists()
-    assert len(list_parts(root)) == 3
+    assert len(list_parts(root)) == 4
 
 
 def test_an_empty_cache(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from rada.data.checks import name_classes, place_labels
 from rada.data.naming import Matched
 from rada.data.prompts import DEFAULT_TEMPLATE
 from rada.data.registry import check_spec
+from rada.encoders.kept_texts import kept_classes
 from rada.encoders.slot import EncoderSlot
 from rada.evaluation.sharing import shown_name
 from rada.features import (
@@ -271,7 +272,9 @@ class Inputs:
             )
         key = (names, tuple(wanted or (DEFAULT_TEMPLATE,)))
         if key not in self._text:
-            self._text[key] = self.slot.get().encode_classes(*key)
+            self._text[key] = kept_classes(
+                self.slot.get(), *key, keep=self.cache is not False, progress=self.progress
+            )
         return ClassSet(names, self._text[key], key[1])
 
     def _may_use(self, source: ClassSet, wanted: tuple[str, ...] | None) -> bool:

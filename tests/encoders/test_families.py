@@ -102,6 +102,25 @@ def test_texts_in_chunks(encoder, prompts):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=5e-6)
 
 
+@pytest.mark.parametrize("name", ["open_clip", "open_clip_siglip"])
+def test_padding_of_open_clip_is_not_computed(saved, name):
+    encoder = load_encoder(saved(name))
+    prompts = ["a dog", "a photo of a red dog", "word " * 11]
+    whole = encoder.tokenizer(prompts)
+    theirs = encoder.model.encode_text(whole, normalize=True)
+    torch.testing.assert_close(encoder.forward_texts(encoder.tokenize(prompts)), theirs)
+    short = encoder.tokenize(prompts[:2])
+    assert short["input_ids"].shape == (2, 8)
+    torch.testing.assert_close(encoder.forward_texts(short), theirs[:2], atol=1e-6, rtol=1e-5)
+    # Rows of full length, as somebody else's tokenizer makes them, are as good.
+    torch.testing.assert_close(encoder.forward_texts({"input_ids": whole}), theirs)
+
+
+def test_rows_stay_whole_where_padding_counts(saved):
+    encoder = load_encoder(saved("open_clip_coca"))
+    assert encoder.tokenize(["a dog"])["input_ids"].shape[1] == encoder.max_tokens
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_gives_float32_features(encoder, images, prompts, dtype):
     half = load_encoder(encoder.name, dtype=dtype, device="cpu")

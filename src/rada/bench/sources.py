@@ -19,6 +19,7 @@ from rada.data import ImageDataset, ImageSplit, Naming, data_identity, few_shot,
 from rada.data.checks import check_labelled
 from rada.data.sources import id_bytes
 from rada.data.templates import AUTO, asks_for_choice
+from rada.encoders.kept_texts import kept_classes
 from rada.features import ClassSet, FeatureCache, Features, ViewTransform, extract_features
 from rada.features.files import SUFFIXES
 from rada.features.store import FeatureStore, is_store
@@ -149,7 +150,8 @@ class EncodedSource(Source):
         if self._text is None:
             assert self.encoder is not None
             templates = self.dataset.templates
-            text = self.encoder.encode_classes(self._candidates, templates)
+            keep = self._cache is not False
+            text = kept_classes(self.encoder, self._candidates, templates, keep=keep)
             self._text = ClassSet(self._candidates, text, templates)
         return self._text
 

@@ -18,6 +18,7 @@ __all__ = ["KeptPart", "cache_root", "cache_size", "clear_parts", "delete_unused
 # killed leaves its temporary file.
 _PARTS = {
     "the embedded model": re.compile(r"encoders/(?:class-names|embedded)-[^/]+\.safetensors"),
+    "class features": re.compile(r"encoders/classes-[^/]+\.safetensors"),
     "words of explanations": re.compile(r"encoders/words-[^/]+\.safetensors"),
     "indexes of shards": re.compile(r"shards/index/[0-9a-f]+\.npz"),
     "copies of remote shards": re.compile(r"shards/copies/[0-9a-f]{32}/(?:[^/]+\.tar|\..+\.tmp)"),

@@ -1,9 +1,10 @@
-"""Embeddings of fixed lists of texts, kept in the cache: made once for each encoder."""
+"""Embeddings of lists of texts, kept in the cache: made once for each encoder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -12,7 +13,42 @@ from rada.core.errors import StorageError
 from rada.core.warn import warn
 from rada.encoders.fingerprint import digest
 
-__all__ = ["kept_texts"]
+if TYPE_CHECKING:
+    from rada.encoders.base import DualEncoder
+
+__all__ = ["kept_classes", "kept_texts"]
+
+_FROM = 256  # prompts; fewer take a second or two, about as long as hashing the encoder
+
+
+def kept_classes(
+    encoder: DualEncoder,
+    classes: Sequence[str],
+    templates: Sequence[str],
+    *,
+    keep: bool = True,
+    progress: bool | None = False,
+) -> Tensor:
+    """Return the class features `(K, D)` of `encode_classes`; those of many prompts are kept in the cache.
+
+    Args:
+        encoder: Embeds the prompts.
+        classes: K names.
+        templates: Each with one `{}`.
+        keep: Whether the cache may be read and written.
+        progress: Show a bar where there are many prompts; None on a terminal only.
+    """
+    if len(classes) * len(templates) < _FROM:
+        return encoder.encode_classes(classes, templates)
+
+    def made() -> Tensor:
+        return encoder.encode_classes(classes, templates, progress=progress)
+
+    if not keep:
+        return made()
+    # A digest of each list: a name that moved from one into the other gives another file.
+    key = digest(encoder.fingerprint, digest(*classes), digest(*templates))
+    return kept_texts(f"classes-{key}", (len(classes), encoder.dim), made)
 
 
 def kept_texts(name: str, shape: tuple[int, int], make: Callable[[], Tensor]) -> Tensor:

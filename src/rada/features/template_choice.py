@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from rada.data.prompts import build_prompts
 from rada.data.templates import ENSEMBLE, IMAGENET_TEMPLATES
 from rada.features.features import Features
 
@@ -165,8 +166,9 @@ def _embedded(encoder: DualEncoder, classes: tuple[str, ...]) -> Tensor:
     key = (encoder.fingerprint, classes)
     kept = _KEPT.get(encoder)
     if kept is None or kept[0] != key:
-        rows = [encoder.encode_classes(classes, (name,)) for name in IMAGENET_TEMPLATES]
-        kept = _KEPT[encoder] = (key, torch.stack(rows))
+        prompts = [text for row in build_prompts(classes, IMAGENET_TEMPLATES) for text in row]
+        rows = encoder.encode_texts(prompts).view(len(classes), len(IMAGENET_TEMPLATES), -1)
+        kept = _KEPT[encoder] = (key, rows.transpose(0, 1))
     return kept[1]
 
 

@@ -6,12 +6,12 @@ import json
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rada.encoders.families._hf_text import ONE_THREAD, tokenizer_key
 from rada.encoders.tokens import Tokens
 
-__all__ = ["TextParts", "tokenize_open_clip", "tokenizer_state"]
+__all__ = ["TextParts", "embed_rows", "stops_at_end_mark", "tokenize_open_clip", "tokenizer_state"]
 
 
 class TextParts(nn.Module):
@@ -27,6 +27,49 @@ class TextParts(nn.Module):
         self.positional_embedding = model.positional_embedding
         self.ln_final = model.ln_final
         self.text_projection = model.text_projection
+
+
+def _text_owner(model: Any) -> Any:
+    """Return what holds the pieces of the text transformer: the model itself where it is plain CLIP."""
+    return model if hasattr(model, "text_pool_type") else getattr(model, "text", None)
+
+
+def stops_at_end_mark(model: Any) -> bool:
+    """Whether no token behind a prompt's end mark can change its embedding.
+
+    That is so where no token looks ahead and the result is read from the end mark, as in CLIP: padding,
+    most of the 77 tokens of a usual prompt, need not be computed. SigLIP reads the last token, CoCa adds
+    one.
+    """
+    from open_clip.transformer import TextTransformer
+
+    owner = _text_owner(model)
+    if owner is not model and not isinstance(owner, TextTransformer):
+        return False
+    alone = getattr(owner, "cls_emb", None) is None and not getattr(owner, "output_tokens", False)
+    return alone and owner.attn_mask is not None and _pooling(owner) in ("argmax", "eos")
+
+
+def _pooling(owner: Any) -> str:
+    found: str = owner.text_pool_type if hasattr(owner, "text_pool_type") else owner.pool_type
+    return found
+
+
+def embed_rows(model: Any, ids: Tensor) -> Tensor:
+    """Do what `encode_text` does for a model that stops at the end mark, on rows `(K, L)` of any length."""
+    from open_clip.transformer import text_global_pool
+
+    owner, width = _text_owner(model), ids.shape[1]
+    dtype = owner.transformer.get_cast_dtype()
+    x = owner.token_embedding(ids).to(dtype) + owner.positional_embedding[:width].to(dtype)
+    x = owner.ln_final(owner.transformer(x, attn_mask=owner.attn_mask[:width, :width]))
+    mark = getattr(owner, "text_eos_id", None) or getattr(owner, "eos_id", None)
+    pooled: Tensor = text_global_pool(x, ids, _pooling(owner), eos_token_id=mark)
+    last = owner.text_projection
+    if last is None:
+        return pooled
+    found: Tensor = last(pooled) if isinstance(last, nn.Linear) else pooled @ last
+    return found
 
 
 def tokenize_open_clip(tokenizer: Any, prompts: list[str]) -> tuple[Tokens, list[int]]:

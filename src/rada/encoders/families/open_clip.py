@@ -24,7 +24,13 @@ from rada.encoders.families._open_clip_files import (
     is_local,
     tag_settings,
 )
-from rada.encoders.families._open_clip_text import TextParts, tokenize_open_clip, tokenizer_state
+from rada.encoders.families._open_clip_text import (
+    TextParts,
+    embed_rows,
+    stops_at_end_mark,
+    tokenize_open_clip,
+    tokenizer_state,
+)
 from rada.encoders.registry import EncoderFamily, LoadOptions, ModelInfo, register_family
 from rada.encoders.spec import ModelSpec
 from rada.encoders.suggest import did_you_mean
@@ -230,13 +236,19 @@ class OpenClipEncoder(EncoderFamily):
         text = getattr(self.model, "text", None)
         return text if isinstance(text, nn.Module) else TextParts(self.model)
 
+    @cached_property
+    def _stops_at_end_mark(self) -> bool:
+        return stops_at_end_mark(self.model)
+
     def image_embeddings(self, pixels: Tensor) -> Tensor:
         """Embed pixels by `encode_image`."""
         embeddings: Tensor = self.model.encode_image(pixels, normalize=False)
         return embeddings
 
     def text_embeddings(self, tokens: Tokens) -> Tensor:
-        """Embed tokens by `encode_text`."""
+        """Embed tokens as `encode_text` does, which wants rows of full length."""
+        if self._stops_at_end_mark:
+            return embed_rows(self.model, tokens["input_ids"])
         embeddings: Tensor = self.model.encode_text(tokens["input_ids"], normalize=False)
         return embeddings
 
@@ -325,8 +337,12 @@ class OpenClipEncoder(EncoderFamily):
         return int(self.tokenizer.context_length)
 
     def tokenize_checked(self, prompts: list[str]) -> tuple[Tokens, list[int]]:
-        """Tokenize with the model's own tokenizer."""
-        return tokenize_open_clip(self.tokenizer, prompts)
+        """Tokenize with the model's own tokenizer; rows end with the longest prompt where that is exact."""
+        tokens, cut = tokenize_open_clip(self.tokenizer, prompts)
+        if self._stops_at_end_mark:
+            width = int(tokens["attention_mask"].sum(1).max())
+            tokens = {name: rows[:, :width] for name, rows in tokens.items()}
+        return tokens, cut
 
     def tokenizer_key(self) -> str:
         """Return the tokenizer's vocabulary and settings."""
