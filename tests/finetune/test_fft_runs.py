@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -47,11 +48,17 @@ def environment():
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def stopped(words, log: Path, steps: int, number: int) -> subprocess.Popen:
+TWO = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+TWO += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+
+
+def stopped(
+    words, log: Path, steps: int, number: int, launcher: Sequence[str] = (), **variables: str
+) -> subprocess.Popen:
     """Start a run, send it a signal after some steps, and wait for its end."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "rada", *words],
-        env=environment(),
+        [sys.executable, *launcher, "-m", "rada", *words],
+        env=environment() | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -108,6 +115,17 @@ def test_killed_and_terminated_runs_end_like_one_that_was_not(
     assert [path for path in out.rglob("*") if path.name.startswith(".")] == [out / ".rada-state"]
 
 
+def in_two_processes(words: list[str], **variables: str) -> subprocess.CompletedProcess:
+    """Run a command in two processes that know of each other."""
+    return subprocess.run(
+        [sys.executable, *TWO, "-m", "rada", *words],
+        env=environment() | variables,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
 @pytest.mark.parametrize("method", ["rada-ft", "flyp"])
 def test_two_processes_learn_what_one_does(method, data, dark, model_folder, tmp_path):
     """A method whose loss is a sum over images, and one whose loss compares all images of a batch."""
@@ -118,15 +136,7 @@ def test_two_processes_learn_what_one_does(method, data, dark, model_folder, tmp
         for count in ("one", "two")
     ]
     ok(*words[0], environment={})
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    launcher += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
-    found = subprocess.run(
-        [sys.executable, *launcher, "-m", "rada", *words[1]],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    found = in_two_processes(words[1])
     assert found.returncode == 0, found.stderr[-3000:]
     assert json.loads(found.stdout)["processes"] == 2  # one object: one process prints
     one, two = (lines(tmp_path / name / "log.jsonl") for name in ("one", "two"))

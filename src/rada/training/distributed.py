@@ -10,14 +10,24 @@ import torch
 from rada.core.errors import ConfigError
 from rada.core.extras import needed_for
 from rada.core.processes import leave_at_exit
+from rada.training.sharding import wants_shards
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 __all__ = ["make_accelerator"]
 
-# How Accelerate may share the work; others cut the model itself into pieces.
-_KINDS = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_HPU")
+# How Accelerate may share the work. Models are cut by `rada.training.sharding`, where it says FSDP.
+_KINDS = (
+    "NO",
+    "MULTI_CPU",
+    "MULTI_GPU",
+    "MULTI_XPU",
+    "MULTI_NPU",
+    "MULTI_MLU",
+    "MULTI_HPU",
+    "FSDP",
+)
 
 
 def make_accelerator(
@@ -36,7 +46,7 @@ def make_accelerator(
         folder: Where they write.
 
     Raises:
-        ConfigError: If the launcher wants the model itself cut into pieces.
+        ConfigError: If the launcher wants the model itself cut in a way that cannot be.
     """
     with needed_for("training an encoder"):
         from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -51,10 +61,11 @@ def make_accelerator(
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     leave_at_exit()
+    wants_shards(accelerator)  # says what of FSDP cannot be
     if accelerator.distributed_type not in _KINDS:
         raise ConfigError(
-            f"{accelerator.distributed_type.value} cannot be used: CLIP's scale is a scalar, which "
-            "torch does not shard, and models are evaluated whole. Use one process a GPU with "
-            "--set precision=bf16 and --set accumulate=N"
+            f"{accelerator.distributed_type.value} cannot be used: models are evaluated whole. Cut them by "
+            "--use_fsdp --fsdp_version 2, or use one process a GPU with --set precision=bf16 and "
+            "--set accumulate=N"
         )
     return accelerator

@@ -21,6 +21,7 @@ from rada.training.batches import Batch, Order, Position, StepData
 from rada.training.checkpoints import Checkpoints, RunState, collect, restore
 from rada.training.encoder_config import EncoderConfig
 from rada.training.schedule import epoch_cosine, warmup_cosine
+from rada.training.sharding import ShardedLearner
 from rada.training.signals import StopRequest
 from rada.training.tracking import StepLog
 
@@ -94,6 +95,7 @@ class EncoderLoop:
         progress: Show a bar; None on a terminal only.
         title: The method's name, beside the bar.
         steps: Number of steps; None for the configuration's epochs. The last epoch may be a part.
+        shards: The copy of the model that learns in shards; None where every process learns the whole.
     """
 
     def __init__(
@@ -111,17 +113,24 @@ class EncoderLoop:
         progress: bool | None,
         title: str,
         steps: int | None = None,
+        shards: ShardedLearner | None = None,
     ) -> None:
-        self.plain, self.config, self.title = model, config, title
+        self.plain: EncoderLearner = model if shards is None else shards.module
+        self.shards, self.config, self.title = shards, config, title
         self.order, self.data = order, data
         self.accelerator, self.checkpoints = accelerator, checkpoints
         self.log_path, self.after_epoch = log_path, after_epoch
         self.stop, self.progress = stop, progress
         self.total = steps or config.epochs * order.steps_per_epoch
         self.epochs = math.ceil(self.total / order.steps_per_epoch)
-        groups = [{**group, "peak": group["lr"]} for group in model.parameter_groups()]
-        optimizer = _optimizer(groups, config)
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        groups = [{**group, "peak": group["lr"]} for group in self.plain.parameter_groups()]
+        if shards is None:
+            self.model, self.optimizer = accelerator.prepare(model, _optimizer(groups, config))
+            self.losses = self.model
+        else:  # cut already, by our own rule
+            optimizer = _optimizer(shards.groups(groups), config)
+            self.model, self.optimizer = shards.module, accelerator.prepare_optimizer(optimizer)
+            self.losses = shards
 
     def run(self) -> RunState:
         """Train until the last epoch, from a checkpoint if there is one.
@@ -194,9 +203,10 @@ class EncoderLoop:
         sums: dict[str, Tensor] = {}
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1
-            held = contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
+            at_once = last or self.shards is not None
+            held = contextlib.nullcontext() if at_once else self.accelerator.no_sync(self.model)
             with held:
-                found = self.model(batch)
+                found = self.losses(batch)
                 # Gradients are averaged over the processes, losses are shares of a sum.
                 self.accelerator.backward(found["loss"] * process_count())
             for name, value in found.items():
@@ -221,7 +231,11 @@ class EncoderLoop:
 
     def _update(self) -> float:
         norm = 0.0
-        if self.config.max_grad_norm:
+        if self.shards is not None:
+            self.shards.average_scalars()
+            if self.config.max_grad_norm:
+                norm = self.shards.clip(self.config.max_grad_norm)
+        elif self.config.max_grad_norm:
             found = self.accelerator.clip_grad_norm_(
                 self.model.parameters(), self.config.max_grad_norm
             )
@@ -257,6 +271,8 @@ class EncoderLoop:
         if ended:
             means = {k: v / (at.step + 1) for k, v in state.sums.items()}
             entry: dict[str, Any] = {"epoch": at.epoch + 1, **means}
+            if self.shards is not None:
+                self.shards.give()
             entry |= self.after_epoch(at.epoch, state)
             self.plain.training_mode()
             state.history.append(entry)
@@ -273,7 +289,7 @@ class EncoderLoop:
         self.plain.eval()  # statistics and dropout stay out of it
         sums: dict[str, Tensor] = {}
         for batch in batches:
-            for name, value in self.model(batch).items():
+            for name, value in self.losses(batch).items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value
         self.plain.training_mode()
         found, _ = self._over_processes(sums)
@@ -301,6 +317,8 @@ class EncoderLoop:
         restore(self.model, self.optimizer.optimizer, weights, moments, state.groups)
         if self.accelerator.scaler is not None and state.scaler:
             self.accelerator.scaler.load_state_dict(state.scaler)
+        if self.shards is not None and state.step == self.total:
+            self.shards.give()  # no epoch will
         return state
 
     # -- messages ------------------------------------------------------------------------------------

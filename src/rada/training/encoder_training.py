@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from rada.core.errors import ConfigError
 from rada.data import ImageSplit
 from rada.encoders.memory import keep_freed_memory
 from rada.training.batches import Order, StepData, training_transform
@@ -18,6 +19,7 @@ from rada.training.checkpoints import Checkpoints, RunState
 from rada.training.distributed import make_accelerator
 from rada.training.encoder_config import EncoderConfig
 from rada.training.encoder_loop import EncoderLearner, EncoderLoop, FineTuningStopped
+from rada.training.sharding import ShardedLearner, wants_shards
 from rada.training.signals import listening
 from rada.training.tracking import start_trackers
 
@@ -84,6 +86,7 @@ class EncoderJob:
         select: Returns the metrics on the validation split; the weights of the best epoch are
             kept. None keeps the last.
         steps: Number of steps; None for the configuration's epochs. The last epoch may be a part.
+        shards: Whether the model can learn in shards: its losses read no weights of the encoder's layers.
     """
 
     images: ImageSplit
@@ -94,6 +97,7 @@ class EncoderJob:
     after_epoch: Callable[[int], dict[str, Any]] | None = None
     select: Callable[[], dict[str, Any]] | None = None
     steps: int | None = None
+    shards: bool = False
 
 
 def train_encoder(
@@ -153,6 +157,7 @@ def train_encoder(
             progress=run.progress,
             title=job.title,
             steps=job.steps,
+            shards=_shards(model, job, accelerator),
         )
         state = loop.run()
         if stop.signal:  # it came with the last step: everything but the evaluation is done
@@ -171,6 +176,25 @@ def _place(model: TunableEncoder, config: EncoderConfig, accelerator: Accelerato
     module = model.encoder.model.to(accelerator.device)
     if "image" in config.parts:
         module.to(memory_format=torch.channels_last)
+
+
+def _shards(
+    model: TunableEncoder, job: EncoderJob, accelerator: Accelerator
+) -> ShardedLearner | None:
+    """Return the copy that learns in shards, if the launcher asked for it."""
+    if not wants_shards(accelerator):
+        return None
+    if not job.shards:
+        raise ConfigError(
+            f"{job.title} cannot learn in shards (FSDP): its losses read weights of the encoder's layers, or "
+            "it puts parts into them. Use one process a GPU without --use_fsdp, or ft, lp_ft, flyp or rada_ft"
+        )
+    if model.encoder.family == "custom":
+        raise ConfigError(
+            "functions of your own cannot be copied, and what learns in shards (FSDP) is a copy: use one "
+            "process a GPU without --use_fsdp"
+        )
+    return ShardedLearner(model, accelerator.device, half=accelerator.mixed_precision == "bf16")
 
 
 def _order(job: EncoderJob, config: EncoderConfig, seed: int) -> Order:

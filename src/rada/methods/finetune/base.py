@@ -221,6 +221,7 @@ class EncoderMethod(EncoderTraining, ABC):
             after_epoch=self._after_epoch(model, run, epochs),
             select=_asked(run.select if config.select == "best" else None, model),
             steps=steps,
+            shards=self.shards,
         )
         state = train_encoder(model, job, config, run, checkpoints)
         effective = {"epochs": len(state.history), "steps": state.step}

@@ -56,6 +56,7 @@ class FLYP(EncoderMethod):
     """Contrastive fine-tuning of encoder and scale; the classifier is the text encoder's."""
 
     config: ClassVar[type[Config]] = FLYPConfig
+    shards: ClassVar[bool] = True
     trains: str = "the encoder and the scale"
     captions: bool = True
     learns_scale: bool = True

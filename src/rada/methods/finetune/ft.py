@@ -22,6 +22,7 @@ class FineTuning(EncoderMethod):
     """Starts as zero-shot: the vector of a class is its text features times the scale, its bias 0."""
 
     config: ClassVar[type[Config]] = FineTuningConfig
+    shards: ClassVar[bool] = True
     trains: str = "the image encoder, and one vector and bias for each class"
     has_class_weights: bool = True
     new_classes: bool = False

@@ -42,6 +42,7 @@ class L2SP(FineTuning):
     """FT with `alpha / 2 |w - w0|^2` for pretrained and `beta / 2 |w|^2` for new weights."""
 
     config: ClassVar[type[Config]] = L2SPConfig
+    shards: ClassVar[bool] = False  # the penalty reads all weights
 
     def penalty(self, model: TunedModel) -> Tensor:
         """Return the two terms; vectors of the classes are pretrained, by the text encoder, biases new."""

@@ -7,7 +7,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +40,10 @@ class EncoderTraining(Method, ABC):
         has_class_weights: Whether it learns one vector and one bias for each class instead of asking
             the text encoder.
         learns_scale: Whether the logit scale learns.
+        shards: Whether the model can learn in shards (FSDP): its losses read no weights of the layers.
     """
 
+    shards: ClassVar[bool] = False
     has_head: bool = False
     has_class_weights: bool = False
     learns_scale: bool = False

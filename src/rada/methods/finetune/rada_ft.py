@@ -92,6 +92,7 @@ class RAdaFT(EncoderMethod):
     """The head first, on the pretrained encoder (`head_first`), then head and encoder together."""
 
     config: ClassVar[type[Config]] = RAdaFTConfig
+    shards: ClassVar[bool] = True
     trains: str = "the encoder and the head"
     has_head: bool = True
 
