@@ -2,6 +2,7 @@
 
     python benchmarks/encoders.py [--batch 16] [--threads 2] [--rounds 5] [--ways WAY ...] [--out results/encoders.json]
     python benchmarks/encoders.py --models --images textiles CIFAR10/test PACS/photo [--out results/encoders.json]
+    python benchmarks/encoders.py --models --texts [--rounds 3] [--out results/encoders.json]
 
 Random weights of the true architectures, which are enough for time and rounding: ViT-B/32, ViT-B/16 and SigLIP base of
 open_clip, and CLIP ViT-B/32 of transformers. Eager is the encoder's own forward with gradients off and glibc's default
@@ -14,6 +15,9 @@ its CPU kernels have no bfloat16. The engines want `pip install openvino onnxrun
 `embedded` has trained weights; those of ViT-B/32 are random, so that its classes are the means of the images' features.
 `--features` names the file of 3000 training images of ImageNet (clip_vitb32_imagenet.npz): rows of a real CLIP are turned
 away by as much as bfloat16 turns the random models' worst row, in a random direction, and the best of 1000 classes is compared.
+
+`--texts` embeds CLIP's 80 templates of the ten CIFAR classes with ViT-B/32's text encoder, 64 prompts at a time: open_clip's own
+`encode_text` on its rows of 77 tokens, and rada, which computes no padding, in float32 and bfloat16.
 """
 
 from __future__ import annotations
@@ -212,7 +216,7 @@ def times(
 ) -> dict[str, float | list[float]]:
     """Return a way's milliseconds an image and how many times as fast as others it is, in one unit of time."""
     own = [turn[unit] for turn in turns[way]]
-    found: dict[str, float | list[float]] = {"ms_an_image": statistics.median(own) / batch * 1e3}
+    found: dict[str, float | list[float]] = {"ms_each": statistics.median(own) / batch * 1e3}
     for other, key in (("eager", "eager"), (CHOSEN, "chosen")):
         ratios = [a[unit] / b for a, b in zip(turns[other], own, strict=True)]
         found |= {f"times_{key}": statistics.median(ratios), f"ratios_{key}": ratios}
@@ -222,7 +226,7 @@ def times(
 def told(name: str, way: str, row: dict) -> str:
     clock = row["clock"]
     return (
-        f"{name:26s} {way:17s} {clock['ms_an_image']:6.1f} ms an image, {clock['times_eager']:.2f} times eager, "
+        f"{name:26s} {way:17s} {clock['ms_each']:6.1f} ms an image, {clock['times_eager']:.2f} times eager, "
         f"{clock['times_chosen']:.2f} times {CHOSEN} ({row['processor']['times_chosen']:.2f} in processor time), "
         f"cosine {row['lowest_cosine']:.6f}, first result after {row['seconds_until_first']:.1f} s"
     )
@@ -298,6 +302,48 @@ def answers_of_features(path: Path, cosine: float) -> dict[str, float]:
     return {"cosine": cosine, "images": len(features), "kept": float(same.float().mean())}
 
 
+# -- texts --------------------------------------------------------------------------------------------
+
+CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def text_times(rounds: int) -> dict[str, Any]:
+    """Measure what a prompt costs, in turns."""
+    from rada.data.prompts import build_prompts
+    from rada.data.templates import IMAGENET_TEMPLATES
+
+    prompts = [text for row in build_prompts(CIFAR, IMAGENET_TEMPLATES) for text in row]
+    encoders = dict(zip(("float32", "bfloat16"), both_precisions("ViT-B-32"), strict=True))
+    plain_one = encoders["float32"]
+
+    def padded() -> Tensor:
+        rows = []
+        with torch.no_grad():
+            for start in range(0, len(prompts), 64):
+                tokens = plain_one.tokenizer(prompts[start : start + 64])
+                rows.append(plain_one.model.encode_text(tokens, normalize=True))
+        return torch.cat(rows)
+
+    ways: dict[str, Callable[[], Tensor]] = {"eager": padded}
+    for name, encoder in encoders.items():
+        ways[name] = lambda encoder=encoder: encoder.encode_texts(prompts)
+    turns: dict[str, list[list[float]]] = {way: [] for way in ways}
+    rows = {}
+    for _ in range(rounds):
+        for way, run in ways.items():
+            start, used = time.perf_counter(), time.process_time()
+            rows[way] = run()
+            turns[way].append([time.perf_counter() - start, time.process_time() - used])
+    found: dict[str, Any] = {"prompts": len(prompts), "rounds": rounds}
+    for way in ways:
+        found[way] = {
+            "lowest_cosine": float(cosine_similarity(rows["eager"], rows[way]).min()),
+            "clock": times(turns, way, 0, len(prompts)),
+            "processor": times(turns, way, 1, len(prompts)),
+        }
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="*", default=list(MODELS))
@@ -307,6 +353,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--features", type=Path)
     parser.add_argument("--images", nargs="+", default=[])
+    parser.add_argument("--texts", action="store_true")
     parser.add_argument("--limit", type=int, default=1000, help="images of a data set")
     parser.add_argument("--encoders", nargs="+", default=["embedded", "ViT-B-32"])
     parser.add_argument("--out", type=Path, help="results are added to what the file holds")
@@ -333,6 +380,17 @@ def main() -> None:
         settings = {key: getattr(options, key) for key in ("batch", "threads", "rounds")}
         result["models"][name] = settings | {"ways": ways} | origin
         if options.out:  # after each: what was measured is not lost
+            write_json(options.out, result)
+    if options.texts:
+        torch.set_num_threads(options.threads)
+        texts = text_times(options.rounds)
+        for way in WAYS:
+            clock = texts[way]["clock"]
+            print(
+                f"{way}: {clock['ms_each']:.1f} ms a prompt, {clock['times_eager']:.1f} times eager"
+            )
+        result["texts"] = texts | {"threads": options.threads} | origin
+        if options.out:
             write_json(options.out, result)
     for name in options.encoders if options.images else []:
         for spec in options.images:

@@ -252,3 +252,24 @@ def test_the_decoder_may_know_what_is_wanted(encoder, monkeypatch):
     assert 2 * side <= min(part.size) < 450
     whole, fast = (encoder.preprocess(each) for each in (open_image(file), part))
     assert whole.shape == fast.shape and (whole - fast).abs().mean() < 0.05
+
+
+def test_the_place_that_is_read_decides(saved):
+    """A tokenizer whose padding is the highest number: CLIP reads the first padding, which must be there."""
+    encoder = load_encoder(saved("open_clip"))
+    encoder.tokenizer = _HighPadding()
+    ids = encoder.tokenizer(["a b"])
+    tokens = encoder.tokenize(["a b"])
+    assert tokens["input_ids"].tolist() == [[1, 5, 6, 49407]]
+    theirs = encoder.model.encode_text(ids, normalize=True)
+    torch.testing.assert_close(encoder.forward_texts(tokens), theirs, atol=1e-6, rtol=1e-5)
+
+
+class _HighPadding:
+    context_length = 16
+
+    def __call__(self, texts):
+        return torch.tensor([[1, 5, 6] + [49407] * 13 for _ in texts])
+
+    def encode(self, text):
+        return [5]

@@ -50,6 +50,7 @@ def environment():
 
 TWO = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
 TWO += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+FOUR = ["4" if word == "2" else word for word in TWO]
 
 
 def stopped(
@@ -115,10 +116,12 @@ def test_killed_and_terminated_runs_end_like_one_that_was_not(
     assert [path for path in out.rglob("*") if path.name.startswith(".")] == [out / ".rada-state"]
 
 
-def in_two_processes(words: list[str], **variables: str) -> subprocess.CompletedProcess:
-    """Run a command in two processes that know of each other."""
+def in_processes(
+    words: list[str], launcher: Sequence[str] = TWO, **variables: str
+) -> subprocess.CompletedProcess:
+    """Run a command in processes that know of each other."""
     return subprocess.run(
-        [sys.executable, *TWO, "-m", "rada", *words],
+        [sys.executable, *launcher, "-m", "rada", *words],
         env=environment() | variables,
         capture_output=True,
         text=True,
@@ -136,7 +139,7 @@ def test_two_processes_learn_what_one_does(method, data, dark, model_folder, tmp
         for count in ("one", "two")
     ]
     ok(*words[0], environment={})
-    found = in_two_processes(words[1])
+    found = in_processes(words[1])
     assert found.returncode == 0, found.stderr[-3000:]
     assert json.loads(found.stdout)["processes"] == 2  # one object: one process prints
     one, two = (lines(tmp_path / name / "log.jsonl") for name in ("one", "two"))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from cli.test_cli import ok
 from finetune.conftest import lines
-from finetune.test_fft_runs import TWO, command, environment, in_two_processes, stopped
+from finetune.test_fft_runs import FOUR, TWO, command, environment, in_processes, stopped
 from rada.core.errors import ConfigError
 from rada.methods import get_method, list_methods
 from rada.training import encoder_training, sharding
@@ -42,15 +42,15 @@ def assert_same(one: Path, two: Path, start: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "method", "more"),
+    ("family", "method", "launcher", "more"),
     [
-        ("clip", "ft", ["batch_size=7"]),
-        ("clip", "rada-ft", ["accumulate=2"]),
-        ("open_clip", "flyp", ["text_chunk=2"]),
+        ("clip", "ft", TWO, ["batch_size=7"]),
+        ("clip", "rada-ft", TWO, ["accumulate=2"]),
+        ("open_clip", "flyp", FOUR, ["text_chunk=2"]),
     ],
 )
-def test_two_shards_learn_what_one_process_does(
-    family, method, more, data, model_folder, open_clip_folder, tmp_path
+def test_shards_learn_what_one_process_does(
+    family, method, launcher, more, data, model_folder, open_clip_folder, tmp_path
 ):
     model = {"clip": model_folder, "open_clip": open_clip_folder}[family]
     settings = PLAIN + [word for setting in more for word in ("--set", setting)]
@@ -59,9 +59,9 @@ def test_two_shards_learn_what_one_process_does(
         for name in ("one", "two")
     )
     ok(*one, environment={})
-    found = in_two_processes(two, **SHARDED)
+    found = in_processes(two, launcher, **SHARDED)
     assert found.returncode == 0, found.stderr[-3000:]
-    assert json.loads(found.stdout)["processes"] == 2
+    assert json.loads(found.stdout)["processes"] == (4 if launcher is FOUR else 2)
     assert_same(tmp_path / "one", tmp_path / "two", model)
     logs = [lines(tmp_path / name / "log.jsonl") for name in ("one", "two")]
     steps = [[entry for entry in log if "gradient_norm" in entry] for log in logs]
@@ -87,7 +87,7 @@ def test_a_run_goes_on_in_the_other_way(first, data, open_clip_folder, tmp_path)
     if first == "shards":
         ok(*words, environment={})
     else:
-        found = in_two_processes(words, **SHARDED)
+        found = in_processes(words, **SHARDED)
         assert found.returncode == 0, found.stderr[-3000:]
     steps = [entry["step"] for entry in lines(log) if "gradient_norm" in entry]
     assert steps == list(range(1, 19))

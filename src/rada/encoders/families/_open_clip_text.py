@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from rada.encoders.families._hf_text import ONE_THREAD, tokenizer_key
 from rada.encoders.tokens import Tokens
 
-__all__ = ["TextParts", "embed_rows", "stops_at_end_mark", "tokenize_open_clip", "tokenizer_state"]
+__all__ = [
+    "TextParts",
+    "embed_rows",
+    "read_places",
+    "stops_at_end_mark",
+    "tokenize_open_clip",
+    "tokenizer_state",
+]
 
 
 class TextParts(nn.Module):
@@ -55,16 +62,24 @@ def _pooling(owner: Any) -> str:
     return found
 
 
+def read_places(model: Any, ids: Tensor) -> Tensor:
+    """Return where the embedding of each row `(K, L)` is read: at the first end mark."""
+    owner = _text_owner(model)
+    marks = ids if _pooling(owner) == "argmax" else (ids == _end_mark(owner)).int()
+    return marks.argmax(1)
+
+
+def _end_mark(owner: Any) -> Any:
+    return owner.text_eos_id if hasattr(owner, "text_eos_id") else owner.eos_id
+
+
 def embed_rows(model: Any, ids: Tensor) -> Tensor:
     """Do what `encode_text` does for a model that stops at the end mark, on rows `(K, L)` of any length."""
-    from open_clip.transformer import text_global_pool
-
     owner, width = _text_owner(model), ids.shape[1]
     dtype = owner.transformer.get_cast_dtype()
     x = owner.token_embedding(ids).to(dtype) + owner.positional_embedding[:width].to(dtype)
     x = owner.ln_final(owner.transformer(x, attn_mask=owner.attn_mask[:width, :width]))
-    mark = getattr(owner, "text_eos_id", None) or getattr(owner, "eos_id", None)
-    pooled: Tensor = text_global_pool(x, ids, _pooling(owner), eos_token_id=mark)
+    pooled = x[torch.arange(len(ids), device=ids.device), read_places(model, ids)]
     last = owner.text_projection
     if last is None:
         return pooled

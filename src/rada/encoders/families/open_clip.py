@@ -27,6 +27,7 @@ from rada.encoders.families._open_clip_files import (
 from rada.encoders.families._open_clip_text import (
     TextParts,
     embed_rows,
+    read_places,
     stops_at_end_mark,
     tokenize_open_clip,
     tokenizer_state,
@@ -340,7 +341,11 @@ class OpenClipEncoder(EncoderFamily):
         """Tokenize with the model's own tokenizer; rows end with the longest prompt where that is exact."""
         tokens, cut = tokenize_open_clip(self.tokenizer, prompts)
         if self._stops_at_end_mark:
-            width = int(tokens["attention_mask"].sum(1).max())
+            ends = (
+                tokens["attention_mask"].sum(1),
+                read_places(self.model, tokens["input_ids"]) + 1,
+            )
+            width = max(int(end.max()) for end in ends)
             tokens = {name: rows[:, :width] for name, rows in tokens.items()}
         return tokens, cut
 
