@@ -344,6 +344,42 @@ def text_times(rounds: int) -> dict[str, Any]:
     return found
 
 
+def report(path: Path) -> None:
+    """Print the tables of docs/performance.md."""
+    result = json.loads(path.read_text())
+    for name, found in result["models"].items():
+        for way, row in found["ways"].items():
+            clock, used, kept = row["clock"], row["processor"], row.get("imagenet")
+            cells = [
+                name,
+                way,
+                f"{clock['ms_each']:.0f} ms",
+                *(f"{value:.2f}" for value in (clock["times_eager"], used["times_eager"])),
+                f"{clock['times_chosen']:.2f}",
+                f"{row['lowest_cosine']:.5f}",
+                f"{100 * kept['kept']:.1f} %" if kept else "",
+                f"{row['seconds_until_first']:.0f} s",
+            ]
+            print("| " + " | ".join(cells) + " |")
+    for encoder, sets in result["answers"].items():
+        for title, row in sets.items():
+            cells = [encoder, title, str(row["images"]), f"{100 * row['kept']:.2f} %"]
+            cells += [f"{row[key]:.5f}" for key in ("lowest_cosine", "median_cosine")]
+            cells += [f"{100 * row[f'accuracy_{dtype}']:.1f}" for dtype in ("float32", "bfloat16")]
+            cells += [f"{row['largest_margin_of_changed']:.1e}", f"{row['median_margin']:.1e}"]
+            print("| " + " | ".join(cells) + " |")
+    for way in WAYS if "texts" in result else []:
+        row = result["texts"][way]
+        clock = row["clock"]
+        cells = [
+            way,
+            f"{clock['ms_each']:.1f} ms",
+            f"{clock['times_eager']:.1f}",
+            f"{row['lowest_cosine']:.5f}",
+        ]
+        print("| " + " | ".join(cells) + " |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="*", default=list(MODELS))
@@ -357,11 +393,15 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=1000, help="images of a data set")
     parser.add_argument("--encoders", nargs="+", default=["embedded", "ViT-B-32"])
     parser.add_argument("--out", type=Path, help="results are added to what the file holds")
+    parser.add_argument("--report", action="store_true", help="print the tables of --out")
     parser.add_argument("--side", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         name, way, rows = options.side
         side(name, way, options.batch, options.threads, Path(rows))
+        return
+    if options.report:
+        report(options.out)
         return
     from rada.core.storage import write_json
     from rada.evaluation import environment

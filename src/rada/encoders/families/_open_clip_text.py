@@ -79,7 +79,7 @@ def embed_rows(model: Any, ids: Tensor) -> Tensor:
     dtype = owner.transformer.get_cast_dtype()
     x = owner.token_embedding(ids).to(dtype) + owner.positional_embedding[:width].to(dtype)
     x = owner.ln_final(owner.transformer(x, attn_mask=owner.attn_mask[:width, :width]))
-    pooled = x[torch.arange(len(ids), device=ids.device), read_places(model, ids)]
+    pooled: Tensor = x[torch.arange(len(ids), device=ids.device), read_places(model, ids)]
     last = owner.text_projection
     if last is None:
         return pooled
