@@ -7,7 +7,8 @@ Writes stores of random features in float16 (2 D bytes a row), fits `prior_probe
 runs `rada evaluate` and `rada predict` on each. Memory is the largest that belongs to the process alone (RssAnon),
 less that of the same command on a store of 1,000 rows; the rows are mapped, and the system takes those pages
 back when it wants them. If it is flat, it does not grow from the first number of rows to the last. `--before` runs
-another source tree, such as an earlier commit's, in turns; with `--rounds` seconds are medians.
+another source tree, such as an earlier commit's, in turns; with `--rounds` seconds are medians. Processor time is that of
+all the command's processes and threads.
 """
 
 from __future__ import annotations
@@ -80,19 +81,22 @@ def main() -> None:
                 if command == "fit":
                     fit[1] = store
                     words = [*fit, "--out", str(Path(place) / f"head-{name}")]
-                runs: dict[str, list[tuple[float, int]]] = {tree: [] for tree in trees}
+                runs: dict[str, list[tuple[float, int, float]]] = {tree: [] for tree in trees}
                 for _ in range(options.rounds):
                     for tree, variables in trees.items():
-                        runs[tree].append(measured([*RADA, *words], variables))
+                        before = sum(os.times()[2:4])  # of child processes that have ended
+                        run = measured([*RADA, *words], variables)
+                        runs[tree].append((*run, sum(os.times()[2:4]) - before))
                 for tree, several in runs.items():
-                    seconds = statistics.median(run[0] for run in several)
+                    seconds, _, processor = map(statistics.median, zip(*several, strict=True))
                     memory = max(run[1] for run in several)
                     above = memory - start.setdefault(tree, memory)
                     line = {"command": command, "rows": rows, "tree": tree}
-                    found.append(line | {"seconds": round(seconds, 1), "MiB": above})
+                    line |= {"seconds": round(seconds, 1), "processor": round(processor, 1)}
+                    found.append(line | {"MiB": above})
                     print(
-                        f"{command:9s} {rows:8d} rows {tree:6s} {seconds:7.1f} s, "
-                        f"{rows / seconds:8.0f} rows/s, {above} MiB above the small one",
+                        f"{command:9s} {rows:8d} rows {tree:6s} {seconds:7.1f} s, {processor:7.1f} s "
+                        f"of processor time, {rows / seconds:8.0f} rows/s, {above} MiB above the small one",
                         flush=True,
                     )
     if options.out:
