@@ -4,7 +4,7 @@
 
 Predicts pictures of the built-in textiles set with a head trained on 4 shots. "Forward alone" runs the same encoder on
 the same pixels, decoded before the clock starts. Cold: empty feature cache; warm: the same again. The overhead of cold
-over forward alone is everything else: starting workers (about half a second, whatever the number of pictures), reading,
+over forward alone is everything else: starting workers (`benchmarks/workers.py`), reading,
 decoding, hashing, the head, the cache. Half of the forward alone runs before the cold run and half after it; medians of the
 clock and of processor time, workers included, and of the ratio within a turn, since a shared machine's speed drifts.
 """
