@@ -58,8 +58,15 @@ def serve(
     batch_wait_ms: Annotated[
         float, typer.Option(help="Milliseconds that an image waits for others.")
     ] = 2.0,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes that read and encode images on a CPU, 0 for threads alone; one for each core if "
+            "none is given."
+        ),
+    ] = None,
     threads: Annotated[
-        int | None, typer.Option(help="Threads that encode; chosen by the machine if none.")
+        int | None, typer.Option(help="Threads that encode, instead of processes.")
     ] = None,
     drain: Annotated[
         float, typer.Option(help="Seconds for what is in flight when told to stop.")
@@ -97,6 +104,7 @@ def serve(
         timeout=timeout,
         batch_size=batch_size,
         batch_wait=batch_wait_ms / 1000,
+        processes=processes,
         threads=threads,
         drain=drain,
     )

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from rada._version import __version__
-from rada.core.errors import RadaError
+from rada.core.errors import FeatureError, RadaError
 from rada.core.extras import needed_for
 from rada.predictions import rank
 from rada.serving.asked import Asked, AskedImage, PredictBody, read_request
@@ -115,21 +115,18 @@ class Predictor:
     async def _one(
         self, served: Served, view: View, image: AskedImage, asked: Asked, begun: float
     ) -> dict[str, Any]:
-        loop = asyncio.get_running_loop()
         try:
             content = image.content or b""
             if image.url is not None:
                 content = await self._fetch(image.url, begun)
-            pixels = await loop.run_in_executor(
-                self.models.decoders, self.models.decode, served, content
-            )
+        except RequestError as problem:
+            return _refused(image, problem, asked)
+        try:
+            row = await asyncio.wrap_future(served.batches.submit(content, view.score))
+        except (RequestError, FeatureError):
+            raise  # of the service
         except RadaError as error:
-            problem = _about(image, error)
-            if not asked.skip_bad:
-                raise problem from error
-            reason = f"{problem.cause}; {problem.fix}"
-            return {"image": image.name, "classes": None, "reason": reason}
-        row = await asyncio.wrap_future(served.batches.submit(pixels, view.score))
+            return _refused(image, _about(image, error), asked)
         best = rank(row[None], view.names, asked.top_k)[0]
         return {"image": image.name, "classes": [entry._asdict() for entry in best]}
 
@@ -157,8 +154,7 @@ class Predictor:
 
 
 def _about(image: AskedImage, error: RadaError) -> RequestError:
-    if isinstance(error, RequestError):
-        return error
+    """Return what is wrong with an image that cannot be read."""
     return RequestError(
         422,
         "image",
@@ -166,6 +162,18 @@ def _about(image: AskedImage, error: RadaError) -> RequestError:
         shortened(str(error)),
         "send an image file that opens in a viewer, within the limits",
     )
+
+
+def _refused(image: AskedImage, problem: RequestError, asked: Asked) -> dict[str, Any]:
+    """Return the answer to an image that cannot be used, where the others are to be answered.
+
+    Raises:
+        RequestError: `problem` where they are not.
+    """
+    if not asked.skip_bad:
+        raise problem
+    reason = f"{problem.cause}; {problem.fix}"
+    return {"image": image.name, "classes": None, "reason": reason}
 
 
 def create_app(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -14,10 +15,9 @@ from torch import Tensor
 
 from rada.classifier import Classifier
 from rada.core.errors import ConfigError, RadaError
-from rada.data import open_image
 from rada.data.prompts import check_class_names
 from rada.predictions import finite_logits
-from rada.serving.batches import Batches, Scorer, cores
+from rada.serving.batches import Batches, Scorer
 from rada.serving.metrics import Metrics
 from rada.serving.problems import RequestError, shortened
 from rada.serving.settings import ServeSettings
@@ -141,7 +141,6 @@ class Models:
     ) -> None:
         if not classifiers:
             raise ConfigError("there is no model to serve: name one or more")
-        self._settings = settings
         self._lanes: dict[int, Batches] = {}
         self.served: dict[str, Served] = {}
         shared: dict[tuple[str, str | None], DualEncoder] = {}
@@ -151,7 +150,6 @@ class Models:
                 self._lanes[id(encoder)] = Batches(encoder, settings, metrics)
             self.served[name] = Served(name, classifier, self._lanes[id(encoder)])
         self.first = next(iter(self.served))
-        self._decoders = ThreadPoolExecutor(max(2, cores()), "rada-decode")
         self._texts = ThreadPoolExecutor(1, "rada-text")
 
     def get(self, name: str | None) -> Served:
@@ -175,38 +173,22 @@ class Models:
         """Make the class features and encode one image, so that the first request need not wait."""
         from PIL import Image
 
+        grey = io.BytesIO()
+        Image.new("RGB", (64, 64), (128,) * 3).save(grey, "PNG")
         for served in self.served.values():
             if served.candidates():
                 view = served.view(None)
-                grey = served.batches.encoder.preprocess(Image.new("RGB", (64, 64), (128,) * 3))
-                served.batches.submit(grey, view.score).result()
-
-    @property
-    def decoders(self) -> ThreadPoolExecutor:
-        """Threads that decode images."""
-        return self._decoders
+                served.batches.submit(grey.getvalue(), view.score).result()
 
     @property
     def texts(self) -> ThreadPoolExecutor:
         """The thread that makes class features."""
         return self._texts
 
-    def decode(self, served: Served, content: bytes) -> Tensor:
-        """Return the pixels of an image as the model's encoder takes them.
-
-        Raises:
-            DataError: If the image cannot be read.
-        """
-        preprocess = served.batches.encoder.preprocess
-        side = getattr(preprocess, "shorter_side", None)
-        image = open_image(content, max_pixels=self._settings.max_pixels, shorter_side=side)
-        return preprocess(image)
-
     def stop(self) -> None:
-        """Finish what waits, and end all threads."""
+        """Finish what waits, and end all threads and processes."""
         for lane in self._lanes.values():
             lane.stop()
-        self._decoders.shutdown(wait=False, cancel_futures=True)
         self._texts.shutdown(wait=False, cancel_futures=True)
 
 

@@ -30,7 +30,9 @@ class ServeSettings(Config):
         timeout: Most seconds for a request.
         batch_size: Most images that are encoded at once.
         batch_wait: Seconds that an image waits for others.
-        threads: Threads that encode; None takes one, with all cores.
+        processes: Processes that read and encode images on a CPU; None takes one for each core where there
+            are several, and none where `threads` are asked for. 0 leaves it to threads of the service.
+        threads: Threads that encode where no processes do; None takes one, with all cores.
         drain: Seconds for what is in flight when the service is told to stop.
 
     Example:
@@ -50,6 +52,7 @@ class ServeSettings(Config):
     timeout: float = 30.0
     batch_size: int = 16
     batch_wait: float = 0.002
+    processes: int | None = None
     threads: int | None = None
     drain: float = 30.0
 
@@ -62,6 +65,9 @@ class ServeSettings(Config):
         self.require(self.timeout > 0, "timeout", "above 0")
         self.require(0 <= self.batch_wait <= 1, "batch_wait", "in [0, 1]")
         self.require(self.drain >= 0, "drain", "0 or more")
+        self.require(
+            self.processes is None or self.processes >= 0, "processes", "None or 0 or more"
+        )
         self.require(self.threads is None or self.threads >= 1, "threads", "None or 1 or more")
 
 
