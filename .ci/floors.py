@@ -20,7 +20,7 @@ wanted = project["dependencies"] + [
 # What `datasets` asks for without naming what it needs itself: newer ones of pyarrow need NumPy 2.
 print("pyarrow==21.0.0")
 for text in sorted(wanted, key=str.lower):
-    floor = re.fullmatch(r"([\w.-]+)>=([\w.]+)", text)
+    floor = re.fullmatch(r"([\w.-]+)>=([\w.]+)(?:;.*)?", text)
     if floor:
         print(f"{floor[1]}=={floor[2]}")
     elif not text.startswith("rada-vlm["):
