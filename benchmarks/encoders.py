@@ -29,6 +29,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -166,8 +167,8 @@ def side(name: str, way: str, batch: int, threads: int, rows: Path) -> None:
 # -- in turns -----------------------------------------------------------------------------------------
 
 
-def begun(name: str, way: str, rows: Path, options: argparse.Namespace) -> tuple[Any, float]:
-    """Start the process of a way, alone; return it with the seconds until its first result."""
+def begun(name: str, way: str, rows: Path, options: argparse.Namespace) -> tuple[Any, float | None]:
+    """Start the process of a way, alone; return it with the seconds until its first result, None for none."""
     settings = ["--batch", str(options.batch), "--threads", str(options.threads)]
     process = subprocess.Popen(
         [sys.executable, __file__, "--side", name, way, str(rows), *settings],
@@ -178,19 +179,21 @@ def begun(name: str, way: str, rows: Path, options: argparse.Namespace) -> tuple
         env=os.environ
         | {"OMP_NUM_THREADS": str(options.threads), "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"},
     )
-    while not (line := process.stdout.readline()).startswith("ready"):
-        if not line:
-            raise SystemExit(f"{way} failed; run: {' '.join(process.args)}")
-    return process, float(line.split()[1])
+    limit = threading.Timer(options.patience, process.kill)
+    limit.start()
+    while (line := process.stdout.readline()) and not line.startswith("ready"):
+        pass
+    limit.cancel()
+    return process, float(line.split()[1]) if line else None
 
 
 def in_turns(name: str, options: argparse.Namespace) -> dict[str, dict]:
     """Measure all ways of one model in turns."""
-    ways = options.ways
-    turns: dict[str, list[list[float]]] = {way: [] for way in ways}
     with tempfile.TemporaryDirectory() as place:
-        files = {way: Path(place) / f"{way}.npy" for way in ways}
-        processes = {way: begun(name, way, files[way], options) for way in ways}
+        files = {way: Path(place) / f"{way}.npy" for way in options.ways}
+        started = {way: begun(name, way, files[way], options) for way in options.ways}
+        processes = {way: found for way, found in started.items() if found[1] is not None}
+        turns: dict[str, list[list[float]]] = {way: [] for way in processes}
         for _ in range(options.rounds):
             for way, (process, _) in processes.items():
                 time.sleep(0.1)  # the threads of the one before stop waiting for more
@@ -199,7 +202,7 @@ def in_turns(name: str, options: argparse.Namespace) -> dict[str, dict]:
                 turns[way].append([float(word) for word in process.stdout.readline().split()])
         for process, _ in processes.values():
             process.communicate()
-        rows = {way: torch.from_numpy(np.load(file)) for way, file in files.items()}
+        rows = {way: torch.from_numpy(np.load(files[way])) for way in processes}
     return {
         way: {
             "lowest_cosine": float(cosine_similarity(rows["eager"], rows[way]).min()),
@@ -207,7 +210,7 @@ def in_turns(name: str, options: argparse.Namespace) -> dict[str, dict]:
             "clock": times(turns, way, 0, options.batch),
             "processor": times(turns, way, 1, options.batch),
         }
-        for way in ways
+        for way in processes
     }
 
 
@@ -387,6 +390,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--patience", type=float, default=90, help="seconds until a way's first result"
+    )
     parser.add_argument("--features", type=Path)
     parser.add_argument("--images", nargs="+", default=[])
     parser.add_argument("--texts", action="store_true")
@@ -418,7 +424,10 @@ def main() -> None:
                 row["imagenet"] = answers_of_features(options.features, row["lowest_cosine"])
                 print(row["imagenet"])
         settings = {key: getattr(options, key) for key in ("batch", "threads", "rounds")}
-        result["models"][name] = settings | {"ways": ways} | origin
+        failed = [way for way in options.ways if way not in ways]
+        if failed:
+            print(f"{name}: no result within {options.patience:.0f} s from {', '.join(failed)}")
+        result["models"][name] = settings | {"ways": ways, "failed": failed} | origin
         if options.out:  # after each: what was measured is not lost
             write_json(options.out, result)
     if options.texts:
