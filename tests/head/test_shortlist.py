@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 from oracle import oracle
 from rada import RAdaHead
 from rada.core.errors import ConfigError, FeatureError
+from rada.head.listed import landmark_places
 
 SCALE = 20.0
 
@@ -62,18 +63,28 @@ def test_own_classes_are_the_equations(head: RAdaHead, classes: int, budget: int
 
 
 def listed_by_hand(head: RAdaHead, image: Tensor, text: Tensor, count: int) -> tuple[Tensor, ...]:
+    """Every listed class in the class set of the landmarks and itself, one by one."""
+    marks = landmark_places(text).tolist()
     zero_shot = SCALE * image @ text.T
     logits, deviations = [], []
     for base, own in zip(zero_shot, image, strict=True):
-        best = base.argsort(descending=True)[:count]
-        found = oracle(head, own[None], text[best], SCALE)
-        logits.append(base.scatter(0, best, found.logits[0]))
-        deviations.append(found.max_deviation)
-    return torch.stack(logits), torch.cat(deviations)
+        peaks = []
+        for best in base.argsort(descending=True)[:count].tolist():
+            among = marks if best in marks else [*marks, best]
+            place = among.index(best)
+            found = oracle(head, own[None], text[among], SCALE)
+            base = base.scatter(0, torch.tensor([best]), found.logits[0, place : place + 1])
+            peaks.append((found.mask[0, place] - 1).abs().max())
+        logits.append(base)
+        deviations.append(torch.stack(peaks).max())
+    return torch.stack(logits), torch.stack(deviations)
 
 
-@pytest.mark.parametrize("count", [1, 4, 11])
-def test_a_shortlist_is_the_equations_on_the_likely_classes(head: RAdaHead, count: int) -> None:
+@pytest.mark.parametrize(("count", "landmarks"), [(1, 5), (4, 5), (4, 64), (11, 3)])
+def test_a_shortlist_is_the_equations_among_landmarks(
+    head: RAdaHead, count: int, landmarks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rada.head.listed.LANDMARKS", landmarks)
     image, text = unit(6, 16).requires_grad_(), unit(12, 16, seed=2).requires_grad_()
     found = head(image, text, SCALE, shortlist=count, return_mask=True)
     logits, deviation = listed_by_hand(head, image, text, count)
@@ -86,6 +97,30 @@ def test_a_shortlist_is_the_equations_on_the_likely_classes(head: RAdaHead, coun
     wanted = torch.autograd.grad(logits.square().sum() + deviation.sum(), sources)
     for one, other in zip(own, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-7)
+
+
+@torch.no_grad()
+def test_of_few_classes_the_listed_ones_have_the_masks_of_the_whole_set(head: RAdaHead) -> None:
+    image, text = unit(6, 16), unit(40, 16, seed=2)
+    found = head(image, text, SCALE, 0.7, shortlist=9, return_mask=True)
+    whole = head(image, text, SCALE, 0.7, return_mask=True)
+    listed = (found.mask != 1).any(-1)
+    assert listed.sum(1).tolist() == [9] * 6
+    close(found.mask[listed], whole.mask[listed])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("large", [30.0, 300.0])
+def test_sharp_maps_stay_finite(head: RAdaHead, large: float) -> None:
+    """A class that the landmarks have nothing like takes all of the joint softmax, not more."""
+    head = head.float()
+    for layer in (head.query_text, head.query_rational, head.key):
+        layer.weight.mul_(large)
+    image, text = unit(6, 16).float(), unit(200, 16, seed=2).float()
+    found = head(image, text, SCALE, shortlist=9, return_mask=True)
+    by_hand, _ = listed_by_hand(head.double(), image.double(), text.double(), 9)
+    assert found.logits.isfinite().all()
+    torch.testing.assert_close(found.logits.double(), by_hand, rtol=1e-3, atol=1e-2)
 
 
 def test_a_shortlist_of_all_is_none(head: RAdaHead) -> None:
@@ -111,18 +146,20 @@ def test_other_classes_keep_their_zero_shot_logits_and_rank(head: RAdaHead) -> N
 def test_order_of_classes_and_company_do_not_matter(
     head: RAdaHead, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    image, text = unit(9, 16), unit(50, 16, seed=2)
+    image, text = unit(9, 16), unit(900, 16, seed=2)
     whole = head(image, text, SCALE, shortlist=6).logits
-    order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(900, generator=torch.Generator().manual_seed(0))
     close(head(image, text[order], SCALE, shortlist=6).logits, whole[:, order])
     # alone, the listed classes are projected anew; in a batch, all of the set
     each = [head(one[None], text, SCALE, shortlist=6).logits for one in image]
     close(torch.cat(each), whole)
-    monkeypatch.setattr("rada.head.head._LISTED_NUMBERS", 200)  # two images at a time
+    monkeypatch.setattr(
+        "rada.head.head._LISTED_NUMBERS", 2 * 70 * (16 + 4 * 64)
+    )  # two images at a time
     cut = head(image, text, SCALE, shortlist=6, return_mask=True)
     close(cut.logits, whole)
-    assert cut.mask is not None and cut.mask.shape == (9, 50, 16)
-    assert head(image[:0], text, SCALE, shortlist=6).logits.shape == (0, 50)
+    assert cut.mask is not None and cut.mask.shape == (9, 900, 16)
+    assert head(image[:0], text, SCALE, shortlist=6).logits.shape == (0, 900)
 
 
 def test_the_plain_form_takes_them_too(head: RAdaHead) -> None:

@@ -11,6 +11,7 @@ from rada.head.attention import mask_attention, transforms_active
 from rada.head.checks import check_config, check_features, check_scale, check_shortlist
 from rada.head.classes import PreparedCache, PreparedClasses, apply_linear, prepare_classes
 from rada.head.kernels.chunk import ChunkConfig
+from rada.head.listed import landmark_places, listed_attention
 from rada.head.reference import AttentionWeights
 
 __all__ = ["HeadOutput", "RAdaHead", "rational_matrix", "shortlist_size"]
@@ -158,8 +159,9 @@ class RAdaHead(nn.Module):
                 one-element tensor, which receives a gradient if it requires one.
             strength: lambda in the applied mask `1 + lambda (M - 1)`; 0 is zero-shot.
             return_mask: also return the `(B, K, D)` mask.
-            shortlist: only so many classes of each image, those with the highest zero-shot logits, enter
-                the attention; for all others the mask is one (ours, not in the paper). None for all.
+            shortlist: only so many classes of each image, those with the highest zero-shot logits, get a
+                mask, each that of a class set of itself and 64 landmarks, which stand for all; for all
+                others the mask is one (ours, not in the paper). None for all.
 
         Returns:
             Logits, largest deviation of the applied mask from one, and the mask if asked for.
@@ -212,35 +214,54 @@ class RAdaHead(nn.Module):
         strength: float,
         return_mask: bool,
     ) -> HeadOutput:
-        """Let the first `count` classes of each image through the attention."""
+        """Give the first `count` classes of each image their masks, all others one."""
         image, text, scale = self._cast(image_features, text_features, scale)
         zero_shot = scale * (image @ text.T)
         image = image * scale**0.5
         places = zero_shot.detach().topk(count, 1).indices.sort(1).values
-        # Of a few images the listed classes are projected; all of many, once for a class set.
-        few = _FEW * places.numel() <= len(text)
+        marks = landmark_places(text)
+        # Of a few images the classes that are needed are projected; of many, once for a class set.
+        few = _FEW * (places.numel() + len(marks)) <= len(text)
         class_set = None if few else self._classes(text, scale)
 
-        def part(own: Tensor, base: Tensor, chosen: Tensor) -> HeadOutput:
-            shape, rows = (*chosen.shape, self.dim), chosen.flatten()
+        def taken(rows: Tensor) -> PreparedClasses:
             if class_set is None:
-                listed = text.index_select(0, rows).view(shape)
-                taken = prepare_classes(listed, scale, self.query_text)
-            else:
-                taken = PreparedClasses(*(t.index_select(0, rows).view(shape) for t in class_set))
-            found = self._masked(own, base.gather(1, chosen), taken, strength, return_mask)
-            mask = found.mask
-            if mask is not None:
-                whole = mask.new_ones(*base.shape, self.dim)
-                mask = whole.scatter(1, chosen[..., None].expand(shape), mask)
-            return HeadOutput(base.scatter(1, chosen, found.logits), found.max_deviation, mask)
+                return prepare_classes(text[rows], scale, self.query_text)
+            return PreparedClasses(class_set.text[rows], class_set.query[rows])
+
+        landmarks, weights = taken(marks), self._weights(image.dtype)
+
+        def part(own: Tensor, base: Tensor, chosen: Tensor) -> HeadOutput:
+            shift, peak, change = listed_attention(
+                own,
+                taken(chosen),
+                landmarks,
+                torch.isin(chosen, marks),
+                apply_linear(self.query_image, own),
+                weights,
+                num_heads=self.num_heads,
+                temperature=self.temperature,
+            )
+            logits = base.scatter_add(1, chosen, strength * shift)
+            mask = None
+            if return_mask:
+                mask = change.new_ones(*base.shape, self.dim)
+                mask = mask.scatter(1, chosen[..., None].expand_as(change), 1 + strength * change)
+            return HeadOutput(logits, abs(strength) * peak, mask)
 
         if torch.is_grad_enabled() or transforms_active():
             return part(image, zero_shot, places)
         # Class features are copied for each image: for a few images at a time.
-        size = max(1, _LISTED_NUMBERS // (count * self.dim))
+        an_image = (count + len(marks)) * (self.dim + self.num_heads * len(marks))
+        size = max(1, _LISTED_NUMBERS // an_image)
         parts = zip(image.split(size), zero_shot.split(size), places.split(size), strict=True)
         return _joined([part(*own) for own in parts])
+
+    def _weights(self, dtype: torch.dtype) -> AttentionWeights:
+        layers = (self.query_rational, self.key, self.value, self.out)
+        return AttentionWeights(
+            *(p.to(dtype) for layer in layers for p in (layer.weight, layer.bias))
+        )
 
     def _masked(
         self,
@@ -250,18 +271,13 @@ class RAdaHead(nn.Module):
         strength: float,
         return_mask: bool,
     ) -> HeadOutput:
-        dtype = image.dtype
         settings = ChunkConfig(self.num_heads, self.temperature, self.memory_budget, return_mask)
-        layers = (self.query_rational, self.key, self.value, self.out)
-        weights = AttentionWeights(
-            *(p.to(dtype) for layer in layers for p in (layer.weight, layer.bias))
-        )
         shift, peak, change = mask_attention(
             image,
             class_set.text,
             apply_linear(self.query_image, image),
             class_set.query,
-            weights,
+            self._weights(image.dtype),
             settings,
         )
         return HeadOutput(
