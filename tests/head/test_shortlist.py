@@ -62,19 +62,42 @@ def test_own_classes_are_the_equations(head: RAdaHead, classes: int, budget: int
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
 
 
+def mask_among(head: RAdaHead, image: Tensor, marks: Tensor, own: Tensor | None) -> Tensor:
+    """The masks of the landmarks `(R, D)`, which are keys and queries, and of one more class, a query alone."""
+    scale = torch.tensor(SCALE, dtype=image.dtype)
+    queries = marks if own is None else torch.cat([marks, own[None]])
+    tokens = scale * image * queries
+    sources = [
+        head.query_image(scale.sqrt() * image)[None].repeat(len(queries), 1),
+        head.query_text(scale.sqrt() * queries),
+        head.query_rational(tokens),
+    ]
+    keys, values = head.key(scale * image * marks), head.value(scale * image * marks)
+    width, outputs = len(image) // head.num_heads, []
+    for number in range(head.num_heads):
+        part = slice(number * width, (number + 1) * width)
+        average: Tensor | float = 0.0
+        for query in sources:
+            scores = query[:, part] @ keys[:, part].T / width**0.5 / head.temperature
+            average = average + len(queries) * scores.flatten().softmax(0).view(scores.shape) / 3
+        outputs.append(average @ values[:, part])
+    return torch.relu(1 + head.out(torch.cat(outputs, 1)))
+
+
 def listed_by_hand(head: RAdaHead, image: Tensor, text: Tensor, count: int) -> tuple[Tensor, ...]:
-    """Every listed class in the class set of the landmarks and itself, one by one."""
+    """Every listed class one by one."""
     marks = landmark_places(text).tolist()
-    zero_shot = SCALE * image @ text.T
     logits, deviations = [], []
-    for base, own in zip(zero_shot, image, strict=True):
+    for base, own in zip(SCALE * image @ text.T, image, strict=True):
         peaks = []
         for best in base.argsort(descending=True)[:count].tolist():
-            among = marks if best in marks else [*marks, best]
-            place = among.index(best)
-            found = oracle(head, own[None], text[among], SCALE)
-            base = base.scatter(0, torch.tensor([best]), found.logits[0, place : place + 1])
-            peaks.append((found.mask[0, place] - 1).abs().max())
+            is_mark = best in marks
+            masks = mask_among(head, own, text[marks], None if is_mark else text[best])
+            mask = masks[marks.index(best) if is_mark else -1]
+            base = base.scatter(
+                0, torch.tensor([best]), (SCALE * mask * own * text[best]).sum()[None]
+            )
+            peaks.append((mask - 1).abs().max())
         logits.append(base)
         deviations.append(torch.stack(peaks).max())
     return torch.stack(logits), torch.stack(deviations)

@@ -2,8 +2,8 @@
 
 Were the likely classes to meet each other alone, they would meet their like alone, and the joint softmax,
 which shares its weight among all rows, would be another one than among all classes: measured, half of what
-the head gains was lost. So the mask of a class is that of the paper's equations in a small class set that
-stands for all of them: the landmarks, and the class itself.
+the head gains was lost. So a few classes, the landmarks, stand for all of them: they are what every listed
+class attends to, and what its row of the joint softmax shares its weight with.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def listed_attention(
     num_heads: int,
     temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the mask of each listed class in the class set of the landmarks and itself.
+    """Compute the mask of each listed class, whose query stands beside those of the landmarks.
 
     With ordinary differentiable operations: they are few.
 
@@ -64,7 +64,7 @@ def listed_attention(
         image: `sqrt(s) f`, `(B, D)`.
         listed: the listed classes, `(B, C, D)`.
         landmarks: the landmarks, `(R, D)`.
-        known: which of the listed are landmarks and need not be added, `(B, C)`.
+        known: which of the listed are landmarks, `(B, C)`.
         image_query: `query_image(image)`, `(B, D)`.
         weights: the other layers.
         num_heads: `H`, a divisor of `D`.
@@ -73,60 +73,33 @@ def listed_attention(
     Returns:
         As `rada.head.reference.composite_attention`, for the listed classes.
     """
-    count = len(landmarks.text)
-    tokens = image[:, None] * listed.text
-    both = torch.cat([image[:, None] * landmarks.text, tokens], 1)
-
-    width = image.shape[-1] // num_heads
+    count, width = len(landmarks.text), image.shape[-1] // num_heads
+    tokens, marks = image[:, None] * listed.text, image[:, None] * landmarks.text
 
     def heads(x: Tensor) -> Tensor:
         return x.reshape(*x.shape[:-1], num_heads, width).transpose(-3, -2)
 
-    def halves(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        found = heads(linear(both, weight, bias))
-        return found[:, :, :count], found[:, :, count:]
-
-    keys, own_key = (
-        part / (temperature * math.sqrt(width)) for part in halves(weights.key, weights.key_bias)
-    )
-    values, own_value = halves(weights.value, weights.value_bias)
+    keys = heads(linear(marks, weights.key, weights.key_bias)).mT / (temperature * math.sqrt(width))
+    values = heads(linear(marks, weights.value, weights.value_bias))
+    both = linear(torch.cat([marks, tokens], 1), weights.rational, weights.rational_bias)
     known = known[:, None]  # (B, 1, C), for all heads
-    shares = mixed = None
-    for query, own_query in (
-        (heads(landmarks.query), heads(listed.query)),
-        halves(weights.rational, weights.rational_bias),
-    ):
-        found = _joint(query, own_query, keys, own_key, known)
-        shares = found if shares is None else (shares[0] + found[0], shares[1] + found[1])
-    assert shares is not None
-    size = (count + (~known).to(tokens.dtype))[..., None] / 3
-    row, own_row = _row(heads(image_query[:, None]), keys, own_key, known)
-    mixed = (shares[0] * size + row / 3) @ values
-    mixed = mixed + (shares[1][..., None] * size + own_row[..., None] / 3) * own_value
-    change = linear(mixed.transpose(-3, -2).flatten(-2), weights.out, weights.out_bias).clamp(
-        min=-1
-    )
+    maps = _rows(heads(landmarks.query) @ keys, heads(listed.query) @ keys, known)
+    maps = maps + _rows(heads(both[:, :count]) @ keys, heads(both[:, count:]) @ keys, known)
+    row = (heads(image_query[:, None]) @ keys).softmax(-1)
+    size = (count + (~known).to(tokens.dtype))[..., None]
+    mixed = ((maps * size + row) / 3 @ values).transpose(-3, -2).flatten(-2)
+    change = linear(mixed, weights.out, weights.out_bias).clamp(min=-1)
     return (change * tokens).sum(-1), change.abs().flatten(1).amax(-1), change
 
 
-def _joint(
-    query: Tensor, own_query: Tensor, keys: Tensor, own_key: Tensor, known: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the rows of the listed classes in a joint softmax each.
+def _rows(scores: Tensor, own: Tensor, known: Tensor) -> Tensor:
+    """Return the row of each listed class in the joint softmax of the landmarks' rows and itself.
 
-    On the landmarks, `(B, H, C, R)`, and on themselves, `(B, H, C)`.
+    Args:
+        scores: of the landmarks' queries, `(B, H, R, R)`.
+        own: of the listed classes' queries, `(B, H, C, R)`.
+        known: which of the listed are landmarks, so that their row is there already, `(B, 1, C)`.
     """
-    rows = own_query @ keys.mT
-    itself = (own_query * own_key).sum(-1)
-    among = (query @ keys.mT).flatten(-2).logsumexp(-1)[..., None]
-    added = torch.stack([(query @ own_key.mT).logsumexp(-2), rows.logsumexp(-1), itself])
-    total = torch.logaddexp(among, added.logsumexp(0).masked_fill(known, -math.inf))
-    return (rows - total[..., None]).exp(), (itself.masked_fill(known, -math.inf) - total).exp()
-
-
-def _row(query: Tensor, keys: Tensor, own_key: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the softmaxes of the image's query on the landmarks and a listed class, as `_joint` does."""
-    scores = query @ keys.mT
-    itself = (query * own_key).sum(-1).masked_fill(known, -math.inf)
-    total = torch.logaddexp(scores.logsumexp(-1), itself)
-    return (scores - total[..., None]).exp(), (itself - total).exp()
+    among = scores.flatten(-2).logsumexp(-1)[..., None]
+    added = own.logsumexp(-1).masked_fill(known, -math.inf)
+    return (own - torch.logaddexp(among, added)[..., None]).exp()
