@@ -63,7 +63,7 @@ def test_own_classes_are_the_equations(head: RAdaHead, classes: int, budget: int
 
 
 def mask_among(head: RAdaHead, image: Tensor, marks: Tensor, own: Tensor | None) -> Tensor:
-    """The masks of the landmarks `(R, D)`, which are keys and queries, and of one more class, a query alone."""
+    """The masks of the landmarks `(R, D)`, keys and queries, and of one more class, a query alone."""
     scale = torch.tensor(SCALE, dtype=image.dtype)
     queries = marks if own is None else torch.cat([marks, own[None]])
     tokens = scale * image * queries
