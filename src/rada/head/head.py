@@ -25,7 +25,7 @@ _ALL_UP_TO, _OF_MANY = 256, 64
 
 
 def shortlist_size(shortlist: int | str | None, classes: int) -> int | None:
-    """Return how many of the candidates enter the head for each image, None for all.
+    """Return how many of the candidates get a mask of each image, None for all.
 
     Args:
         shortlist: A number, "auto" or None.

@@ -49,9 +49,10 @@ class EFTConfig(Config):
         classes_per_step: Classes drawn for a step (they hold the batch's labels as far as they go; images
             of other classes are skipped in this step); None for a half of them, at least 2 and at
             most 64, 0 for all of them.
-        shortlist: How many classes of each image, those with the highest zero-shot logits, enter the
-            head; for all others the mask is one and the logit zero-shot. "auto" for all up to 256
-            classes and 64 of more; None for all, as in the paper (a shortlist is ours).
+        shortlist: How many classes of each image, those with the highest zero-shot logits, get a mask,
+            with 64 landmarks that stand for all classes; for all others the mask is one and the logit
+            zero-shot. "auto" for all up to 256 classes and 64 of more; None for all, as in the paper (a
+            shortlist is ours).
         hard_classes: Draw a step's classes from the shortlists of its images (of `shortlist` or else 64
             classes) instead of from all.
         strength: Mask strength at inference in [0, 1], or "auto" to choose it on the training shots
@@ -160,7 +161,7 @@ class HeadModel(AdaptedModel):
         self.shortlist: int | str | None = getattr(config, "shortlist", None)
 
     def listed(self, classes: int) -> int | None:
-        """Return how many of so many candidates enter the head for each image, None for all.
+        """Return how many of so many candidates get a mask of each image, None for all.
 
         Callers pass a shape, not a length: an export with a free number of classes has no length.
         """
