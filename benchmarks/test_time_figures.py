@@ -396,7 +396,7 @@ def draw(groups: dict[str, dict[str, Any]], path: Path) -> None:
         [f"{group}\nzero-shot {100 * t[NOTHING]['accuracy']:.0f} %" for group, t in groups.items()],
     )
     axes.set_ylabel("accuracy minus zero-shot, points")
-    axes.legend(ncols=3, fontsize="small")
+    figure.legend(ncols=5, loc="outside lower center", fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
