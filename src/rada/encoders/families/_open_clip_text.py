@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rada.core.extras import needed_for
 from rada.encoders.families._hf_text import ONE_THREAD, tokenizer_key
 from rada.encoders.tokens import Tokens
 
@@ -48,7 +49,8 @@ def stops_at_end_mark(model: Any) -> bool:
     most of the 77 tokens of a usual prompt, need not be computed. SigLIP reads the last token, CoCa adds
     one.
     """
-    from open_clip.transformer import TextTransformer
+    with needed_for("a model of open_clip"):
+        from open_clip.transformer import TextTransformer
 
     owner = _text_owner(model)
     if owner is not model and not isinstance(owner, TextTransformer):
