@@ -16,8 +16,8 @@ from rada.head.reference import AttentionWeights
 
 __all__ = ["HeadOutput", "RAdaHead", "rational_matrix", "shortlist_size"]
 
-_LISTED_NUMBERS = 1 << 23
-"""Numbers of the class features of several images' shortlists that are copied at once."""
+_LISTED_NUMBERS = 1 << 20
+"""Numbers of tokens and maps of several images that are held at once: few enough for the caches."""
 _FEW = 8
 """Of fewer than one in so many of the classes it pays to project them anew."""
 _ALL_UP_TO, _OF_MANY = 256, 64
