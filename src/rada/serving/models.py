@@ -59,6 +59,7 @@ class Served:
     batches: Batches
     _views: OrderedDict[tuple[str, ...], View] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _scoring: threading.RLock = field(default_factory=threading.RLock)
 
     def candidates(self) -> tuple[str, ...]:
         """Return the model's own classes; empty for an encoder as it is."""
@@ -103,11 +104,12 @@ class Served:
         classifier, encoder = self.classifier, self.batches.encoder
         classes = classifier.class_set(names)
         model = classifier.model_ or classifier.zero_shot_model(names, encoder.dim)
-        with torch.no_grad():
+        with torch.no_grad(), self._scoring:
             score = model.logit_function(classes)
 
         def finite(features: Tensor) -> Tensor:
-            return finite_logits(score(features))
+            with self._scoring:  # a method may remember parts of its last batch, as CoCoOp does
+                return finite_logits(score(features))
 
         finite(torch.nn.functional.one_hot(torch.zeros(1, dtype=torch.long), encoder.dim).float())
         return finite
