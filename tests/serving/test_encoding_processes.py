@@ -157,6 +157,14 @@ def test_one_that_hangs_is_ended(lane: Lane) -> None:
     assert isinstance(lane.encode([b"1"], False)[0], torch.Tensor)
 
 
+def test_a_keeper_that_is_killed_is_an_error_of_the_images(lane: Lane) -> None:
+    """Nothing can replace the processes then, and each image is told so."""
+    os.kill(lane._keeper._pid, signal.SIGKILL)
+    os.waitpid(lane._keeper._pid, 0)
+    found = lane.encode([b"1", b"2"], False)
+    assert len(found) == 2 and all(isinstance(entry, ProcessDiedError) for entry in found)
+
+
 def test_nothing_is_left_of_a_service_that_is_killed(
     heads: dict[str, Path], images: list[Path]
 ) -> None:

@@ -160,8 +160,8 @@ class RAdaHead(nn.Module):
             strength: lambda in the applied mask `1 + lambda (M - 1)`; 0 is zero-shot.
             return_mask: also return the `(B, K, D)` mask.
             shortlist: only so many classes of each image, those with the highest zero-shot logits, get a
-                mask, each that of a class set of itself and 64 landmarks, which stand for all; for all
-                others the mask is one (ours, not in the paper). None for all.
+                mask, each by attending to 64 landmarks, which stand for all; for all others the mask is
+                one (ours, not in the paper). None for all.
 
         Returns:
             Logits, largest deviation of the applied mask from one, and the mask if asked for.

@@ -21,7 +21,7 @@ from rada.features.workers import plan_workers
 from rada.predictions import probabilities_of
 from rada.serving.metrics import Metrics
 from rada.serving.problems import RequestError
-from rada.serving.processes import Keeper, Lane, ProcessDiedError, encode_each
+from rada.serving.processes import Encoded, Keeper, Lane, ProcessDiedError, encode_each
 from rada.serving.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -207,10 +207,10 @@ class Batches:
     def _answer(self, batch: Sequence[_Waiting], lane: Lane | None, alone: bool) -> None:
         """Set the answers of some images."""
         begun = time.perf_counter()
-        if lane is None:
-            encoded = encode_each(self.encoder, [e.pixels for e in batch if e.pixels is not None])
-        else:
-            encoded = lane.encode([entry.content for entry in batch], alone)
+        try:
+            encoded = self._encode(batch, lane, alone)
+        except Exception as error:  # the thread goes on with the next batch
+            encoded = [error] * len(batch)
         self._metrics.batches.observe(len(batch))
         self._metrics.encoding.observe(time.perf_counter() - begun)
         whole: list[tuple[_Waiting, Tensor]] = []
@@ -225,6 +225,11 @@ class Batches:
                 whole.append((entry, features))
         for group in _grouped(whole, lambda pair: id(pair[0].score)):
             self._score(group)
+
+    def _encode(self, batch: Sequence[_Waiting], lane: Lane | None, alone: bool) -> list[Encoded]:
+        if lane is not None:
+            return lane.encode([entry.content for entry in batch], alone)
+        return encode_each(self.encoder, [e.pixels for e in batch if e.pixels is not None])
 
     def _score(self, group: Sequence[tuple[_Waiting, Tensor]]) -> None:
         """Set the answers of images that are scored together; where that fails, of each alone."""

@@ -113,7 +113,11 @@ class Keeper:
         """
         ours, theirs = socket.socketpair()
         with theirs:
-            socket.send_fds(self._control, [b"+"], [theirs.fileno()])
+            try:
+                socket.send_fds(self._control, [b"+"], [theirs.fileno()])
+            except OSError as error:  # the keeper itself has ended
+                ours.close()
+                raise ProcessDiedError from error
         return Worker(Connection(ours.detach()))
 
     def stop(self) -> None:
@@ -284,6 +288,5 @@ def _plain(entry: Encoded) -> _Answer:
         return entry.numpy()
     if isinstance(entry, RadaError):
         return entry
-    return RuntimeError(
-        "".join(traceback.format_exception(entry))
-    )  # not every exception can travel
+    # Not every exception can travel.
+    return RuntimeError("".join(traceback.format_exception(entry)))
