@@ -54,6 +54,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "mma": {"epochs": 2, "learning_rate": 1e-2},
     "tcp": {"epochs": 4},
     "dept_coop": {"epochs": 3},
+    "dept_cocoop": {"epochs": 3},
     "dept_kgcoop": {"epochs": 3},
     "dept_maple": {"epochs": 2, "learning_rate": 1e-2},
     "dept_promptsrc": {"epochs": 2, "learning_rate": 1e-2},

@@ -1,4 +1,4 @@
-"""DePT on CoOp and KgCoOp, against a plain transcription of its equations on a tiny CLIP."""
+"""DePT on CoOp, CoCoOp and KgCoOp, against a plain transcription of its equations on a tiny CLIP."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity, cross_entropy, linear
 
+from methods.test_cocoop import plain_logits, shift
 from methods.test_prompts import text_of
 from methods.test_recipes import coop_rates
 from rada.core.errors import ConfigError
@@ -83,8 +84,60 @@ def test_it_is_the_published_loop(name, clip, text_data):
     assert right[1] > right[0] + 0.2
 
 
+NETWORK = [f"meta_net.{part}" for part in ("0.weight", "0.bias", "2.weight", "2.bias")]
+
+
+def test_on_cocoop_the_probe_sees_the_class_features_that_each_image_made(clip, text_data):
+    method, run = get_method("dept_cocoop"), Run(seed=1, encoder=clip)
+    config = method.config(epochs=6, batch_size=6, reduction=3)
+    start = method.start(text_data, config, run)
+    first = {k: v.detach().clone() for k, v in start.named_parameters() if v.requires_grad}
+    assert first.keys() == {
+        *(f"decoupled.{part}" for part in (*HEAD, "probe.weight", "probe.bias")),
+        *("context", *NETWORK),
+    }
+    own = {key: value.clone().requires_grad_() for key, value in first.items()}
+    clip.freeze()
+    slow = [value for key, value in own.items() if not key.startswith("decoupled.")]
+    fast = [value for key, value in own.items() if key.startswith("decoupled.")]
+    optimizer = torch.optim.SGD(
+        [{"params": slow}, {"params": fast}], lr=1.0, momentum=0.9, weight_decay=5e-4
+    )
+    images, labels, scale = text_data.plain(), text_data.labels, text_data.scale
+    rates = zip(coop_rates(6, 3.5e-3), coop_rates(6, 6.5 * 3.5e-3), strict=True)
+    for pair in rates:
+        for group, rate in zip(optimizer.param_groups, pair, strict=True):
+            group["lr"] = rate
+        network, loss = [own[key] for key in NETWORK], 0.0
+        for image, label in zip(images, labels, strict=True):  # one image after the other
+            text = text_of(clip, own["context"] + shift(network, image))
+            both = [probe_of(own, text[label], "text"), probe_of(own, image, "image")]
+            loss = loss + 0.3 * cross_entropy(scale * text @ image, label) / len(images)
+            loss = loss + 0.7 * sum(cross_entropy(x, label) for x in both) / (2 * len(images))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model = method.fit(text_data, config, run)
+    found = {k: v.detach() for k, v in model.named_parameters() if k in first}
+    for key, value in own.items():
+        torch.testing.assert_close(found[key], value.detach(), atol=2e-5, rtol=2e-3)
+        assert (value - first[key]).abs().max() > 1e-5, key
+    network = [found[key] for key in NETWORK]
+    host = plain_logits(clip, text_data, found["context"], network).detach()
+    fused = 0.7 * probe_of(found, images, "image") + 0.3 * host
+    classes = text_data.class_set()
+    torch.testing.assert_close(model.logits(images, classes), fused, atol=1e-3, rtol=1e-3)
+    terms = model.terms(images, model.prepare(classes.take([2, 0])))
+    torch.testing.assert_close(terms.logits(), fused[:, [2, 0]], atol=1e-3, rtol=1e-3)
+    others = ClassSet(("red", "dog"), clip.encode_classes(("red", "dog")))
+    prompts = model.cosines(images, model.texts_of(images, others)).detach()
+    torch.testing.assert_close(model.logits(images, others), prompts, atol=1e-3, rtol=1e-3)
+    new = model.terms(images, model.prepare(others))
+    torch.testing.assert_close(new.logits(), prompts, atol=1e-3, rtol=1e-3)
+
+
 def test_published_values_and_their_ranges():
-    for name in NAMES:
+    for name in (*NAMES, "dept_cocoop"):
         config = get_method(name).config()
         assert (config.probe_weight, config.probe_rate, config.epochs) == (0.7, 6.5, 10)
         assert (config.learning_rate, config.batch_size, config.optimizer) == (3.5e-3, 4, "sgd")

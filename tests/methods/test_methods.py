@@ -27,7 +27,7 @@ from rada.training.strength import Strength
 # Full fine-tuning has the same matrix, on images, in tests/finetune.
 NAMES = [method.name for method in list_methods() if "images" not in method.needs]
 GRADIENTS = ["clip_adapter", "tip_adapter_f", "cross_modal_probe", "coop", "kgcoop", "prograd"]
-GRADIENTS += ["cocoop", "tcp", "dept_coop", "dept_kgcoop"]
+GRADIENTS += ["cocoop", "tcp", "dept_coop", "dept_cocoop", "dept_kgcoop"]
 GRADIENTS += ["rada", "rada_released", "rada_adapter", "taskres", "clap", "lp_plus_plus", "rla"]
 ZERO_SHOT_START = ["zero_shot", "cross_modal_probe", "rada", "rada_released", "rada_adapter"]
 ZERO_SHOT_START += ["taskres", "clap", "rla"]
@@ -44,6 +44,7 @@ QUICK = {
     "prograd": {"epochs": 2, "length": 6},
     "tcp": {"epochs": 2},
     "dept_coop": {"epochs": 2},
+    "dept_cocoop": {"epochs": 2, "reduction": 3},
     "dept_kgcoop": {"epochs": 2},
     "rada_coop": {"epochs": 2, "min_steps": 0, "prompt_epochs": 2, "strength": 1.0},
     "rada_kgcoop": {"epochs": 2, "min_steps": 0, "prompt_epochs": 2, "strength": 1.0},

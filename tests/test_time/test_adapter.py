@@ -225,6 +225,7 @@ MODELS = (
     "tip_adapter",
     "coop",
     "cocoop",
+    "dept_cocoop",
     "rada_coop",
     "linear_probe",
 )

@@ -81,13 +81,17 @@ class CoCoOpModel(PromptModel):
         return torch.cat([self._scored(part, classes) for part in images.split(size)])
 
     def _scored(self, images: Tensor, classes: ClassSet) -> Tensor:
-        return self.facts.scale * (images[:, None] * self._text(images, classes)).sum(-1)
+        return self.cosines(images, self.texts_of(images, classes))
 
     def terms(self, images: Tensor, classes: ClassSet) -> Terms:
         """Return the products of the image features and the class features that they made."""
-        return Terms.of(images, self.facts.scale * self._text(images, classes))
+        return Terms.of(images, self.facts.scale * self.texts_of(images, classes))
 
-    def _text(self, images: Tensor, classes: ClassSet) -> Tensor:
+    def cosines(self, images: Tensor, text: Tensor) -> Tensor:
+        """Return `scale * cosine` of images `(B, D)` and class features of their own `(B, K, D)`."""
+        return self.facts.scale * (images[:, None] * text).sum(-1)
+
+    def texts_of(self, images: Tensor, classes: ClassSet) -> Tensor:
         """Return the class features of each image, `(B, K, D)`."""
         return self.texts(classes)(self.contexts(images)).to(images)
 

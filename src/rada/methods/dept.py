@@ -17,11 +17,13 @@ from torch.nn.functional import cross_entropy
 from rada.core.config import Config
 from rada.features import ClassSet
 from rada.methods.base import Facts, Method
+from rada.methods.cocoop import CoCoOpConfig, CoCoOpModel
 from rada.methods.coop import CoOpConfig
 from rada.methods.kgcoop import KgCoOpConfig, drift
 from rada.methods.prior_probe import trained_rows
 from rada.methods.prompts import PromptConfig, PromptMethod, PromptModel
 from rada.methods.registry import register_method
+from rada.methods.terms import Terms
 from rada.training.feature_loop import Losses
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEPT_SOURCE",
+    "DePTCoCoOpConfig",
     "DePTCoOpConfig",
     "DePTKgCoOpConfig",
     "DecoupledConfig",
@@ -107,11 +110,12 @@ class DecoupledHead(nn.Module):
 
         Args:
             images: `(B, D)`.
-            text: Features of the step's classes, `(C, D)`.
+            text: Features of the step's classes, `(C, D)`, or of each image `(B, C, D)`.
             labels: Among these, `(B,)`.
             rows: Which of the probe's classes they are, `(C,)`.
         """
-        found = [self(images), self.of_texts(text[labels])]
+        own = text[labels] if text.ndim == 2 else text[torch.arange(len(labels)), labels]
+        found = [self(images), self.of_texts(own)]
         entropies = [
             cross_entropy(logits[:, rows], labels, reduction="none").to(images) for logits in found
         ]
@@ -122,6 +126,15 @@ class DecoupledHead(nn.Module):
         if rows is None:
             return host
         probe: Tensor = self(images)[:, rows].to(host)
+        return self.weight * probe + (1 - self.weight) * host
+
+    def fused_terms(self, images: Tensor, host: Terms, rows: Tensor | None) -> Terms:
+        """Return the terms of `fused`, given those of the prompts."""
+        if rows is None:
+            return host
+        weights, bias = self.probe.weight[rows], self.probe.bias[rows]
+        rest = {"bias": (bias + weights @ self.image_shift).expand(len(images), -1)}
+        probe = Terms.of(images, self.norm * self.image_scale * weights, rest)
         return self.weight * probe + (1 - self.weight) * host
 
 
@@ -144,6 +157,14 @@ class DePTKgCoOpConfig(DecoupledConfig, KgCoOpConfig):
     weight: float = 2.0
 
 
+@dataclass(frozen=True)
+class DePTCoCoOpConfig(DecoupledConfig, CoCoOpConfig):
+    """Configuration of DePT on CoCoOp; none is published, so epochs, batch and rate are those on CoOp."""
+
+    batch_size: int = 4
+    learning_rate: float = 3.5e-3
+
+
 class DecoupledModel(PromptModel):
     """Learned prompts, and a probe beside them for the trained classes.
 
@@ -157,25 +178,33 @@ class DecoupledModel(PromptModel):
         super().__init__(method, facts, config, context, encoder)
         self.decoupled = DecoupledHead(facts.dim, len(facts.classes), config)
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return what learns, with peak rates: the context's, and the probe's."""
-        assert isinstance(self.config, PromptConfig)
-        return self.decoupled.parameter_groups([self.context], self.config.learning_rate)
+    def prompt_parameters(self) -> list[nn.Parameter]:
+        """Return what makes the prompts."""
+        return [self.context]
 
-    def pull(self, learned: ClassSet, written: ClassSet) -> dict[str, Tensor]:
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return what learns, with peak rates: the prompts', and the probe's."""
+        assert isinstance(self.config, PromptConfig)
+        return self.decoupled.parameter_groups(self.prompt_parameters(), self.config.learning_rate)
+
+    def prompted(self, images: Tensor, classes: ClassSet) -> tuple[Tensor, Tensor]:
+        """Return the prompts' logits `(B, K)` and class features, `(K, D)` or of each image `(B, K, D)`."""
+        learned = self.prepare(classes)
+        return self.zero_shot_logits(images, learned), learned.text_features
+
+    def pull(self, text: Tensor, written: ClassSet) -> dict[str, Tensor]:
         """Return what the method of the prompts adds to cross-entropy, with its weight."""
         return {}
 
     def loss(self, images: Tensor, labels: Tensor, classes: ClassSet) -> Losses:
         """Return the weighted sum of the cross-entropies of probe and prompts, and the prompts' pull."""
-        learned, head = self.prepare(classes), self.decoupled
-        logits = self.zero_shot_logits(images, learned)
+        head, (logits, text) = self.decoupled, self.prompted(images, classes)
         rows = trained_rows(classes, self.facts, labels.device)
         assert rows is not None  # a step has trained classes alone
         terms = {
             "cross_entropy": (1 - head.weight) * cross_entropy(logits, labels),
-            "probe": head.weight * head.losses(images, learned.text_features, labels, rows).mean(),
-            **self.pull(learned, classes),
+            "probe": head.weight * head.losses(images, text, labels, rows).mean(),
+            **self.pull(text, classes),
         }
         with torch.no_grad():
             right = head.fused(images, logits, rows).argmax(1) == labels
@@ -185,17 +214,35 @@ class DecoupledModel(PromptModel):
 
     def score(self, images: Tensor, classes: ClassSet) -> Tensor:
         """Return probe plus prompts among trained classes, else the prompts' `scale * cosine`."""
-        host = self.zero_shot_logits(images, classes)
+        host = super().score(images, classes)
         return self.decoupled.fused(images, host, trained_rows(classes, self.facts, images.device))
+
+
+class DecoupledCoCoOpModel(DecoupledModel, CoCoOpModel):
+    """The same with a context that every image shifts."""
+
+    def prompt_parameters(self) -> list[nn.Parameter]:
+        """Return what makes the prompts: the context, and the network that shifts it."""
+        return [self.context, *self.meta_net.parameters()]
+
+    def prompted(self, images: Tensor, classes: ClassSet) -> tuple[Tensor, Tensor]:
+        """Return the prompts' logits `(B, K)` and the class features of each image `(B, K, D)`."""
+        text = self.texts_of(images, classes)
+        return self.cosines(images, text), text
+
+    def terms(self, images: Tensor, classes: ClassSet) -> Terms:
+        """Return the terms of probe and prompts, the class features those that each image made."""
+        rows = trained_rows(classes, self.facts, images.device)
+        return self.decoupled.fused_terms(images, super().terms(images, classes), rows)
 
 
 class DecoupledKgCoOpModel(DecoupledModel):
     """The same with class features that are held near those of the data set's own prompts."""
 
-    def pull(self, learned: ClassSet, written: ClassSet) -> dict[str, Tensor]:
+    def pull(self, text: Tensor, written: ClassSet) -> dict[str, Tensor]:
         """Return the weighted distance to the hand-written prompts."""
         assert isinstance(self.config, KgCoOpConfig)
-        return {"drift": self.config.weight * drift(learned.text_features, written.text_features)}
+        return {"drift": self.config.weight * drift(text, written.text_features)}
 
 
 @dataclass(frozen=True)
@@ -215,5 +262,18 @@ class DePTKgCoOp(DePTCoOp):
     model = DecoupledKgCoOpModel
 
 
+@dataclass(frozen=True)
+class DePTCoCoOp(DePTCoOp):
+    """Starts as CoCoOp, beside a probe of random weights."""
+
+    config: ClassVar[type[Config]] = DePTCoCoOpConfig
+    model = DecoupledCoCoOpModel
+    trains: str = (
+        "context vectors of the prompt, a network that shifts them by image, and a probe of both "
+        "features beside it"
+    )
+
+
 register_method(DePTCoOp("dept_coop", "DePT + CoOp", DEPT_SOURCE))
+register_method(DePTCoCoOp("dept_cocoop", "DePT + CoCoOp", DEPT_SOURCE))
 register_method(DePTKgCoOp("dept_kgcoop", "DePT + KgCoOp", DEPT_SOURCE))

@@ -29,6 +29,7 @@ _ORDER = (
     "prograd",
     "tcp",
     "dept_coop",
+    "dept_cocoop",
     "dept_kgcoop",
     "rada_released",
     "rada",

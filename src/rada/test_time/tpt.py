@@ -123,7 +123,13 @@ def _has_prompts(kind: object) -> bool:
     if not (isinstance(kind, type) and issubclass(kind, PromptModel)):
         return False
     usual = kind.prepare is PromptModel.prepare and kind.score is PromptModel.score
-    return usual or kind.contexts is not PromptModel.contexts
+    own = kind.contexts is not PromptModel.contexts
+    return usual or (own and _origin(kind, "score") is _origin(kind, "contexts"))
+
+
+def _origin(kind: type, name: str) -> type:
+    """Return the class that a method of a class is written in."""
+    return next(one for one in kind.__mro__ if name in vars(one))
 
 
 def tpt_logits(
