@@ -3,7 +3,8 @@
     python benchmarks/recipe_choice.py DIR --imagenet ../shared/data/clip_vitb32_imagenet.npz --features features --jobs 2
     python benchmarks/recipe_choice.py DIR --report [--out result.json]
 
-The default's form has constants that no user sees: the variance of the probe's prior, how far its gate reaches, where
+The default's form has constants that no user sees: the variance of the probe's prior, by which power of the images a class it grows,
+whether directions in which a class differs shrink (1, or 0 for not), how far the gate reaches, where
 nothing can be held out the strength and the share, how firmly these draw the choice, and how cautious the strength for new classes
 is, and how far temperatures may go. On every draw of every problem the heads (final and folds) are trained once; then one constant at a time is
 changed, strengths are chosen again as `fit` chooses them, and the model is tested. The table holds the mean over six grounds of
@@ -15,10 +16,11 @@ Features are made as `suite.py` says.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -36,7 +38,7 @@ from rada import Features
 from rada.core.errors import DataError
 from rada.core.storage import atomic_path, read_json, write_json
 from rada.evaluation import environment
-from rada.methods import Run, get_method
+from rada.methods import Run, get_method, prior_probe
 from rada.methods.rada_probe import ProbedHeadModel, RAdaProbeConfig, pulled_grid
 from rada.training.strength import (
     AT_POINTS,
@@ -56,6 +58,8 @@ class Constants:
     """Today's values are the defaults."""
 
     variance: float = RAdaProbeConfig.variance
+    growth: float = 0.0
+    shrink: float = 1.0
     reach: float = RAdaProbeConfig.reach
     strength: float = 1.0
     share: float = 0.5
@@ -75,8 +79,11 @@ class Constants:
 
 
 TODAY = Constants()
+EARLIER = Constants(growth=0.5, shrink=0.0)
 CHANGES: dict[str, tuple[float, ...]] = {
     "variance": (1.0, 3.0, 5.0, 20.0, 50.0),
+    "growth": (0.25, 0.5),
+    "shrink": (0.0,),
     "reach": (0.25, 0.35, 0.5, 0.7, 1.5, 2.0, 100.0),
     "strength": (0.0, 0.25, 0.5, 0.75),
     "share": (0.0, 0.25, 0.75, 1.0),
@@ -92,11 +99,23 @@ CHANGES: dict[str, tuple[float, ...]] = {
 
 def variants(only: Sequence[str] = ()) -> tuple[Constants, ...]:
     """Return today's constants, and those with one of them changed: all in turn, or some alone."""
-    found = [TODAY]
+    found = [TODAY, EARLIER]
     for name, values in CHANGES.items():
         if not only or name in only:
             found += [replace(TODAY, **{name: value}) for value in values]
     return tuple(dict.fromkeys(found))
+
+
+@contextlib.contextmanager
+def shrinking(wanted: bool) -> Iterator[None]:
+    """While the block runs, corrections shrink the directions in which a class differs, or do not."""
+    kept = prior_probe._shrinking
+    if not wanted:
+        prior_probe._shrinking = lambda images, *_: torch.eye(images.shape[1]).to(images)
+    try:
+        yield
+    finally:
+        prior_probe._shrinking = kept
 
 
 class Heads:
@@ -140,12 +159,15 @@ class Heads:
             self.found[data.fingerprint] = self._trained(data), {}
         model, corrections = self.found[data.fingerprint]
         prior = constants.of_zero_shot()
-        if (constants.variance, prior) not in corrections:
-            config = replace(self.config.probe(), variance=constants.variance, reach=1.0)
-            model.correction.fit(data, config, prior)
-            solved = {k: v.clone() for k, v in model.correction.state_dict().items()}
-            corrections[constants.variance, prior] = solved
-        for name, value in corrections[constants.variance, prior].items():
+        key = (constants.variance, constants.growth, constants.shrink, prior)
+        if key not in corrections:
+            each = len(data) / len(data.labels.unique())
+            variance = constants.variance * each**constants.growth
+            config = replace(self.config.probe(), variance=variance, reach=1.0)
+            with shrinking(bool(constants.shrink)):
+                model.correction.fit(data, config, prior)
+            corrections[key] = {k: v.clone() for k, v in model.correction.state_dict().items()}
+        for name, value in corrections[key].items():
             setattr(model.correction, name, value.clone())
         model.correction.radius *= constants.reach
         return model

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from rada import ClassSet, Features, get_method
 from rada.methods import Run
-from rada.methods.prior_probe import Correction, PriorProbeConfig, PriorProbeModel
+from rada.methods.prior_probe import Correction, PriorProbeConfig, PriorProbeModel, _shrinking
 from rada.methods.rada_probe import ProbedHeadModel, RAdaProbeConfig
 from rada.training.strength import fitted_temperature
 from toy import SCALE, toy
@@ -28,30 +28,49 @@ def data(classes: int = 6, shots: int = 4, seed: int = 0, noise: float = 0.5) ->
     return Features(images.double(), labels, names, text_features=text.double(), scale=SCALE)
 
 
+def plain_matrix(found: Features) -> Tensor:
+    """A of the module's text: the scatter image by image, and the root by eigenvalues of the whole."""
+    images, labels = found.plain(), found.labels.tolist()
+    scatter = torch.zeros(found.dim, found.dim, dtype=torch.float64)
+    for label in set(labels):
+        own = [image for image, of in zip(images, labels, strict=True) if of == label]
+        for image in own:
+            away = image - sum(own) / len(own)
+            scatter += torch.outer(away, away)
+    share = scatter.trace() / (len(labels) - len(set(labels)))
+    values, vectors = torch.linalg.eigh(torch.eye(found.dim).double() + scatter / share)
+    return vectors @ torch.diag(values**-0.5) @ vectors.T
+
+
+def plain_spread(found: Features) -> float:
+    mean, matrix = sum(found.plain()) / len(found), plain_matrix(found)
+    rows = [matrix @ (image - mean) for image in found.plain()]
+    return math.sqrt(sum(float(row @ row) for row in rows) / len(rows))
+
+
 def plain_objective(found: Features, weight: Tensor, bias: Tensor, variance: float) -> Tensor:
-    """The negative log posterior as the module's first paragraph says it, term by term."""
+    """The negative log posterior as the module's text says it, term by term."""
     images, text = found.plain(), found.class_set().text_features
     zero_shot = SCALE * images @ text.T
     temperature = fitted_temperature(zero_shot, found.labels)
-    mean = sum(images) / len(images)
-    spread = math.sqrt(sum(float((one - mean) @ (one - mean)) for one in images) / len(images))
+    mean, matrix, spread = sum(images) / len(images), plain_matrix(found), plain_spread(found)
     total = (weight.square().sum() + bias.square().sum()) / (2 * variance)
     for image, label, start in zip(images, found.labels, zero_shot, strict=True):
-        logits = start / temperature + weight @ ((image - mean) / spread) + bias
+        logits = start / temperature + weight @ (matrix @ (image - mean) / spread) + bias
         total = total - (logits[label] - logits.logsumexp(0))
     return total
 
 
-def test_the_weights_are_the_most_likely_ones() -> None:
+@pytest.mark.parametrize("shots", [2, 4, 12])  # fewer images than dimensions, and more
+def test_the_weights_are_the_most_likely_ones(shots: int) -> None:
     """The gradient of the plain objective vanishes at the solution, and no step near it is better."""
-    found = data()
+    found = data(shots=shots)
     model = get_method("prior_probe").fit(found, PriorProbeConfig(iterations=500))
     assert isinstance(model, PriorProbeModel)
     correction = model.correction
-    variance = 10.0 * math.sqrt(4)
-    images = found.plain()
-    spread = (images - images.mean(0)).square().sum(1).mean().sqrt()
-    weight = (correction.weight * spread).clone().requires_grad_()
+    variance = 10.0
+    inverse = torch.linalg.inv(plain_matrix(found))
+    weight = (correction.weight @ inverse * plain_spread(found)).clone().requires_grad_()
     bias = correction.bias.clone().requires_grad_()
     value = plain_objective(found, weight, bias, variance)
     value.backward()
@@ -63,6 +82,33 @@ def test_the_weights_are_the_most_likely_ones() -> None:
         assert (
             plain_objective(found, weight.detach() + step, bias.detach(), variance) > value.detach()
         )
+
+
+def test_one_image_of_every_class_or_copies_of_it_say_nothing_of_how_a_class_differs() -> None:
+    once = data(shots=1)
+    twice = dataclasses.replace(
+        once,
+        image_features=once.image_features.repeat(3, 1, 1),
+        labels=once.labels.repeat(3),
+        ids=(),
+    )
+    for found in (once, twice):
+        images = found.plain()
+        assert torch.equal(_shrinking(images, found.labels, 6), torch.eye(found.dim).double())
+    get_method("prior_probe").fit(twice)
+
+
+def test_directions_in_which_a_class_differs_count_less() -> None:
+    """Two classes differ in one direction, their images in another: A shrinks the latter alone."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(2).repeat(20)
+    images = torch.zeros(40, 3, dtype=torch.float64)
+    images[:, 0] = labels
+    images[:, 1] = torch.randn(40, generator=generator).double()
+    matrix = _shrinking(images, labels, 2)
+    assert float(matrix[0, 0]) == float(matrix[2, 2]) == pytest.approx(1.0)
+    # all of the scatter is in one direction, and its share of 38 degrees of freedom is a 38th
+    assert float(matrix[1, 1]) == pytest.approx((1 + 38) ** -0.5)
 
 
 def test_the_gate_is_one_near_training_images_and_falls_away_from_them() -> None:

@@ -1,11 +1,16 @@
 """Prior probe: class weights learned as a correction to zero-shot, trusted near the training images.
 
-Logistic regression whose logits begin at the zero-shot ones, `s x h_k / T + (x - m) w_k + b_k`, with a
+Logistic regression whose logits begin at the zero-shot ones, `s x h_k / T + (x - m) A w_k + b_k`, with a
 Gaussian prior on `w` and `b` at zero: the maximum a posteriori, found by L-BFGS in a second. Residual
 class weights that start at zero-shot are TaskRes' idea (Yu et al., CVPR 2023), a prior there is CLAP's
-(Silva-Rodriguez et al., CVPR 2024); ours are the temperature T, fitted on the shots first (an
-overconfident zero-shot model leaves the correction nothing to say), the scale of the prior, which is that
-of the spread of the images, so that one value serves every encoder, and the gate.
+(Silva-Rodriguez et al., CVPR 2024), a covariance that all classes share is GDA's (Wang et al., ICLR 2024).
+Ours are the temperature T, fitted on the shots first (an overconfident zero-shot model leaves the correction
+nothing to say), the scale of the prior, which is that of the spread of the images, so that one value serves
+every encoder, the matrix A, and the gate.
+
+A shrinks the directions in which images of one class differ, since there a class weight would learn
+accidents of the shots: `A = (I + S / t)^(-1/2)`, with S the scatter of the images around the means of their
+classes and t what one degree of freedom has of its trace. With one image of every class it is I.
 
 The gate: a linear correction grows without bound away from the images that it was learned from, where it
 knows nothing. So it is weighted by `exp(-max(0, d / r - 1))`, where `d` is the image's cosine distance to the
@@ -26,6 +31,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from rada.core.config import Config
 from rada.features import ClassSet, Features
 from rada.methods.base import AdaptedModel, Facts, Method, Run, Shapes
+from rada.methods.class_layer import class_means
 from rada.methods.registry import register_method
 from rada.methods.terms import Terms
 from rada.training.optimizers import LBFGS
@@ -50,9 +56,8 @@ class PriorProbeConfig(Config):
     """Configuration of the prior probe.
 
     Attributes:
-        variance: Variance of the prior of the class weights for one image a class, in units where the
-            mean squared distance of the images from their mean is one; it grows with the root of
-            the images a class. Large values trust the shots, 0 would be zero-shot.
+        variance: Variance of the prior of the class weights, in units where the mean squared distance
+            of the images from their mean is one. Large values trust the shots, 0 would be zero-shot.
         iterations: Most steps of L-BFGS.
         reach: How far from the training images the gate trusts the correction whole, in units of the
             distance between neighbours among them. Less keeps more of zero-shot on images of another kind.
@@ -116,16 +121,17 @@ class Correction(nn.Module):
         images, labels = data.plain(), data.labels
         zero_shot = data.class_set().zero_shot_logits(images, data.scale)
         temperature = fitted_temperature(zero_shot, labels, of_zero_shot)
-        mean = images.mean(0)
-        variance = config.variance * (len(labels) / len(labels.unique())) ** 0.5
-        spread = (images - mean).square().sum(1).mean().sqrt().clamp(min=1e-6)
+        mean, precise = images.mean(0), _precise(images)
+        shrink = _shrinking(images.to(precise), labels, len(data.classes))
+        apart = (images - mean).to(precise) @ shrink
+        spread = apart.square().sum(1).mean().sqrt().clamp(min=1e-6)
         weight, bias = _solved(
-            (images - mean) / spread, labels, zero_shot / temperature, variance, config.iterations
+            apart / spread, labels, zero_shot / temperature, config.variance, config.iterations
         )
         support = images
         if len(images) > _MOST_SUPPORT:
             support = images[torch.linspace(0, len(images) - 1, _MOST_SUPPORT).long()]
-        self.weight, self.bias = (weight / spread.to(weight)).to(images), bias.to(images)
+        self.weight, self.bias = (weight @ shrink / spread).to(images), bias.to(images)
         self.mean, self.support = mean, support.clone()
         self.temperature = images.new_tensor(temperature)
         counts = torch.bincount(labels, minlength=len(data.classes))
@@ -160,6 +166,29 @@ class Correction(nn.Module):
         return near
 
 
+def _precise(images: Tensor) -> torch.dtype:
+    return torch.float32 if images.device.type == "mps" else torch.float64
+
+
+def _shrinking(images: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Return the symmetric matrix A of the module's text, `(D, D)`."""
+    means, counts = class_means(images, labels, classes)
+    residuals, dim = images - means[labels], images.shape[1]
+    eye = torch.eye(dim, dtype=images.dtype, device=images.device)
+    total, freedom = residuals.square().sum(), (counts - 1).clamp(min=0).sum()
+    if total <= 1e-12 * images.square().sum():  # one image of each class, or copies of it
+        return eye
+    if len(residuals) <= dim:
+        _, roots, directions = torch.linalg.svd(residuals, full_matrices=False)
+        scatter = roots.square()
+    else:
+        scatter, columns = torch.linalg.eigh(residuals.T @ residuals)
+        directions = columns.T
+    less = 1 - (1 + scatter.clamp(min=0) * freedom / total).rsqrt()
+    shrunk: Tensor = directions.T @ (less[:, None] * directions)
+    return eye - shrunk
+
+
 def _radius(images: Tensor, counts: Tensor) -> Tensor:
     """Return how far training images are from their nearest other, `()`."""
     nearest = []
@@ -175,9 +204,8 @@ def _solved(
     images: Tensor, labels: Tensor, start: Tensor, variance: float, iterations: int
 ) -> tuple[Tensor, Tensor]:
     """Return the most likely weights `(K, D)` and biases `(K,)` given the prior."""
-    precise = torch.float32 if images.device.type == "mps" else torch.float64
-    images, start = images.to(precise), start.to(precise)
-    targets = one_hot(labels, start.shape[1]).to(precise)
+    start = start.to(images)
+    targets = one_hot(labels, start.shape[1]).to(images)
     weight = images.new_zeros(start.shape[1], images.shape[1])
     bias = images.new_zeros(start.shape[1])
     weight.requires_grad_(), bias.requires_grad_()
@@ -288,7 +316,7 @@ register_method(
         "prior_probe",
         "Prior probe",
         "ours; residual class weights: TaskRes, Yu et al., CVPR 2023; a prior at zero-shot: CLAP, "
-        "Silva-Rodriguez et al., CVPR 2024",
+        "Silva-Rodriguez et al., CVPR 2024; a shared covariance: GDA, Wang et al., ICLR 2024",
         trains="one vector for each class, as a correction to zero-shot",
     )
 )
