@@ -9,7 +9,7 @@ for `rada bench report` too, and goes on where it stopped: the first seed of eve
 `--limit` starts no cell after so many seconds, `--longest` leaves methods of which a fit took longer at their first seed.
 Each cell has a process of its own, forked from one in which encoder, features and libraries are ready: so its memory is what the
 method takes, whatever ran before it. Seconds are processor time of one thread. `keep` puts the cells into
-benchmarks/results/all_methods.json, `table` makes the table of docs/benchmark.md from that file; a test keeps them equal.
+benchmarks/results/all_methods.json, beside those that are there, `table` makes the table of docs/benchmark.md from that file; a test keeps them equal.
 """
 
 from __future__ import annotations
@@ -189,16 +189,23 @@ def condensed(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def keep(options: argparse.Namespace) -> int:
-    """Write what the table is made from: one line a cell, so that a change of one is a change of a line."""
-    runs = load_runs(options.folder)
+    """Write what the table is made from: one line a cell, so that a change of one is a change of a line.
+
+    Cells that the folder lacks stay as they were kept before, with the environments that they came from.
+    """
+    runs, before = load_runs(options.folder), json.loads(RESULT.read_text(encoding="utf-8"))
     able = EncoderSlot(MODEL).get().capabilities
     order = [method.name for method in list_methods()]
+    found = {
+        (cell["label"], cell["data"], cell["seed"]): cell
+        for cell in [*before["cells"], *map(condensed, runs.results)]
+    }
     cells = sorted(
-        map(condensed, runs.results),
-        key=lambda cell: (order.index(cell["label"]), cell["data"], cell["seed"]),
+        found.values(), key=lambda cell: (order.index(cell["label"]), cell["data"], cell["seed"])
     )
     environments = [dict(result["environment"]) for result in runs.results]
-    dates = sorted(environment.pop("date") for environment in environments)
+    dates = sorted([*before["dates"], *(one.pop("date") for one in environments)])
+    environments = [*before["environments"], *environments]
     different = list({json.dumps(one, sort_keys=True): one for one in environments}.values())
     facts = {
         "command": "python benchmarks/all_methods.py run DIR --pacs pacs --cifar10 cifar10",
