@@ -117,7 +117,11 @@ def test_no_or_one_labelled_class_is_refused(session, numbers):
     label(session, numbers)
     with pytest.raises(DataError, match=r"at least two classes first; so far it is [01]"):
         session.teach()
+    for _ in range(2):  # however often the page is drawn again
+        assert "at least two classes first" in progress(session)
     assert session.job is None and session.taught is None
+    label(session, [1])
+    assert progress(session) == ""  # what was missing may be there now
 
 
 # -- the model -------------------------------------------------------------------------------------

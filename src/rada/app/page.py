@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from typing import Any
@@ -202,10 +203,8 @@ class _Page:
 
     def _train(self, method: str, request: gr.Request) -> str:
         session = self.session(request)
-        try:
+        with contextlib.suppress(RadaError):  # the session keeps what it says
             session.teach(method)
-        except RadaError as error:
-            return f'<p class="rada-bad" role="alert">{text(error)}</p>'
         return views.progress(session)
 
     def _stop(self, request: gr.Request) -> str:

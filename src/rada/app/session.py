@@ -70,6 +70,7 @@ class Session:
         self.taught: Taught | None = None
         self.history: list[tuple[int, float, str]] = []
         self.job: Job | None = None
+        self.refused: str | None = None
         self.intake = Intake()
         self.version = 0
         self._rows = np.zeros((0, brain.encoder.dim), np.float32)
@@ -147,6 +148,7 @@ class Session:
             DataError: If there is no such image or class.
         """
         with self._lock:
+            self.refused = None
             if not 0 <= number < len(self.album):
                 raise DataError(f"there is no image {number}")
             if name is None:
@@ -255,8 +257,13 @@ class Session:
             if self.job is not None and self.job.running:
                 return self.job
             name = method or self.config.method
-            self.brain.classifier(name)
-            data, classes = self.labelled(), self.brain.class_set(self.classes)
+            try:
+                self.brain.classifier(name)
+                data, classes = self.labelled(), self.brain.class_set(self.classes)
+            except RadaError as error:
+                self.refused = str(error)
+                raise
+            self.refused = None
 
             def done(found: Taught) -> None:
                 with self._lock:

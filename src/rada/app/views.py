@@ -106,8 +106,10 @@ def label_line(session: Session) -> str:
 
 
 def progress(session: Session) -> str:
-    """Say how far the training is, or how it ended."""
+    """Say how far the training is, how it ended, or why it did not begin."""
     job = session.job
+    if session.refused is not None:
+        return f'<p class="rada-bad" role="alert">{text(session.refused)}</p>'
     if job is None:
         return ""
     if job.running:
