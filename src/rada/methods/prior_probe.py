@@ -121,12 +121,13 @@ class Correction(nn.Module):
         images, labels = data.plain(), data.labels
         zero_shot = data.class_set().zero_shot_logits(images, data.scale)
         temperature = fitted_temperature(zero_shot, labels, of_zero_shot)
-        mean, precise = images.mean(0), _precise(images)
-        shrink = _shrinking(images.to(precise), labels, len(data.classes))
-        apart = (images - mean).to(precise) @ shrink
-        spread = apart.square().sum(1).mean().sqrt().clamp(min=1e-6)
+        mean = images.mean(0)
+        shrink = _shrinking(images, labels, len(data.classes))
+        apart = (images - mean).to(shrink) @ shrink
+        spread = apart.norm(dim=1).square().mean().sqrt().clamp(min=1e-6)
+        apart /= spread
         weight, bias = _solved(
-            apart / spread, labels, zero_shot / temperature, config.variance, config.iterations
+            apart, labels, zero_shot / temperature, config.variance, config.iterations
         )
         support = images
         if len(images) > _MOST_SUPPORT:
@@ -171,20 +172,29 @@ def _precise(images: Tensor) -> torch.dtype:
 
 
 def _shrinking(images: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Return the symmetric matrix A of the module's text, `(D, D)`."""
+    """Return the symmetric matrix A of the module's text, `(D, D)`, as precise as `_precise` says."""
+    precise, dim = _precise(images), images.shape[1]
     means, counts = class_means(images, labels, classes)
-    residuals, dim = images - means[labels], images.shape[1]
-    eye = torch.eye(dim, dtype=images.dtype, device=images.device)
-    total, freedom = residuals.square().sum(), (counts - 1).clamp(min=0).sum()
-    if total <= 1e-12 * images.square().sum():  # one image of each class, or copies of it
-        return eye
-    if len(residuals) <= dim:
-        _, roots, directions = torch.linalg.svd(residuals, full_matrices=False)
+    eye = torch.eye(dim, dtype=precise, device=images.device)
+
+    def residuals(rows: Tensor, own: Tensor) -> Tensor:
+        return rows.to(precise) - means.to(precise)[own]
+
+    if len(images) <= dim:
+        _, roots, directions = torch.linalg.svd(residuals(images, labels), full_matrices=False)
         scatter = roots.square()
     else:
-        scatter, columns = torch.linalg.eigh(residuals.T @ residuals)
-        directions = columns.T
-    less = 1 - (1 + scatter.clamp(min=0) * freedom / total).rsqrt()
+        size = max(1, _CHUNK // dim)
+        gram = torch.zeros_like(eye)
+        for rows, own in zip(images.split(size), labels.split(size), strict=True):
+            away = residuals(rows, own)
+            gram += away.T @ away
+        scatter, columns = torch.linalg.eigh(gram)
+        scatter, directions = scatter.clamp(min=0), columns.T
+    total, freedom = scatter.sum(), (counts - 1).clamp(min=0).sum()
+    if total <= 1e-12 * images.square().sum():  # one image of each class, or copies of it
+        return eye
+    less = 1 - (1 + scatter * freedom / total).rsqrt()
     shrunk: Tensor = directions.T @ (less[:, None] * directions)
     return eye - shrunk
 
