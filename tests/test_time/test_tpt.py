@@ -184,7 +184,12 @@ def test_class_features_of_more_than_the_context_are_no_start():
         def contexts(self, images):
             return self.context
 
-    assert [_has_prompts(kind) for kind in (prompts.PromptModel, Deeper, OfImages)] == [1, 0, 1]
+    class Beside(OfImages):
+        def score(self, images, classes):
+            return images @ classes.text_features.T
+
+    kinds = (prompts.PromptModel, Deeper, OfImages, Beside)
+    assert [_has_prompts(kind) for kind in kinds] == [1, 0, 1, 0]
 
 
 def test_the_words_of_the_configuration_are_for_zero_shot(views, models):

@@ -124,7 +124,8 @@ def _has_prompts(kind: object) -> bool:
         return False
     usual = kind.prepare is PromptModel.prepare and kind.score is PromptModel.score
     own = kind.contexts is not PromptModel.contexts
-    return usual or (own and _origin(kind, "score") is _origin(kind, "contexts"))
+    # A score that was written without knowing of these contexts has more to say than they do.
+    return usual or (own and issubclass(_origin(kind, "contexts"), _origin(kind, "score")))
 
 
 def _origin(kind: type, name: str) -> type:
