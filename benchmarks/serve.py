@@ -1,6 +1,6 @@
 """Images a second of `rada serve` against `rada predict` on the same images, latencies and failures under load.
 
-    python benchmarks/serve.py [--requests 10000] [--clients 16] [--rounds 5] [--out result.json] [--serve-option=...]
+    python benchmarks/serve.py [--requests 10000] [--clients 16] [--rounds 10] [--out result.json] [--serve-option=...]
 
 A model fitted on 4 shots of the built-in textiles set names the class of the test images: by `predict_stream` (which is
 `rada predict`, its start left out, without the cache) and by `rada serve` in a process of its own at loopback, asked by
@@ -12,17 +12,21 @@ it. Every answer is compared with that of `predict_stream`; one that differs, or
 from __future__ import annotations
 
 import argparse
-import http.client
+import asyncio
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 from urllib.parse import urlsplit
+
+import httptools
+import uvloop
 
 from rada import Classifier, open_dataset
 from rada.core.storage import write_json
@@ -46,53 +50,92 @@ class Load:
 
     def __init__(self, address: str, contents: dict[Path, bytes], expected: Answers) -> None:
         self.place = urlsplit(address)
-        self.contents, self.expected = contents, expected
+        head = "POST /predict HTTP/1.1\r\nHost: {}\r\nContent-Type: image/jpeg\r\nContent-Length: {}\r\n\r\n"
+        self.requests = {
+            path: head.format(self.place.netloc, len(content)).encode() + content
+            for path, content in contents.items()
+        }
+        self.expected = expected
         self.seconds: list[float] = []
         self.failures: list[str] = []
         self.largest = 0.0
-        self.lock = threading.Lock()
+        self.left: Iterator[Path] = iter(())
 
     def run(self, paths: list[Path], clients: int) -> float:
         """Seconds until every path is answered."""
-        left = iter(paths)
-        threads = [threading.Thread(target=self._client, args=(left,)) for _ in range(clients)]
+        self.left = iter(paths)
+
+        async def all_of_them() -> None:
+            await asyncio.gather(*(self._client() for _ in range(clients)))
+
         begun = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(all_of_them())
         return time.perf_counter() - begun
 
-    def _client(self, left: object) -> None:
-        connection = http.client.HTTPConnection(self.place.hostname, self.place.port, timeout=120)
-        headers = {"Content-Type": "image/jpeg"}
-        while True:
-            with self.lock:
-                path = next(left, None)
-            if path is None:
-                connection.close()
-                return
-            begun, failure, difference = time.perf_counter(), "", 0.0
+    async def _client(self) -> None:
+        connection = None
+        for path in self.left:
+            begun = time.perf_counter()
             try:
-                connection.request("POST", "/predict", self.contents[path], headers)
-                answer = connection.getresponse()
-                body = answer.read()
-                if answer.status != 200:
-                    failure = f"{answer.status} {body[:200]!r}"
-                else:
-                    best = json.loads(body)["predictions"][0]["classes"][0]
-                    name, probability = self.expected[path]
-                    difference = abs(best["probability"] - probability)
-                    if best["name"] != name and difference > 1e-4:
-                        failure = f"{path.name}: {best} instead of {name!r} {probability}"
-            except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
-                failure = repr(error)
-                connection.close()
-            with self.lock:
-                self.seconds.append(time.perf_counter() - begun)
-                self.largest = max(self.largest, difference)
-                if failure:
-                    self.failures.append(failure)
+                if connection is None:
+                    connection = await Connection.open(self.place.hostname, self.place.port)
+                status, body = await asyncio.wait_for(connection.ask(self.requests[path]), 120)
+                failure, difference = self._check(path, status, body)
+            except (OSError, TimeoutError) as error:
+                failure, difference, connection = f"{path.name}: {error!r}", 0.0, None
+            self.seconds.append(time.perf_counter() - begun)
+            self.largest = max(self.largest, difference)
+            if failure:
+                self.failures.append(failure)
+        if connection is not None:
+            connection.transport.close()
+
+    def _check(self, path: Path, status: int, body: bytes) -> tuple[str, float]:
+        """What is wrong with an answer, and how far its probability is from the expected one."""
+        if status != 200:
+            return f"{path.name}: {status} {body[:200]!r}", 0.0
+        best = json.loads(body)["predictions"][0]["classes"][0]
+        name, probability = self.expected[path]
+        difference = abs(best["probability"] - probability)
+        if best["name"] != name and difference > 1e-4:
+            return f"{path.name}: {best} instead of {name!r} {probability}", difference
+        return "", difference
+
+
+class Connection(asyncio.Protocol):
+    """One connection, one request at a time; as light as can be, since it runs on the service's machine."""
+
+    transport: asyncio.Transport
+    parser: httptools.HttpResponseParser
+    done: asyncio.Future[tuple[int, bytes]]
+
+    @classmethod
+    async def open(cls, host: str | None, port: int | None) -> Connection:
+        return (await asyncio.get_running_loop().create_connection(cls, host, port))[1]
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.parser = httptools.HttpResponseParser(self)
+        self.done = asyncio.get_running_loop().create_future()
+
+    def ask(self, request: bytes) -> asyncio.Future[tuple[int, bytes]]:
+        self.body, self.done = b"", asyncio.get_running_loop().create_future()
+        self.transport.write(request)
+        return self.done
+
+    def data_received(self, data: bytes) -> None:
+        self.parser.feed_data(data)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.done.done():
+            self.done.set_exception(ConnectionResetError("the connection was closed"))
+
+    def on_body(self, body: bytes) -> None:
+        self.body += body
+
+    def on_message_complete(self) -> None:
+        self.done.set_result((self.parser.get_status_code(), self.body))
 
 
 def started(model: Path, options: list[str]) -> tuple[subprocess.Popen[str], str]:
@@ -111,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--serve-option", action="append", default=[], help="handed to rada serve")
     parser.add_argument("--out", help="JSON file for the result")
     options = parser.parse_args()

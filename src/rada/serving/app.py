@@ -102,8 +102,10 @@ class Predictor:
         """Return the answer to a request, `PredictAnswer`."""
         begun = time.monotonic()
         served = self.models.get(asked.model)
-        loop = asyncio.get_running_loop()
-        view = await loop.run_in_executor(self.models.texts, served.view, asked.classes)
+        view = served.known_view(asked.classes)
+        if view is None:
+            loop = asyncio.get_running_loop()
+            view = await loop.run_in_executor(self.models.texts, served.view, asked.classes)
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(self._one(served, view, image, asked, begun))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import threading
 from collections import OrderedDict
@@ -65,6 +66,15 @@ class Served:
         """Return the model's own classes; empty for an encoder as it is."""
         known = self.classifier.is_fitted or self.classifier.classes is not None
         return self.classifier.candidates() if known else ()
+
+    def known_view(self, names: tuple[str, ...] | None) -> View | None:
+        """Return what `view` would, if nothing has to be made for it, without waiting for one being made."""
+        key = names or self.candidates()
+        found = self._views.get(key)
+        if found is not None:
+            with contextlib.suppress(KeyError):  # dropped since
+                self._views.move_to_end(key)
+        return found
 
     def view(self, names: tuple[str, ...] | None) -> View:
         """Return the model among some classes; class features that were made before are kept.
