@@ -98,7 +98,7 @@ CHANGES: dict[str, tuple[float, ...]] = {
 
 
 def variants(only: Sequence[str] = ()) -> tuple[Constants, ...]:
-    """Return today's constants, and those with one of them changed: all in turn, or some alone."""
+    """Return today's constants, the form before, and today's with one changed: all in turn, or some alone."""
     found = [TODAY, EARLIER]
     for name, values in CHANGES.items():
         if not only or name in only:

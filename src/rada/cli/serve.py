@@ -14,6 +14,7 @@ from rada.core.terminal import echo
 
 if TYPE_CHECKING:
     from rada.classifier import Classifier
+    from rada.serving import ServeSettings
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")
 
@@ -89,7 +90,7 @@ def serve(
     from rada.core.extras import check_extra
 
     check_extra("serve", "rada serve")
-    from rada.serving import ServeSettings, serve
+    from rada.serving import ServeSettings
 
     settings = ServeSettings(
         host=host,
@@ -109,7 +110,12 @@ def serve(
         drain=drain,
     )
     token = _token(token_file)
-    opened = _open(heads, classes, names, encoder=encoder, device=device)
+    _run(_open(heads, classes, names, encoder=encoder, device=device), settings, token)
+
+
+def _run(opened: dict[str, Classifier], settings: ServeSettings, token: str | None) -> None:
+    """Serve until told to stop, and say where."""
+    from rada.serving import serve
 
     def started(address: str) -> None:
         for name, classifier in opened.items():

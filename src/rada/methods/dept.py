@@ -114,7 +114,8 @@ class DecoupledHead(nn.Module):
             labels: Among these, `(B,)`.
             rows: Which of the probe's classes they are, `(C,)`.
         """
-        own = text[labels] if text.ndim == 2 else text[torch.arange(len(labels)), labels]
+        places = torch.arange(len(labels), device=labels.device)
+        own = text[labels] if text.ndim == 2 else text[places, labels]
         found = [self(images), self.of_texts(own)]
         entropies = [
             cross_entropy(logits[:, rows], labels, reduction="none").to(images) for logits in found

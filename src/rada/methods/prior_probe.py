@@ -167,18 +167,15 @@ class Correction(nn.Module):
         return near
 
 
-def _precise(images: Tensor) -> torch.dtype:
-    return torch.float32 if images.device.type == "mps" else torch.float64
-
-
 def _shrinking(images: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Return the symmetric matrix A of the module's text, `(D, D)`, as precise as `_precise` says."""
-    precise, dim = _precise(images), images.shape[1]
-    means, counts = class_means(images, labels, classes)
+    """Return the symmetric matrix A of the module's text, `(D, D)`, in float64 where the device has it."""
+    precise = torch.float32 if images.device.type == "mps" else torch.float64
+    dim, (means, counts) = images.shape[1], class_means(images, labels, classes)
+    means = means.to(precise)
     eye = torch.eye(dim, dtype=precise, device=images.device)
 
     def residuals(rows: Tensor, own: Tensor) -> Tensor:
-        return rows.to(precise) - means.to(precise)[own]
+        return rows.to(precise) - means[own]
 
     if len(images) <= dim:
         _, roots, directions = torch.linalg.svd(residuals(images, labels), full_matrices=False)
@@ -213,7 +210,7 @@ def _radius(images: Tensor, counts: Tensor) -> Tensor:
 def _solved(
     images: Tensor, labels: Tensor, start: Tensor, variance: float, iterations: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the most likely weights `(K, D)` and biases `(K,)` given the prior."""
+    """Return the most likely weights `(K, D)` and biases `(K,)` given the prior, as precise as the images."""
     start = start.to(images)
     targets = one_hot(labels, start.shape[1]).to(images)
     weight = images.new_zeros(start.shape[1], images.shape[1])

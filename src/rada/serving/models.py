@@ -95,9 +95,9 @@ class Served:
                 "name the candidate classes in the request",
             )
         with self._lock:  # one thread at the text encoder
-            if names in self._views:
-                self._views.move_to_end(names)
-                return self._views[names]
+            known = self.known_view(names)
+            if known is not None:
+                return known
             try:
                 found = View(names, self._scorer(check_class_names(names)))
             except RadaError as error:
