@@ -1,13 +1,12 @@
 """Seconds to fit: 16 shots of 24 classes at D = 512, the choice of the strength included.
 
     python benchmarks/train_time.py [--classes 24] [--shots 16] [--dim 512] [--threads 2] [--out result.json]
-    python benchmarks/train_time.py --stack        # 7 x 16 at 384, 12, 24 and 50 x 16 at 512
+    python benchmarks/train_time.py --side-by-side     # 7 x 16 at 384, 12, 24 and 50 x 16 at 512
 
 Prints the seconds of a head's training alone, with the choice of the strength, of the default method, and of
 its probe, by the clock and of the processor (on a shared machine the clock says little); medians of the runs.
-With `--stack` it compares, in turns, the default method with its three heads one after another and with the three
-as one stack, whether or not that is what `fit` would do; and the optimiser of before (a pass over the weights
-for each operation) with one after another.
+With `--side-by-side` it compares, in turns, the three heads of the default method trained one after
+another with all threads and side by side with a share of them, whether or not `fit` would do so.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ from torch.nn.functional import normalize
 from rada import EFTConfig, Features
 from rada.core.storage import write_json
 from rada.evaluation import environment
-from rada.methods import Run, head_stack
+from rada.methods import Run
+from rada.methods import rada as head_method
 from rada.methods.prior_probe import PriorProbeConfig
 from rada.methods.rada_probe import RAdaProbeConfig
 from rada.methods.registry import method_of
-from rada.training import optimizers
 
 # classes, shots, width
 SIZES = ((7, 16, 384), (12, 16, 512), (24, 16, 512), (50, 16, 512))
@@ -46,46 +45,41 @@ def made(classes: int, shots: int, dim: int) -> Features:
 
 
 @contextlib.contextmanager
-def way(name: str) -> Iterator[None]:
-    """While the block runs, fits go the named way."""
-    rows, kind = head_stack._MOST_ROWS, optimizers.AdamW
-    head_stack._MOST_ROWS = 1 << 40 if name == "stack" else 0
-    if name == "before":
-        optimizers.AdamW = lambda *args, **own: kind(*args, **(own | {"fused": None}))  # type: ignore
+def way(beside: bool) -> Iterator[None]:
+    """While the block runs, the heads of a fit train side by side, or one after another."""
+    most = head_method._MOST_PAIRS
+    head_method._MOST_PAIRS = 1 << 40 if beside else 0
     try:
         yield
     finally:
-        head_stack._MOST_ROWS, optimizers.AdamW = rows, kind  # type: ignore[misc]
+        head_method._MOST_PAIRS = most
 
 
 def compare(rounds: int, threads: int) -> dict[str, object]:
-    """Fit by the default method in turns, the three ways."""
+    """Fit in turns, the two ways."""
     found: list[dict[str, object]] = []
+    config = RAdaProbeConfig()
     for classes, shots, dim in SIZES:
-        data, config = made(classes, shots, dim), RAdaProbeConfig()
-        seconds: dict[str, list[float]] = {"before": [], "one after another": [], "stack": []}
-        method_of(config).fit(data, RAdaProbeConfig(min_steps=0, epochs=1), Run())
-        for seed in range(rounds):
+        data, method = made(classes, shots, dim), method_of(config)
+        seconds: dict[str, list[float]] = {"one after another": [], "side by side": []}
+        for seed in range(-1, rounds):  # the first is to get warm
             for name, taken in seconds.items():
-                with way(name):
+                with way(name == "side by side"):
                     began = time.perf_counter()
-                    method_of(config).fit(data, config, Run(seed=seed))
-                    taken.append(time.perf_counter() - began)
-        ratio = {
-            name: statistics.median(
-                first / own for first, own in zip(seconds["before"], taken, strict=True)
-            )
-            for name, taken in seconds.items()
-        }
-        rows = 32 * config.subset(classes)
-        found.append({"classes": classes, "shots": shots, "dim": dim, "seconds": seconds})
-        found[-1]["times as fast as before"] = ratio
+                    method.fit(data, config, Run(seed=max(0, seed)))
+                    if seed >= 0:
+                        taken.append(time.perf_counter() - began)
+        ratio = statistics.median(a / b for a, b in zip(*seconds.values(), strict=True))
+        pairs = 32 * config.subset(classes)
+        found.append({"classes": classes, "shots": shots, "dim": dim})
+        found[-1] |= {"pairs": pairs, "seconds": seconds, "times as fast side by side": ratio}
         each = ", ".join(
-            f"{name} {statistics.median(taken):.2f} s ({ratio[name]:.2f}x)"
-            for name, taken in seconds.items()
+            f"{name} {statistics.median(taken):.2f} s" for name, taken in seconds.items()
         )
         print(
-            f"{classes} x {shots}, D = {dim} ({rows} rows), {threads} threads: {each}", flush=True
+            f"{classes} x {shots}, D = {dim} ({pairs} pairs a step), "
+            f"{threads} threads: {each} ({ratio:.2f} times as fast)",
+            flush=True,
         )
     return {"sizes": found, "threads": threads, "environment": environment()}
 
@@ -97,11 +91,13 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--stack", action="store_true", help="one after another against a stack")
+    parser.add_argument(
+        "--side-by-side", action="store_true", help="heads one after another against side by side"
+    )
     parser.add_argument("--out", help="JSON file for the result")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    if options.stack:
+    if options.side_by_side:
         result = compare(options.runs, options.threads)
         if options.out:
             write_json(options.out, result)

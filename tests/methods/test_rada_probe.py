@@ -257,6 +257,20 @@ def test_many_images_are_solved_for_in_chunks(monkeypatch: pytest.MonkeyPatch) -
     assert get_method("prior_probe").fit(found).correction.support.shape[0] == 10
 
 
+def test_some_of_many_images_are_asked_for_their_nearest_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from rada.methods import prior_probe
+
+    found = data(shots=40)
+    nearest = [1 - (one @ found.plain().T).topk(2).values[1] for one in found.plain()]
+    radius = float(get_method("prior_probe").fit(found).correction.radius)
+    assert radius == pytest.approx(float(torch.stack(nearest).quantile(0.9)), abs=1e-6)
+    monkeypatch.setattr(prior_probe, "_MOST_ASKED", 60)
+    some = float(get_method("prior_probe").fit(found).correction.radius)
+    assert some == pytest.approx(radius, rel=0.1) and some != radius
+
+
 def test_refuses_a_variance_that_is_none() -> None:
     from rada.core.errors import RadaError
 

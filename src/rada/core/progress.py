@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sized
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from rada.core.printable import clean
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 __all__ = ["progress_bar", "track"]
 
@@ -19,6 +23,8 @@ def progress_bar(
     description: str, total: int | None, *, enabled: bool | None = None, unit: str = "it"
 ) -> Iterator[Callable[[int], None]]:
     """Show a bar on standard error and yield a function that advances it.
+
+    Bars of several threads stand below each other; those with the same description are one.
 
     Args:
         description: What is being done.
@@ -36,6 +42,55 @@ def progress_bar(
     if not (sys.stderr.isatty() if enabled is None else enabled):
         yield lambda steps: None
         return
+    bars, line = _screen.enter(clean(description), total, clean(unit))
+    try:
+        yield lambda steps: bars.advance(line, steps)
+    finally:
+        _screen.leave(line)
+
+
+class _Screen:
+    """The bars that are shown now, of all threads: rich shows one set of them at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._bars: Progress | None = None
+        self._users: dict[TaskID, int] = {}
+
+    def enter(self, description: str, total: int | None, unit: str) -> tuple[Progress, TaskID]:
+        """Return the bars, and the one of a description."""
+        with self._lock:
+            bars = self._bars or _started()
+            self._bars = bars
+            for task in bars.tasks:
+                if task.description == description:
+                    if task.total is not None and total is not None:
+                        bars.update(task.id, total=task.total + total)
+                    self._users[task.id] += 1
+                    return bars, task.id
+            line = bars.add_task(description, total=total, unit=unit)
+            self._users[line] = 1
+            return bars, line
+
+    def leave(self, line: TaskID) -> None:
+        """Take a bar away when its last user leaves."""
+        with self._lock:
+            assert self._bars is not None
+            self._users[line] -= 1
+            if self._users[line]:
+                return
+            del self._users[line]
+            if self._users:
+                self._bars.remove_task(line)
+            else:
+                self._bars.stop()
+                self._bars = None
+
+
+_screen = _Screen()
+
+
+def _started() -> Progress:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -53,9 +108,8 @@ def progress_bar(
     class RateColumn(ProgressColumn):
         def render(self, task: Task) -> Text:
             speed = task.finished_speed or task.speed
-            return Text(
-                "" if not speed else f"{speed:.1f} {clean(unit)}/s", style="progress.data.speed"
-            )
+            unit = task.fields["unit"]
+            return Text("" if not speed else f"{speed:.1f} {unit}/s", style="progress.data.speed")
 
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -66,9 +120,9 @@ def progress_bar(
         TextColumn("left", markup=False),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=screen(err=True), transient=True) as bar:
-        task = bar.add_task(clean(description), total=total)
-        yield lambda steps: bar.advance(task, steps)
+    bars = Progress(*columns, console=screen(err=True), transient=True)
+    bars.start()
+    return bars
 
 
 def track(

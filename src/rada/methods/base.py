@@ -575,8 +575,13 @@ class Method(ABC):
         run: Run,
         fit_part: Callable[[Features, Path | None], AdaptedModel],
         folds: int = 2,
+        final: Callable[[], object] | None = None,
+        workers: int = 1,
     ) -> None:
-        """Choose the model's strengths and temperatures on its training images, by the one rule."""
+        """Choose the model's strengths and temperatures on its training images, by the one rule.
+
+        `final` trains the model itself, and is done first or beside the folds.
+        """
         choice = choose_strength(
             fit_part,
             data,
@@ -587,6 +592,8 @@ class Method(ABC):
             folder=run.state_dir,
             baseline=None if self.train_encoder else lambda a, b: probe_logits(a, b, run.seed),
             own_scale=self.cost != "features",  # what is below the head learns how sure to be
+            final=final,
+            workers=workers,
         )
         model.keep_choice(choice)
 

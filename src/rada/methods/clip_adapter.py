@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -14,9 +14,6 @@ from rada.methods.base import AdaptedModel, Facts, Method, Run
 from rada.methods.registry import register_method
 from rada.methods.terms import Terms
 from rada.training.feature_loop import Recipe
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["ClipAdapter", "ClipAdapterConfig"]
 

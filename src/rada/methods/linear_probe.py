@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,6 @@ from rada.features import ClassSet, Features
 from rada.methods.base import AdaptedModel, Facts, Method, Run
 from rada.methods.registry import register_method
 from rada.training.probe import linear_probe, regression
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["LinearProbe", "linear_probe"]
 

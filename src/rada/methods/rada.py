@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from rada.core.config import Config
 from rada.features import ClassSet, Features
 from rada.head import RAdaHead, shortlist_size
 from rada.methods.base import AdaptedModel, Facts, Method, Run
-from rada.methods.head_stack import HeadStack, learn_stack
 from rada.methods.registry import register_method
 from rada.methods.terms import Terms, masked_terms
 from rada.training.feature_loop import Losses, Recipe, class_logits_loss, default_subset
-from rada.training.strength import Strength, folds_of
-
-if TYPE_CHECKING:
-    pass
+from rada.training.strength import Strength
 
 __all__ = ["SOURCE", "EFTConfig", "HeadModel", "RAda", "train_head"]
+
+_MOST_PAIRS = 1024
+"""Images times classes of a step up to which threads of torch are better shared by several heads
+(`benchmarks/train_time.py --side-by-side`)."""
 
 SOURCE = "One Last Attention for Your Vision-Language Model, ICCV 2025, arXiv 2507.15480"
 
@@ -235,60 +236,42 @@ class RAda(Method):
     ) -> AdaptedModel:
         """Train the model, then choose its strength."""
         steps = config.steps(len(data))  # the folds stand for this model, so they learn for as many
-        together: dict[str, AdaptedModel] = {}
-        if config.strength == "auto" and self._together(model, data, config):
-            together = self._learn_together(model, data, config, run, steps)
 
         def learned(model: AdaptedModel, part: Features, path: Path | None) -> AdaptedModel:
-            if part.fingerprint not in together:
-                model = self.learn(
-                    model,
-                    part,
-                    config.recipe(),
-                    run,
-                    classes_per_step=config.subset(len(part.classes)),
-                    steps=steps,
-                    state_path=path,
-                    hard_classes=config.hard(len(part.classes)),
-                )
+            model = self.learn(
+                model,
+                part,
+                config.recipe(),
+                run,
+                classes_per_step=config.subset(len(part.classes)),
+                steps=steps,
+                state_path=path,
+                hard_classes=config.hard(len(part.classes)),
+            )
             return self.beside_head(model, part, config)
 
         def fit_part(part: Features, path: Path | None) -> AdaptedModel:
-            fold = together.get(part.fingerprint) or self._start_part(part, config, run)
+            fold = self.start(part, config, run).to(part.image_features.device)
             return learned(fold, part, path)
 
-        learned(model, data, None)
+        def final() -> AdaptedModel:
+            return learned(model, data, None)
+
         if config.strength == "auto":
-            self.choose_strength(model, data, run, fit_part, config.strength_folds)
+            workers = self._workers(data, config)
+            self.choose_strength(model, data, run, fit_part, config.strength_folds, final, workers)
         else:
+            final()
             model.strength = Strength(float(config.strength), classes=model.strength.classes)
         return model
 
-    def _start_part(self, part: Features, config: EFTConfig, run: Run) -> AdaptedModel:
-        return self.start(part, config, run).to(part.image_features.device)
-
-    def _together(self, model: AdaptedModel, data: Features, config: EFTConfig) -> bool:
-        """Whether the folds learn in one loop with the model: where that is known to be faster."""
-        if type(self).learn is not Method.learn or not isinstance(model, HeadModel):
-            return False
-        own = type(model)
-        as_head = (
-            own.loss is HeadModel.loss
-            and own.step_loss is AdaptedModel.step_loss
-            and own.adapted_images is HeadModel.adapted_images
-            and own.adapted_text is HeadModel.adapted_text
-        )
-        listed = shortlist_size(config.shortlist, len(data.classes)) or config.hard_classes
-        return as_head and not listed and HeadStack.pays(data, config)
-
-    def _learn_together(
-        self, model: AdaptedModel, data: Features, config: EFTConfig, run: Run, steps: int
-    ) -> dict[str, AdaptedModel]:
-        """Train the model and those of the folds in one loop; return each by what it learned from."""
-        parts = [data, *(fold.learned for fold in folds_of(data, run.seed, config.strength_folds))]
-        models = [model, *(self._start_part(part, config, run) for part in parts[1:])]
-        learn_stack(models, parts, config, run, steps, f"Training ({self.title})")
-        return {part.fingerprint: one for part, one in zip(parts, models, strict=True)}
+    def _workers(self, data: Features, config: EFTConfig) -> int:
+        """Return how many heads learn side by side: all of them, on a CPU, where the steps are small."""
+        classes = config.subset(len(data.classes)) or len(data.classes)
+        pairs = min(config.batch_size, len(data)) * min(classes, len(data.classes))
+        small = data.image_features.device.type == "cpu" and pairs <= _MOST_PAIRS
+        alone = small and self.cost == "features"  # an encoder in the loop is one for all
+        return min(torch.get_num_threads(), 1 + config.strength_folds) if alone else 1
 
     def beside_head(self, model: AdaptedModel, data: Features, config: Any) -> AdaptedModel:
         """Learn what a variant has beside the head; nothing here."""

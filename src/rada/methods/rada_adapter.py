@@ -8,7 +8,7 @@ zero-shot exactly and every weight learns.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -17,9 +17,6 @@ from rada.core.config import Config
 from rada.methods.base import Facts, Method
 from rada.methods.rada import SOURCE, EFTConfig, HeadModel, RAda
 from rada.methods.registry import register_method
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["AdaptedHeadModel", "RAdaAdapter", "RAdaAdapterConfig"]
 

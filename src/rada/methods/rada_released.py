@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from rada.core.config import Config
 from rada.features import Features
@@ -11,9 +11,6 @@ from rada.methods.base import AdaptedModel, Method, Run
 from rada.methods.rada import SOURCE, HeadModel
 from rada.methods.registry import register_method
 from rada.training.feature_loop import Recipe
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["RAdaReleased", "ReleasedConfig"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from rada.core.config import Config
 from rada.core.errors import CheckpointError, TrainingDivergedError
 from rada.core.hashing import fingerprint_tensors
 from rada.core.progress import progress_bar
+from rada.core.threads import stop_if_told
 from rada.features import ClassSet, Features
 from rada.training import optimizers
 from rada.training.schedule import epoch_cosine, warmup_cosine
@@ -32,15 +33,15 @@ __all__ = [
     "class_logits_loss",
     "default_subset",
     "draw_classes",
-    "endless_steps",
     "learning_rate",
     "seeded",
     "train",
 ]
 
 Losses = dict[str, Tensor]
-"""`loss` is what a step minimises, the others are reported. All are means over the images, but for
-`total`: where it is there, it is what is minimised, and not reported."""
+"""`loss` is what a step minimises, the others are reported. All are means over the images."""
+
+_drawing = threading.RLock()  # torch has one source of random numbers for all threads
 
 
 class Step(NamedTuple):
@@ -134,8 +135,8 @@ class Recipe(Config):
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """While the block runs, torch draws from `seed`; for initial weights."""
-    with torch.random.fork_rng(devices=[]):
+    """While the block runs, torch draws from `seed`; for initial weights, of one thread at a time."""
+    with _drawing, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
 
@@ -184,7 +185,7 @@ def class_logits_loss(logits: Tensor, labels: Tensor, **weighted: Tensor) -> Los
 
 def train(
     model: nn.Module,
-    loss: Callable[[Any], Losses],
+    loss: Callable[[Step], Losses],
     data: Features,
     recipe: Recipe,
     seed: int,
@@ -195,7 +196,6 @@ def train(
     state_path: Path | None = None,
     progress: bool | None = None,
     description: str = "Training",
-    batches: Callable[[int], Iterator[Any]] | None = None,
     shortlists: Tensor | None = None,
 ) -> list[dict[str, float]]:
     """Train the parameters of a model that take gradients.
@@ -216,8 +216,6 @@ def train(
             call goes on from there, bit for bit; a state of another run is replaced.
         progress: Show a bar; None on a terminal only.
         description: Beside the bar.
-        batches: Returns the steps of an epoch, a pure function of its number; None for those of the data.
-            They need `labels`, and are what `loss` gets.
         shortlists: Classes from which those of a step are drawn that are no labels, `(N, C)` for the
             images; None for all.
 
@@ -242,11 +240,7 @@ def train(
         with progress_bar(description, steps, enabled=progress, unit="step") as advance:
             advance(state.epoch * per_epoch)
             for epoch in range(state.epoch, epochs):
-                drawn = (
-                    _steps(data, recipe, seed, classes_per_step, epoch, shortlists)
-                    if batches is None
-                    else batches(epoch)
-                )
+                drawn = _steps(data, recipe, seed, classes_per_step, epoch, shortlists)
                 numbered = zip(range(epoch * per_epoch, steps), drawn, strict=False)
                 pace = functools.partial(_set_rates, optimizer, recipe, per_epoch, steps)
                 paced = ((number + 1, step, pace(number)) for number, step in numbered)
@@ -309,12 +303,12 @@ def _epoch(
     totals: dict[str, float] = {}
     seen, rate = 0, 0.0
     for number, step, rate in steps:
+        stop_if_told()
         losses = loss(step)
         reported = _check_loss(losses, f"at step {number}", rate)
         optimizer.zero_grad(set_to_none=True)
-        losses.get("total", losses["loss"]).backward()
+        losses["loss"].backward()
         optimizer.step()
-        reported.pop("total", None)
         for name, value in reported.items():
             totals[name] = totals.get(name, 0.0) + value * len(step.labels)
         seen += len(step.labels)
@@ -379,16 +373,6 @@ def _steps(
         kept = (relabelled >= 0).nonzero().flatten()
         labels = relabelled[kept].to(labels.device)
         yield Step(number, batch[kept], chosen[kept], labels, classes.take(drawn), views[kept])
-
-
-def endless_steps(
-    data: Features, recipe: Recipe, seed: int, classes_per_step: int, first: int
-) -> Iterator[Step]:
-    """Yield the steps of `train` on the same data from the one numbered `first` on, without end."""
-    epoch, skipped = divmod(first, math.ceil(len(data) / recipe.batch_size))
-    for number in itertools.count(epoch):
-        found = _steps(data, recipe, seed, classes_per_step, number)
-        yield from itertools.islice(found, skipped if number == epoch else 0, None)
 
 
 def default_subset(classes: int) -> int:

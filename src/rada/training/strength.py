@@ -27,6 +27,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -40,6 +41,7 @@ from rada.core.hashing import fingerprint_tensors
 from rada.core.processes import process_rank
 from rada.core.records import FoldRecord, check_record
 from rada.core.storage import read_json, write_json
+from rada.core.threads import side_by_side
 from rada.features import ClassSet, Features
 
 __all__ = [
@@ -375,6 +377,8 @@ def choose_strength(
     of_zero_shot: TemperaturePrior = OF_ZERO_SHOT,
     at_points: TemperaturePrior = AT_POINTS,
     own_scale: bool = False,
+    final: Callable[[], object] | None = None,
+    workers: int = 1,
 ) -> StrengthChoice:
     """Choose strengths and temperatures by cross-validation on the training images.
 
@@ -391,6 +395,8 @@ def choose_strength(
         at_points: Prior of the temperature at each point.
         own_scale: Whether training itself sets how sure the logits are, as that of prompts does: where
             zero-shot is too sure, temperatures from its own down to 1 are then as likely as each other.
+        final: Trains on all of the data, which is done first or beside the folds; None for nothing.
+        workers: Threads that train side by side (`rada.core.threads.side_by_side`).
 
     Returns:
         The choice with the curves that led to it.
@@ -403,9 +409,11 @@ def choose_strength(
         at_points = replace(at_points, free=max(0.0, math.log(prior)))
     runs = _Folds(train, grid, prior, at_points, folder, [seed, key], baseline)
     base, new = runs.nothing(grid.points), runs.nothing(PLAIN_GRID.points)
-    method = "none"
-    for fold in folds_of(data, seed, folds):
-        base_scores, new_scores = runs.scores(fold)
+    method, parts = "none", list(folds_of(data, seed, folds))
+    first = [] if final is None else [final]
+    found = side_by_side([*first, *(partial(runs.scores, fold) for fold in parts)], workers)
+    for fold, (base_scores, new_scores) in zip(parts, found[len(first) :], strict=True):
+        runs.ask_baseline(fold)
         base, new = base + base_scores, new + new_scores
         method = fold.name.partition("-")[0]
     asked = base if base.images else None
@@ -433,7 +441,6 @@ class _Folds:
     def scores(self, fold: Fold) -> tuple[Scores, Scores]:
         """Return what held-out images of learned and of other classes say."""
         name, learned, base, new = fold
-        self._ask_baseline(learned, base)
         record = self.folder and self.folder / f"strength-{name}.json"
         parts = [part and part.fingerprint for part in (base, new)]
         identity = fingerprint_tensors(extra=[self.key, learned.fingerprint, parts])
@@ -464,15 +471,16 @@ class _Folds:
             logits = model.at_points(model.features_of(part), part.class_set(), points)
             return score(logits, part.labels, self.prior, self.at_points)
 
-    def _ask_baseline(self, learned: Features, base: Features | None) -> None:
-        if self.baseline is None or base is None:
+    def ask_baseline(self, fold: Fold) -> None:
+        """Count how many held-out images the linear probe gets right."""
+        if self.baseline is None or fold.base is None:
             return
-        logits = self.baseline(learned, base)
+        logits = self.baseline(fold.learned, fold.base)
         if logits is None:
             self.baseline = None
             return
-        self.probe_right += int((logits.argmax(1) == base.labels).sum())
-        self.probe_images += len(base)
+        self.probe_right += int((logits.argmax(1) == fold.base.labels).sum())
+        self.probe_images += len(fold.base)
 
 
 def _forget(state: Path | None) -> None:

@@ -14,7 +14,6 @@ __all__ = [
     "LOG2_E",
     "MapState",
     "Operands",
-    "Padding",
     "column",
     "is_bounded",
     "scores",
@@ -26,19 +25,6 @@ _SAFE_EXPONENT = 40.0
 """Scores below this, in base two, need no maximum: sums stay far from float32's 2^127."""
 
 
-class Padding(NamedTuple):
-    """Of pairs whose classes are fewer than the K rows that the tensors have.
-
-    Attributes:
-        classes: Their number, `(N,)`, in the type of the scores.
-        bias: Added to the scores: minus infinity where a row or column of a map is no class,
-            `(N, 2 K + 1, K)`.
-    """
-
-    classes: Tensor
-    bias: Tensor
-
-
 class Operands(NamedTuple):
     """Queries, keys and values of N pairs of image and attention head.
 
@@ -48,7 +34,6 @@ class Operands(NamedTuple):
         values: `(N, K, d)`, with any strides.
         factor: `c = 1 / (tau sqrt(d))`.
         plan: sizes of the pieces.
-        padding: None where every pair has K classes; only of maps that are held whole.
     """
 
     queries: Tensor
@@ -56,16 +41,6 @@ class Operands(NamedTuple):
     values: Tensor
     factor: float
     plan: KernelPlan
-    padding: Padding | None = None
-
-    def classes(self, part: slice) -> int | Tensor:
-        """Return the classes of some pairs."""
-        return self.keys.shape[1] if self.padding is None else self.padding.classes[part]
-
-    def scores(self, part: slice, out: Tensor) -> Tensor:
-        """Compute the scores of some pairs, in base two."""
-        scores(self.queries[part], self.keys[part], self.factor, out)
-        return out if self.padding is None else out.add_(self.padding.bias[part])
 
 
 class MapState(NamedTuple):

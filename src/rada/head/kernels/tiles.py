@@ -43,7 +43,7 @@ def _row_kernel(operands: Operands) -> tuple[Tensor, Tensor]:
 
     Only for bounded scores: there the exponential of a float32 log-sum-exp is accurate.
     """
-    queries, keys, values, factor, _, _ = operands
+    queries, keys, values, factor, _ = operands
     softmax, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         queries[None], keys[None], values[None], scale=factor
     )
@@ -53,7 +53,7 @@ def _row_kernel(operands: Operands) -> tuple[Tensor, Tensor]:
 
 def _maxima(operands: Operands) -> Tensor:
     """Largest score of each map in base two, `(N, 3)`."""
-    queries, keys, _, factor, plan, _ = operands
+    queries, keys, _, factor, plan = operands
     maxima = queries.new_full((len(keys), 3), -math.inf)
     for kind, rows in enumerate(sections(queries)):
         for top in _tiles(rows.shape[1], plan.rows):
@@ -65,7 +65,7 @@ def _maxima(operands: Operands) -> Tensor:
 
 def _sums(operands: Operands, shift: Tensor | None) -> tuple[Tensor, Tensor]:
     """`E v`, `(N, 2 K + 1, d)`, and the row sums of `E`, `(N, 2 K + 1)`."""
-    queries, keys, values, factor, plan, _ = operands
+    queries, keys, values, factor, plan = operands
     product = torch.zeros_like(queries)
     row_total = queries.new_zeros(queries.shape[:2])
     parts = zip(sections(queries), sections(product), sections(row_total), strict=True)
@@ -95,7 +95,7 @@ def tiled_backward(
     operands: Operands, output: Tensor, state: MapState, gradient: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute tile after tile again; arguments and result as for `maps_backward`."""
-    queries, keys, values, factor, plan, _ = operands
+    queries, keys, values, factor, plan = operands
     assert state.rational is not None
     classes = keys.shape[1]
     d_image, d_keys, d_values, image_inner = _image_row_backward(operands, gradient)
@@ -157,7 +157,7 @@ def _image_row_backward(
     operands: Operands, gradient: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The image map's one row: gradients of its query, of keys and values, and `sum(do o)`."""
-    queries, keys, values, factor, _, _ = operands
+    queries, keys, values, factor, _ = operands
     query = queries[:, -1:]
     row = torch.bmm(query, keys.transpose(1, 2)).mul_(factor).softmax(-1)
     d_output = gradient.sum(1, keepdim=True)

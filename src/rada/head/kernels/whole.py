@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rada.head.kernels.scores import MapState, Operands, column
+from rada.head.kernels.scores import MapState, Operands, column, scores
 
 __all__ = ["whole_backward", "whole_forward"]
 
 
 def whole_forward(operands: Operands, bounded: bool) -> tuple[Tensor, MapState]:
     """Compute every map of a group at once; arguments and result as for `maps_forward`."""
-    queries, keys, values, _, plan, _ = operands
+    queries, keys, values, factor, plan = operands
     number, classes, width = keys.shape
     output = queries.new_empty(number, classes, width)
     total = queries.new_empty(number, 3)
@@ -20,7 +20,7 @@ def whole_forward(operands: Operands, bounded: bool) -> tuple[Tensor, MapState]:
     buffer = queries.new_empty(min(plan.maps, number), 2 * classes + 1, classes)
     for start in range(0, number, plan.maps):
         part = slice(start, start + plan.maps)
-        maps = operands.scores(part, buffer[: number - start])
+        maps = scores(queries[part], keys[part], factor, buffer[: number - start])
         pair, image = _split(maps)
         if shift is not None:
             torch.amax(pair, (2, 3), out=shift[part, :2])
@@ -28,7 +28,7 @@ def whole_forward(operands: Operands, bounded: bool) -> tuple[Tensor, MapState]:
         _exponentiate(maps, None if shift is None else shift[part])
         torch.sum(pair, (2, 3), out=total[part, :2])
         torch.sum(image, (1, 2), out=total[part, 2])
-        weight, text_weight, image_weight = _weights(total[part], operands.classes(part))
+        weight, text_weight, image_weight = _weights(total[part], classes)
         torch.addcmul(pair[:, 0], pair[:, 1], text_weight, out=pair[:, 1])
         image.mul_(image_weight)
         product = torch.bmm(maps[:, classes:], values[part])
@@ -43,7 +43,7 @@ def whole_backward(
 
     The queries' memory becomes their gradient's.
     """
-    queries, keys, values, factor, plan, _ = operands
+    queries, keys, values, factor, plan = operands
     number, classes, width = keys.shape
     d_keys, d_values = (queries.new_empty(number, classes, width) for _ in range(2))
     group = min(plan.maps, number)
@@ -53,11 +53,11 @@ def whole_backward(
     d_buffer = queries.new_empty(group, classes + 1, width)
     for start in range(0, number, plan.maps):
         part, left = slice(start, start + plan.maps), number - start
-        maps = operands.scores(part, buffer[:left])
+        maps = scores(queries[part], keys[part], factor, buffer[:left])
         _exponentiate(maps, None if state.shift is None else state.shift[part])
         pair, image = _split(maps)
         total = state.total[part]
-        weight, text_weight, image_weight = _weights(total, operands.classes(part))
+        weight, text_weight, image_weight = _weights(total, classes)
         average, d_output = shared[:left], d_buffer[:left]
         torch.addcmul(pair[:, 0], pair[:, 1], text_weight, out=average[:, :-1])
         torch.mul(image, image_weight, out=average[:, -1:])
@@ -89,7 +89,7 @@ def _exponentiate(maps: Tensor, shift: Tensor | None) -> None:
     maps.exp2_()
 
 
-def _weights(total: Tensor, classes: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _weights(total: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
     """Weight of the rational map, and of the text and image maps relative to it, `(N, 1, 1)`."""
     rational, text, image = total.unbind(1)
     return (
