@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from data.images import draw_folder
 from rada import Classifier
-from rada.encoders import load_encoder
+from rada.encoders import DualEncoder, load_encoder
 from rada.encoders.kept_texts import kept_classes, kept_texts
 
 NAMES = tuple(f"thing {number}" for number in range(90))
@@ -92,3 +93,25 @@ def test_a_classifier_keeps_them_unless_it_may_not(saved, tmp_path, monkeypatch)
         Classifier(saved("clip"), cache=cache, **options).fit(tmp_path / "images")
         folder = tmp_path / "cache" / "encoders"
         assert len(list(folder.glob("classes-*.safetensors"))) == files
+
+
+@pytest.mark.parametrize("out", ["features.safetensors", "store"])
+def test_encode_keeps_them_too(saved, tmp_path, monkeypatch, out):
+    from rada.cli.app import app
+
+    monkeypatch.setenv("RADA_CACHE", str(tmp_path / "cache"))
+    draw_folder(tmp_path / "photos" / "train", {"cat": 2, "dog": 2})
+    options = ["--model", saved("clip"), "--split", "train", "--workers", "0"]
+    options += [word for number in range(140) for word in ("--template", f"{number} times {{}}")]
+
+    def encode(place, *more):
+        command = ["encode", tmp_path / "photos", "--out", place, *options, *more]
+        done = CliRunner().invoke(app, [str(word) for word in command])
+        assert done.exit_code == 0, done.output
+
+    encode(tmp_path / "other" / out, "--no-cache")
+    assert not list((tmp_path / "cache").rglob("classes-*"))
+    encode(tmp_path / out)
+    assert len(list((tmp_path / "cache").rglob("classes-*"))) == 1
+    monkeypatch.setattr(DualEncoder, "encode_classes", lambda *_: pytest.fail("they were there"))
+    encode(tmp_path / "again" / out)

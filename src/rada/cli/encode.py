@@ -111,6 +111,7 @@ def _one_file(
     """Write all features to one file; None in all processes but the main one."""
     import dataclasses
 
+    from rada.encoders.kept_texts import kept_classes
     from rada.features import extract_features
     from rada.features.processes import extract_in_group
 
@@ -121,11 +122,12 @@ def _one_file(
         features = extract_in_group(group, encoder, images, out, **options)
     with group.together():
         if features is not None:
+            names, templates, keep = dataset.classes, dataset.templates, options.get("cache")
             features = dataclasses.replace(
                 features,
-                text_features=encoder.encode_classes(dataset.classes, dataset.templates),
+                text_features=kept_classes(encoder, names, templates, keep=keep is not False),
                 scale=float(encoder.scale),
-                templates=dataset.templates,
+                templates=templates,
             )
             features.save(out, overwrite=overwrite)
     return features

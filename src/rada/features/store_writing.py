@@ -19,6 +19,7 @@ from rada.core.storage import storage_errors, write_json
 from rada.core.values import check_count
 from rada.data import ImageSplit
 from rada.data.sources import id_bytes
+from rada.encoders.kept_texts import kept_classes
 from rada.features.extract import BadImage, fill, iter_features
 from rada.features.features import Features
 from rada.features.files import file_key, save_features
@@ -85,8 +86,8 @@ class StorePlan:
         labels = self.split.labels[start:stop].tolist()
         return fingerprint_tensors(extra=[facts, images, labels])
 
-    def shared(self, encoder: DualEncoder, out: Path) -> FeatureStore:
-        """Return what all shards share, with the class features."""
+    def shared(self, encoder: DualEncoder, out: Path, *, keep: bool = True) -> FeatureStore:
+        """Return what all shards share, with the class features; `keep` is that of `kept_classes`."""
         classes = self.split.classes
         return FeatureStore(
             out,
@@ -94,7 +95,7 @@ class StorePlan:
             classes,
             encoder.dim,
             self.views,
-            encoder.encode_classes(classes, self.templates),
+            kept_classes(encoder, classes, self.templates, keep=keep, progress=None),
             float(encoder.scale),
             encoder.name,
             encoder.fingerprint,
@@ -179,7 +180,8 @@ def write_store(
                 shards = _shards(out, keys)
                 if not any(shard["rows"] for shard in shards):
                     raise DataError(f"none of the {len(plan.split)} images can be read")
-                _write_index(folder, plan.shared(encoder, out), shards)
+                keep = options.get("cache") is not False
+                _write_index(folder, plan.shared(encoder, out, keep=keep), shards)
     return FeatureStore.open(out) if group.is_main else None
 
 
