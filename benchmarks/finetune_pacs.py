@@ -22,7 +22,7 @@ from rada.report.robustness import accuracies, draw_robustness
 ROOT = Path(__file__).resolve().parents[1]
 SHIFTED = ("art_painting", "cartoon", "sketch")
 # Name of a row: its method, its title, what differs from the defaults.
-ORDER = ("linear_probe", "ft", "l2_sp", "lp_ft", "flyp", "rada", "rada_ft")
+ORDER = ("linear_probe", "ft", "l2_sp", "lp_ft", "flyp", "rada", "rada_probe", "rada_ft")
 ROWS = {name: (name, get_method(name).title, {}) for name in ORDER}
 ROWS["rada_ft_image"] = ("rada_ft", "RAda-FT, image encoder alone", {"train": "image"})
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -109,6 +109,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "RAdaClassifier":  # its name while there was one method
         name = "Classifier"
+    if name == "errors":
+        return importlib.import_module("rada.errors")
     if name not in _MODULES:
         raise AttributeError(f"module 'rada' has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULES[name]), name)

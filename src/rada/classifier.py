@@ -149,17 +149,22 @@ class Classifier(ClassifierAnswers):
             if output_dir is None
             else claim(output_dir, "model", inputs=[data])
         )
-        with owned as out:
+        # whatever the caller has switched off: learning needs gradients
+        with owned as out, torch.inference_mode(False), torch.enable_grad():
             fitted, features = fit_model(plan, data, out)
         self.adopt(fitted)
         self.train_features_, self._values = features, values
+        if values is not None:
+            self.n_features_in_ = features.dim
         return self
 
     # -- evaluation ------------------------------------------------------------------------------
 
     def score(self, data: Data, y: Any = None) -> float:
         """Return the accuracy on labelled data among the classifier's candidates, in [0, 1]."""
-        return accuracy(self, data) if y is None else share_right(self.predict(data), y)
+        return (
+            accuracy(self, data) if y is None else share_right(self.predict(data), y, self.classes_)
+        )
 
     def zero_shot_score(self, data: Data) -> float:
         """Return the accuracy of the model without adaptation, in [0, 1]."""

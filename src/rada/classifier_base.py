@@ -47,6 +47,7 @@ class ClassifierBase(Estimator, NamesImages):
     _values: NDArray[Any] | None = None
     _slot: EncoderSlot | None = None
     train_features_: Features | None = None
+    n_features_in_: int
 
     def __init__(
         self,
@@ -169,7 +170,15 @@ class ClassifierBase(Estimator, NamesImages):
         Raises:
             DataError: If they are not known yet.
         """
-        return np.asarray(self.candidates()) if self._values is None else self._values
+        names, values = self.candidates(), self._values
+        if values is None:
+            return np.asarray(names)
+        aliases = self.fitted_.aliases
+        known = [aliases.get(name, name) for name in map(str, values.tolist())]
+        if len(set(known)) < len(known) or not set(names) <= set(known):
+            return np.asarray(names)  # other candidates than what was learned
+        found: NDArray[Any] = values[[known.index(name) for name in names]]
+        return found
 
     def candidates(self) -> tuple[str, ...]:
         """Return the names of the candidate classes.
@@ -294,7 +303,6 @@ class ClassifierBase(Estimator, NamesImages):
     def arrays(self, rows: Any, labels: Any) -> tuple[Features, NDArray[Any]]:
         """Return features with class features and scale; without an encoder, class means serve."""
         features, values = labelled_arrays(rows, labels)
-        self.n_features_in_ = features.dim
         if not self.slot and self.text_features is None:
             places = one_hot(features.labels, len(values)).float()
             means = normalize(places.T @ features.plain(), dim=-1)
@@ -318,6 +326,8 @@ class ClassifierBase(Estimator, NamesImages):
     def to_predict(self, images: Any) -> tuple[Features | None, ClassSet]:
         """Return features of what is to be predicted, None for nothing at all, and the candidates."""
         given = self._values is not None and not isinstance(images, Features)
+        if given and self.slot:  # else nothing but rows can be meant
+            given = getattr(images, "ndim", 0) == 2 or _is_nested(images)
         return self.inputs.to_predict(self.rows(images) if given else images, self.candidates())
 
     def model_logits(
@@ -338,6 +348,7 @@ class ClassifierBase(Estimator, NamesImages):
             zero_shot: The model's logits at strength 0, where they are known.
         """
         model = self.model_ or self.zero_shot_model(classes.names, images.shape[1], scale)
+        images, classes = model.as_learned(images, classes)
         return finite_logits(model.logits(images, classes, strength=strength, zero_shot=zero_shot))
 
     def zero_shot_model(
@@ -360,6 +371,11 @@ class ClassifierBase(Estimator, NamesImages):
         scale = self.inputs.scale_for() if scale is None else scale
         asked = self.slot.get() if encoder and self.slot else None
         return method.build(Facts(dim, scale, classes), method.config(), {}, asked)
+
+
+def _is_nested(rows: Any) -> bool:
+    """Whether it is a list of rows of numbers."""
+    return isinstance(rows, list | tuple) and all(isinstance(row, list | tuple) for row in rows)
 
 
 def _named(templates: str | Sequence[str] | None) -> tuple[str, ...] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,8 @@ def convert_data(
     """Return labelled data that is no path, in whatever form it is handed over.
 
     Labels that are texts are class names. Labels that are integers are places in the class names that the
-    data brings, or else in `classes`.
+    data brings, or else in `classes`; where all of these are numbers, such as "1", "2" and "5", and all
+    labels among them, labels are these numbers.
 
     Args:
         data: See `ACCEPTED`.
@@ -211,6 +213,8 @@ def _labels(
             "the labels are integers, and nothing says which classes they are: give the classifier its "
             "class names in that order (classes=[...]), or use class names as labels"
         )
+    if own is None:
+        numbers = _by_number(numbers, names)
     wrong = numbers[(numbers < -1) | (numbers >= len(names))]
     if len(wrong):
         raise DataError(
@@ -218,6 +222,16 @@ def _labels(
             f"{len(names) - 1}, or -1 for none"
         )
     return numbers, tuple(names) if own is None else tuple(map(display_name, own))
+
+
+def _by_number(labels: NDArray[np.int64], names: Sequence[str]) -> NDArray[np.int64]:
+    """Return the places of labels that are the numbers in the names; other labels as they are."""
+    if not all(re.fullmatch(r"-?\d+", name) for name in names):
+        return labels
+    place = {int(name): index for index, name in enumerate(names)} | {-1: -1}
+    if "-1" in names or not set(labels.tolist()) <= place.keys():
+        return labels
+    return np.array([place[label] for label in labels.tolist()], np.int64)
 
 
 def _is_label(value: Any) -> bool:
@@ -293,8 +307,9 @@ def _feature_array(values: Any) -> torch.Tensor | None:
     if not is_array(values) or values.ndim not in (2, 3):
         return None
     if is_tensor(values):
-        return values.detach().cpu().clone() if values.is_floating_point() else None
-    return torch.from_numpy(values.copy()) if values.dtype.kind == "f" else None
+        return values.detach().float().cpu().clone() if values.is_floating_point() else None
+    # float64 is what numpy makes of numbers, not what somebody chose
+    return torch.from_numpy(values.astype(np.float32)) if values.dtype.kind == "f" else None
 
 
 # -- other libraries -----------------------------------------------------------------------------

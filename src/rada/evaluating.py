@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from rada.core.errors import CheckpointError, EncoderError, FeatureError
+from rada.core.errors import CheckpointError, DataError, EncoderError, FeatureError
 from rada.core.warn import warn
 from rada.data import ImageSplit, Naming
 from rada.data.checks import check_labelled
@@ -22,6 +22,8 @@ from rada.features import Features, FeatureStore
 from rada.inputs import TEST_SPLITS, TRAIN_SPLITS, Data, Opened, data_name, open_labelled
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from rada.classifier_base import ClassifierBase
 
 __all__ = [
@@ -113,7 +115,7 @@ def evaluate(
         part = open_to_evaluate(classifier, other, None, class_names)
         result = evaluate_opened(classifier, part, data_name(other), learned).result
         shifted[name] = {row: result[row] for row in result["rows"]} | {"images": result["images"]}
-    rows = found.result["rows"]
+    rows = [row for row in found.result["rows"] if all(row in shifted[name] for name in ood)]
     shifted["mean"] = {
         row: statistics.fmean(shifted[name][row]["accuracy"] for name in ood) for row in rows
     }
@@ -350,6 +352,25 @@ def run_facts(classifier: ClassifierBase) -> dict[str, Any]:
     }
 
 
-def share_right(predicted: Any, labels: Any) -> float:
-    """Return the part of predictions that are right."""
-    return float((np.asarray(predicted) == np.asarray(labels)).mean())
+def share_right(predicted: NDArray[Any], labels: Any, classes: NDArray[Any]) -> float:
+    """Return the part of predictions that are right.
+
+    Names stand for labels of other types: a saved model knows the class 5 as "5".
+
+    Raises:
+        DataError: If there is not one label for each prediction, or no label is a class at all.
+    """
+    wanted = np.asarray(labels)
+    if wanted.shape == (len(predicted), 1):  # a column, which `fit` takes too
+        wanted = wanted[:, 0]
+    if wanted.shape != predicted.shape:
+        raise DataError(
+            f"the labels have the shape {wanted.shape} for {len(predicted)} images: give one an image"
+        )
+    found, known, values = (list(map(str, some.tolist())) for some in (predicted, classes, wanted))
+    if values and not set(values) & set(known):
+        raise DataError(
+            f"none of the labels is a class of the model: the first is {values[0]!r}, and the classes are "
+            f"{', '.join(map(repr, known[:10]))}"
+        )
+    return float(np.mean([one == other for one, other in zip(found, values, strict=True)]))

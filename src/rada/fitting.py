@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import torch
 
 from rada.core.config import Config
-from rada.core.errors import CheckpointError
+from rada.core.errors import CheckpointError, FeatureError
 from rada.core.hashing import fingerprint_tensors
 from rada.core.printable import escape
 from rada.core.warn import warn
@@ -231,8 +233,8 @@ def labelled_arrays(features: Any, labels: Any) -> tuple[Features, np.ndarray]:
         labels: `(N,)` of any type.
 
     Raises:
-        ValueError: If scikit-learn refuses them: other lengths, no rows, NaN, no numbers, no classes.
-        FeatureError: If a row is zero.
+        FeatureError: If they cannot be used: other lengths, no rows, NaN, no numbers, no classes, a zero row;
+            it is a ValueError too, with scikit-learn's words.
 
     Example:
         >>> found, values = labelled_arrays(np.eye(2), ["b", "a"])
@@ -242,8 +244,9 @@ def labelled_arrays(features: Any, labels: Any) -> tuple[Features, np.ndarray]:
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import check_X_y
 
-    rows, given = check_X_y(features, labels)
-    check_classification_targets(given)
+    with _refused():
+        rows, given = check_X_y(_plain_array(features), _plain_array(labels))
+        check_classification_targets(given)
     values, places = np.unique(given, return_inverse=True)
     names = tuple(map(str, values.tolist()))
     return Features(unit_rows(rows), torch.from_numpy(places), names), values
@@ -253,9 +256,28 @@ def unit_rows(rows: Any) -> torch.Tensor:
     """Return an array `(N, D)` of numbers as unit-norm rows, float32.
 
     Raises:
-        ValueError: If scikit-learn refuses it: NaN, no rows, no numbers.
+        FeatureError: If it cannot be used: NaN, no rows, no numbers; with scikit-learn's words.
     """
     from sklearn.utils.validation import check_array
 
-    table = torch.from_numpy(check_array(rows).astype(np.float32, copy=True))
+    with _refused():
+        found = check_array(_plain_array(rows)).astype(np.float32, copy=True)
+    table = torch.from_numpy(found)
     return torch.nn.functional.normalize(table, dim=-1)
+
+
+def _plain_array(values: Any) -> Any:
+    """Return a tensor as an array that numpy can hold; other things as they are."""
+    if not isinstance(values, torch.Tensor):
+        return values
+    values = values.detach().cpu()
+    return (values.float() if values.dtype is torch.bfloat16 else values).numpy()
+
+
+@contextlib.contextmanager
+def _refused() -> Iterator[None]:
+    """Turn what scikit-learn refuses into an error of rada's; types are refused as it does."""
+    try:
+        yield
+    except ValueError as error:
+        raise FeatureError(str(error)) from error

@@ -250,7 +250,7 @@ def test_a_header_cannot_claim_memory(tmp_path):
 @given(data=st.data())
 def test_a_damaged_file_is_an_error_or_valid(data, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "damaged.safetensors"
-    Features(unit(3, 4), [0, 1, 1], ("a", "b"), scale=2.0).save(path)
+    Features(unit(3, 4), [0, 1, 1], ("a", "b"), scale=2.0).save(path, overwrite=True)
     content = bytearray(path.read_bytes())
     if data.draw(st.booleans()):
         del content[data.draw(st.integers(0, len(content) - 1)) :]

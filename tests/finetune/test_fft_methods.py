@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy, log_softmax
 from finetune.conftest import COLOURS, write_pictures
 from rada import FFTConfig, FineTuner
 from rada.core.errors import ConfigError, DataError, EncoderError, UnknownClassError
+from rada.core.randomness import seeded
 from rada.data import open_dataset
 from rada.encoders import load_encoder
 from rada.features import ClassSet
@@ -22,7 +23,6 @@ from rada.methods.finetune.ft import FineTuningConfig
 from rada.methods.finetune.model import TunedModel
 from rada.pretrained import load_model
 from rada.training.batches import Order, Position, StepData, training_transform
-from rada.training.feature_loop import seeded
 
 # Those that train whole encoders; those that put something into them have tests of their own.
 ENCODERS = ["ft", "l2_sp", "lp_ft", "flyp", "rada_ft"]

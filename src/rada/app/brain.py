@@ -57,7 +57,7 @@ class Brain:
             Image.new("RGB", (64, 64)).save(Path(folder) / "grey.png")
             self.encode([Path(folder) / "grey.png"])
         classes = self.class_set(("this", "that"))
-        Vocabulary.of(self.encoder, classes.templates[0], progress=False)
+        Vocabulary.of(self.encoder, classes.template, progress=False)
 
     def encode(self, paths: Sequence[Path]) -> Tensor:
         """Return features `(N, D)` of images."""

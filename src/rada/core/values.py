@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rada.core.errors import ConfigError, RadaError
 from rada.core.warn import warn
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = [
     "DEFAULT_METHOD",
     "LARGEST_SCALE",
     "LARGEST_SEED",
     "check_count",
+    "check_indices",
     "check_scale",
     "check_seed",
 ]
@@ -66,6 +71,34 @@ def check_count(value: Any, name: str, *, error: type[RadaError] = ConfigError) 
     if number is None or number < 1:
         raise error(f"{name} should be a positive integer, not {_shown(value)}")
     return number
+
+
+def check_indices(indices: Any, count: int, *, error: type[RadaError]) -> NDArray[np.int64]:
+    """Return the numbers of rows that are meant, `(n,)`; whether they are in range is not asked.
+
+    Args:
+        indices: Integers, or as many booleans as there are rows, which say what to keep.
+        count: How many rows there are.
+        error: Of which type to raise an error.
+
+    Raises:
+        RadaError: If a mask has another length, or they are no integers.
+
+    Example:
+        >>> check_indices([False, True, True], 3, error=RadaError).tolist()
+        [1, 2]
+    """
+    import numpy as np
+
+    values = indices.cpu() if hasattr(indices, "cpu") else indices
+    rows = np.asarray(values).reshape(-1)
+    if rows.dtype == bool:
+        if len(rows) != count:
+            raise error(f"a mask of {len(rows)} does not fit {count} images")
+        rows = np.flatnonzero(rows)
+    if len(rows) and rows.dtype.kind not in "iu":
+        raise error(f"rows are numbers or a mask, not of the type {rows.dtype}: {_shown(indices)}")
+    return rows.astype(np.int64)
 
 
 def check_scale(scale: Any, *, error: type[RadaError] = ConfigError) -> float:

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from rada.core.errors import DataError
+from rada.core.values import check_indices
 from rada.data.prompts import DEFAULT_TEMPLATE
 from rada.data.sources import FileSource, ImageSource, id_bytes
 
@@ -122,14 +123,9 @@ class ImageSplit:
             indices: (n,) integers, or (N,) booleans that say which images to keep.
 
         Raises:
-            DataError: If a mask is not as long as the split.
+            DataError: If a mask is not as long as the split, or they are neither.
         """
-        rows = np.asarray(indices).reshape(-1)
-        if rows.dtype == bool:
-            if len(rows) != len(self):
-                raise DataError(f"a mask of {len(rows)} does not fit {len(self)} images")
-            rows = np.flatnonzero(rows)
-        rows = rows.astype(np.int64)
+        rows = check_indices(indices, len(self), error=DataError)
         return dataclasses.replace(self, labels=self.labels[rows], source=self.source.take(rows))
 
     def select_classes(self, classes: Sequence[int], relabel: bool = True) -> ImageSplit:

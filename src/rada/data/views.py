@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from rada.core.randomness import seeded
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -26,7 +28,8 @@ def seeded_view(
     """Apply a random transform so that the result depends on nothing but the arguments.
 
     Whatever the batch, the worker process and the state of the global generators, which stay as they
-    are.
+    are. One thread at a time makes a view; a thread of somebody else's must not draw from the global
+    generators meanwhile (worker processes have generators of their own).
 
     Args:
         image: The image.
@@ -48,18 +51,14 @@ def seeded_view(
         >>> bool((one == two).all())
         True
     """
-    import torch  # here, so that listing and naming data needs no torch
-
     key = hashlib.blake2b(f"{seed}/{digest}/{view}".encode(), digest_size=8).digest()
     number = int.from_bytes(key, "big") >> 1
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which would seed the generators of GPUs as well.
-            torch.default_generator.manual_seed(number)
+    with seeded(number):
+        python_state, numpy_state = random.getstate(), np.random.get_state()
+        try:
             random.seed(number)
             np.random.seed(number % 2**32)
             return transform(image)
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

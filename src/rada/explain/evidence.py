@@ -97,10 +97,17 @@ def best_classes(zero_shot: Tensor, adapted: Tensor, count: int) -> list[int]:
 
 
 def class_scores(
-    zero_shot: Tensor, adapted: Tensor, names: Sequence[str], rows: Sequence[int]
+    zero_shot: Tensor,
+    adapted: Tensor,
+    names: Sequence[str],
+    rows: Sequence[int],
+    temperature: float = 1.0,
 ) -> tuple[ClassScore, ...]:
-    """Return the scores of the classes at `rows` from all logits `(K,)`."""
-    before, after = zero_shot.softmax(-1), adapted.softmax(-1)
+    """Return the scores of the classes at `rows` from all logits `(K,)`.
+
+    All are divided by the temperature already, which the probabilities without the adaptation have not.
+    """
+    before, after = (temperature * zero_shot).softmax(-1), adapted.softmax(-1)
     return tuple(
         ClassScore(
             names[row], *(float(values[row]) for values in (zero_shot, adapted, before, after))

@@ -66,6 +66,8 @@ class ImageExplanation:
         notes: What is missing and why.
         image: The image, small; None of features.
         before: What the logits before adaptation are called.
+        temperature: By which all logits are divided, those before adaptation too. Probabilities before it
+            are of undivided ones, as they are without the model.
     """
 
     name: str
@@ -78,6 +80,7 @@ class ImageExplanation:
     notes: tuple[str, ...] = ()
     image: Image | None = field(default=None, repr=False)
     before: str = "zero-shot"
+    temperature: float = 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, without the images."""
@@ -85,6 +88,7 @@ class ImageExplanation:
             "name": self.name,
             "method": self.method,
             "before": self.before,
+            "temperature": self.temperature,
             "classes": [dataclasses.asdict(entry) for entry in self.classes],
             "evidence": [dataclasses.asdict(entry) for entry in self.evidence],
             "words": None if self.words is None else dataclasses.asdict(self.words),
@@ -105,8 +109,9 @@ class ImageExplanation:
     def lines(self, classes: int = 3) -> list[str]:
         """Return the explanation in a few lines, of at most so many classes."""
         best = self.classes[0]
+        divided = "" if self.temperature == 1 else f", divided by {self.temperature:.2f}"
         text = [
-            f"{entry.name}: {entry.zero_shot_probability:.4f} -> {entry.probability:.4f}, logit "
+            f"{entry.name}: {entry.zero_shot_probability:.4f} -> {entry.probability:.4f}, logit{divided} "
             f"{entry.zero_shot:.2f} -> {entry.adapted:.2f} ({self.before} -> {self.method})"
             for entry in self.classes[:classes]
         ]

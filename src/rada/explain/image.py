@@ -132,12 +132,12 @@ class Explainer:
         model = self._model(classes, features)
         rows = features.plain()
         # Both at the model's temperature: another would look like a change of the evidence.
-        calm = 1 / model.strength.temperature_for(classes.names)
-        before = calm * model.logit_terms(rows, classes, strength=0.0).double()
+        temperature = model.strength.temperature_for(classes.names)
+        before = (1 / temperature) * model.logit_terms(rows, classes, strength=0.0).double()
         after = model.logit_terms(rows, classes).double()
         logits = (before.logits()[0], after.logits()[0])
         looked_at = self._order(classes, logits, target, against)
-        scores = class_scores(*logits, classes.names, looked_at)
+        scores = class_scores(*logits, classes.names, looked_at, temperature)
         notes = list(self.notes)
         vocabulary = self.vocabulary(classes, notes)
         evidence = tuple(
@@ -164,6 +164,7 @@ class Explainer:
             tuple(notes),
             _shown(features),
             "the tuned encoder alone" if model.method.train_encoder else "zero-shot",
+            temperature,
         )
 
     def _model(self, classes: ClassSet, features: Features) -> AdaptedModel:
@@ -203,7 +204,7 @@ class Explainer:
         """Return the words as the text encoder embeds them; None, and a note, where it cannot."""
         if not self.config.words:
             return None
-        template = classes.templates[0]
+        template = classes.template
         if template not in self._vocabularies:
             try:
                 self._vocabularies[template] = vocabulary_of(self.classifier, template)

@@ -161,7 +161,7 @@ def what_was_learned(
     notes, vocabulary = [], None
     if words:
         try:
-            vocabulary = vocabulary_of(classifier, classes.templates[0])
+            vocabulary = vocabulary_of(classifier, classes.template)
         except (EncoderError, FeatureError) as error:
             notes.append(f"no words: {error}")
 

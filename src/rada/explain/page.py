@@ -39,6 +39,10 @@ _READING = (
     "show the largest of the differences between two classes and, in groups, all the others; they add up "
     "to the difference of the logits."
 )
+_DIVIDED = (
+    "All logits here are divided by the model's temperature, {:.2f}, which makes its probabilities fit how "
+    "often it is right; the probability of {} is of logits that are not."
+)
 _BY_WORDS = (
     "The same difference by words: the class weights of the two classes differ by a vector, and this "
     "vector is a sum of words, as far as words go. The last bars are what is left over."
@@ -100,6 +104,8 @@ def _blocks(entry: ImageExplanation) -> list[Block]:
         cards = [_image_card(entry), *(_map_card(entry, one) for one in entry.maps)]
         blocks.append(Gallery("The image, and where the evidence lies", cards, large=True))
     blocks.append(_scores(entry))
+    if entry.temperature != 1:
+        blocks.append(Text(_DIVIDED.format(entry.temperature, entry.before), note=True))
     one = entry.evidence[0]
     blocks += [Text(_READING), evidence_bars(one, one.parts, entry.before, entry.method)]
     if one.words is not None:

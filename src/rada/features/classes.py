@@ -29,6 +29,11 @@ class ClassSet:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def template(self) -> str:
+        """The first template; the usual one where it is not known what the features were made of."""
+        return self.templates[0] if self.templates else DEFAULT_TEMPLATE
+
     def zero_shot_logits(self, images: Tensor, scale: float) -> Tensor:
         """Return `scale * cosine` of image features `(N, D)` with every class, `(N, K)`."""
         return scale * images @ self.text_features.T.to(images)

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rada.core.errors import FeatureError
-from rada.core.values import check_scale
+from rada.core.values import check_indices, check_scale
 from rada.data import DEFAULT_TEMPLATE
 from rada.features.checks import check_features, numbered_labels
 from rada.features.classes import ClassSet
@@ -89,7 +89,7 @@ class Features:
             image_features=images if images.ndim == 3 else images[:, None],
             text_features=texts,
             labels=labels,
-            classes=tuple(self.classes),
+            classes=_class_names(self.classes),
             ids=tuple(self.ids) or tuple(str(index) for index in range(len(images))),
             templates=tuple(self.templates),
             skipped=tuple((key, reason) for key, reason in self.skipped),
@@ -168,10 +168,13 @@ class Features:
     def subset(self, indices: Sequence[int] | np.ndarray | Tensor) -> Features:
         """Return the images at `indices`, in that order, with the same classes.
 
+        Args:
+            indices: (n,) integers, or (N,) booleans that say which images to keep.
+
         Raises:
-            FeatureError: If there are none, or an index is out of range.
+            FeatureError: If there are none, an index is out of range, or a mask is not as long as they are.
         """
-        rows = torch.as_tensor(indices, dtype=torch.int64).flatten()
+        rows = torch.from_numpy(check_indices(indices, len(self), error=FeatureError))
         outside = rows[(rows < 0) | (rows >= len(self))]
         if len(outside):
             raise FeatureError(
@@ -203,7 +206,7 @@ class Features:
             >>> features.select_classes([2, 0]).labels
             tensor([1, 0])
         """
-        chosen = [int(label) for label in classes]
+        chosen = check_indices(classes, len(self.classes), error=FeatureError).tolist()
         if len(set(chosen)) != len(chosen) or not set(chosen) <= set(range(len(self.classes))):
             raise FeatureError(
                 f"classes {chosen} should be different labels in 0 to {len(self.classes) - 1}"
@@ -239,15 +242,15 @@ class Features:
         )
         return self.subset(indices)
 
-    def save(self, path: str | Path, *, overwrite: bool = True) -> Path:
+    def save(self, path: str | Path, *, overwrite: bool | None = None) -> Path:
         """Write the features to a safetensors file, in one step.
 
         Args:
             path: The file.
-            overwrite: Replace the file if there is one.
+            overwrite: Whether to replace a file that is there; None replaces a features file alone.
 
         Raises:
-            OutputError: If there is such a file, and `overwrite` is off.
+            OutputError: If there is a file that is not to be replaced.
             StorageError: If the place cannot be written.
         """
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -261,3 +264,18 @@ class Features:
             FeatureError: If it is missing, damaged, or holds what features cannot be.
         """
         return load_features(path, cls)
+
+
+def _class_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Return names of classes, of which no two are equal."""
+    found = tuple(names)
+    seen: set[str] = set()
+    for place, name in enumerate(found):
+        if not isinstance(name, str) or not name.strip():
+            raise FeatureError(
+                f"the name of class {place} is {name!r}: give every class a name, as text"
+            )
+        if name in seen:
+            raise FeatureError(f"the class names hold {name!r} twice: give each class its own name")
+        seen.add(name)
+    return found

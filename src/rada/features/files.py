@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rada.core.errors import FeatureError
+from rada.core.errors import FeatureError, OutputError
 from rada.core.storage import atomic_path
 
 __all__ = ["SUFFIXES", "file_key", "load_features", "save_features"]
@@ -39,7 +39,7 @@ def save_features(
     values: Mapping[str, Any],
     path: str | Path,
     *,
-    overwrite: bool = True,
+    overwrite: bool | None = None,
     extra: Mapping[str, str] | None = None,
 ) -> Path:
     """Write features to the safetensors file `path` in one step and return the path.
@@ -47,11 +47,11 @@ def save_features(
     Args:
         values: The fields of a `Features` by name; the images behind them are not saved.
         path: The file.
-        overwrite: Replace the file if there is one.
+        overwrite: Whether to replace a file that is there; None replaces a features file alone.
         extra: What else the metadata are to say, which readers pass over.
 
     Raises:
-        OutputError: If there is such a file, and `overwrite` is off.
+        OutputError: If there is a file that is not to be replaced.
         StorageError: If the place cannot be written.
     """
     from safetensors.torch import save_file
@@ -69,9 +69,25 @@ def save_features(
     known = {key: value for key, value in fields.items() if value not in (None, ())}
     known |= dict(extra or {})
     path = Path(path)
-    with atomic_path(path, overwrite=overwrite) as temporary:
+    if overwrite is None and path.exists() and not _is_features(path):
+        raise OutputError(
+            f"{str(path)!r} is there already and no features file: choose another name, or replace it with "
+            "overwrite=True"
+        )
+    with atomic_path(path, overwrite=overwrite is not False) as temporary:
         save_file(tensors, temporary, metadata={_METADATA: json.dumps(known)})
     return path
+
+
+def _is_features(path: Path) -> bool:
+    """Whether a file holds features that `save_features` wrote."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _METADATA in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
 
 
 def file_key(path: Path) -> str | None:

@@ -24,6 +24,7 @@ from rada.core.errors import FeatureError
 from rada.core.hashing import fingerprint_tensors
 from rada.core.records import StoreRecord, check_record
 from rada.core.storage import read_json
+from rada.core.values import check_indices
 from rada.features.features import Features
 from rada.features.files import SUFFIXES, load_features
 
@@ -240,7 +241,7 @@ class FeatureStore:
         Raises:
             FeatureError: If there are none, an index is out of range, or a shard is damaged.
         """
-        rows = torch.as_tensor(indices, dtype=torch.int64).flatten()
+        rows = torch.from_numpy(check_indices(indices, len(self), error=FeatureError))
         if not len(rows) or int(rows.min()) < 0 or int(rows.max()) >= len(self):
             raise FeatureError(f"rows should be from 0 to {len(self) - 1}, and at least one")
         images = torch.empty(len(rows), self.num_views, self.dim)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rada.core.errors import FeatureError
+from rada.core.values import check_indices
 from rada.features.features import Features
 from rada.features.store import FeatureStore, Keys
 
@@ -82,7 +83,9 @@ class StoreRows:
 
     def subset(self, indices: Sequence[int] | Tensor) -> StoreRows:
         """Return the images at some places of these, in the order of the store."""
-        chosen = torch.as_tensor(indices, dtype=torch.int64).sort().values
+        chosen = (
+            torch.from_numpy(check_indices(indices, len(self), error=FeatureError)).sort().values
+        )
         return StoreRows(self.store, self.rows[chosen])
 
     def select_classes(self, classes: Sequence[int]) -> StoreRows:

@@ -8,6 +8,7 @@ object a method; whatever rada can do, it can do with all of them.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,12 +22,13 @@ from torch import Tensor, nn
 from rada.core.config import Config
 from rada.core.errors import ConfigError, FeatureError, UnknownClassError
 from rada.core.extras import check_extra
+from rada.core.randomness import seeded
 from rada.core.values import check_seed
 from rada.encoders.protocol import evaluating
 from rada.features import ClassSet, Features
 from rada.head import RAdaHead
 from rada.methods.terms import Terms, linear_terms
-from rada.training.feature_loop import Losses, Recipe, Step, class_logits_loss, seeded, train
+from rada.training.feature_loop import Losses, Recipe, Step, class_logits_loss, train
 from rada.training.probe import probe_logits
 from rada.training.strength import (
     PLAIN_GRID,
@@ -219,6 +221,15 @@ class AdaptedModel(nn.Module):
             UnknownClassError: If the method cannot score one of the classes.
         """
         return self.logits(images, classes, strength=1.0)
+
+    def as_learned(self, images: Tensor, classes: ClassSet) -> tuple[Tensor, ClassSet]:
+        """Return features of images and classes in the precision of what was learned."""
+        own = [value.dtype for value in self.state_dict().values() if value.is_floating_point()]
+        if not own:
+            return images, classes
+        wanted = functools.reduce(torch.promote_types, own)
+        text = classes.text_features.to(wanted)
+        return images.to(wanted), dataclasses.replace(classes, text_features=text)
 
     @torch.no_grad()
     def logits(
@@ -426,6 +437,12 @@ class Method(ABC):
         with seeded(run.seed):
             return self.build(Facts.of(data), config, {}, run.encoder)
 
+    def started(self, data: Features, config: Any, run: Run) -> AdaptedModel:
+        """Return the model before training, where the features are, and as precise as they are."""
+        model = self.start(data, config, run).to(data.image_features.device)
+        precise = self.cost == "features" and data.image_features.dtype is torch.float64
+        return model.double() if precise else model
+
     def train(self, model: AdaptedModel, data: Features, config: Any, run: Run) -> AdaptedModel:
         """Train what `start` returned; methods without training leave it as it is."""
         return model
@@ -473,8 +490,9 @@ class Method(ABC):
         config = self.checked(config)
         self.check(data, config, run)
         began = time.perf_counter()
-        model = self.start(data, config, run).to(data.image_features.device)
-        model = self.train(model, data, config, run)
+        # whatever the caller has switched off: learning needs gradients
+        with torch.inference_mode(False), torch.enable_grad():
+            model = self.train(self.started(data, config, run), data, config, run)
         model.record["seconds"] = time.perf_counter() - began
         return model.eval()
 

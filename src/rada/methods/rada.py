@@ -251,7 +251,7 @@ class RAda(Method):
             return self.beside_head(model, part, config)
 
         def fit_part(part: Features, path: Path | None) -> AdaptedModel:
-            fold = self.start(part, config, run).to(part.image_features.device)
+            fold = self.started(part, config, run)
             return learned(fold, part, path)
 
         def final() -> AdaptedModel:

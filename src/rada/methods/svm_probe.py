@@ -96,7 +96,7 @@ class SvmModel(AdaptedModel):
         logits = images.new_full((images.shape[0], len(rows)), _ABSENT if place else 0.0)
         if columns:
             found = self.votes(images, [row for row in rows if row is not None])
-            logits[:, columns] = self.sharpness.to(images) * found
+            logits[:, columns] = self.sharpness.to(images) * found.to(images)
         return logits
 
     def votes(self, images: Tensor, rows: Sequence[int]) -> Tensor:
@@ -184,7 +184,7 @@ class SvmProbe(Method):
 
         rows, labels = data.plain().cpu().double().numpy(), data.labels.cpu().numpy()
         scaler = StandardScaler().fit(rows)
-        machine = SVC(C=config.C, gamma="auto").fit(scaler.transform(rows), labels)
+        machine = SVC(C=config.C, gamma="auto", random_state=0).fit(scaler.transform(rows), labels)
         count = len(machine.classes_)
         # With two classes scikit-learn turns the signs round.
         sign = -1.0 if count == 2 else 1.0

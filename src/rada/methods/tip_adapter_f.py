@@ -105,7 +105,7 @@ class TipAdapterF(TipAdapter):
         for fold in range(folds):
             learned = data.subset((place % folds != fold).nonzero())
             asked = data.subset((place % folds == fold).nonzero())
-            cache = self._trained(self.start(learned, config, quiet), learned, config, quiet)
+            cache = self._trained(self.started(learned, config, quiet), learned, config, quiet)
             yield held(cache, learned, asked)
 
     def _trained(

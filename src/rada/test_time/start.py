@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rada.core.errors import FeatureError
+from rada.core.randomness import seeded
 from rada.core.values import check_scale
 from rada.features.checks import check_rows
 from rada.head import RAdaHead
@@ -155,8 +156,7 @@ def untrained_head(
     dim: int, num_heads: int, temperature: float, seed: int, dtype: torch.dtype
 ) -> RAdaHead:
     """Return the untrained head of a seed; it is shared, so copy it before changing it."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return RAdaHead(dim, num_heads, temperature).to(dtype).eval()
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, distributed
 from rada.core.errors import RadaError, TrainingDivergedError
 from rada.core.processes import process_count
 from rada.core.progress import progress_bar
+from rada.core.randomness import seeded
 from rada.training.batches import Batch, Order, Position, StepData
 from rada.training.checkpoints import Checkpoints, RunState, collect, restore
 from rada.training.encoder_config import EncoderConfig
@@ -171,9 +172,10 @@ class EncoderLoop:
         began = time.perf_counter()
         rate = self._set_rates(state.step)
         # Whatever is random inside the model depends on the step alone, so a resumed run agrees.
-        torch.manual_seed(hash((self.order.seed, state.step, self.accelerator.process_index)))
+        seed = hash((self.order.seed, state.step, self.accelerator.process_index))
         try:
-            found = self._gradients(batches)
+            with seeded(seed, self.accelerator.device):
+                found = self._gradients(batches)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError) or "allocate" in str(error):
                 raise OutOfMemoryError(self._memory_advice()) from error

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,14 +32,11 @@ __all__ = [
     "default_subset",
     "draw_classes",
     "learning_rate",
-    "seeded",
     "train",
 ]
 
 Losses = dict[str, Tensor]
 """`loss` is what a step minimises, the others are reported. All are means over the images."""
-
-_drawing = threading.RLock()  # torch has one source of random numbers for all threads
 
 
 class Step(NamedTuple):
@@ -131,14 +126,6 @@ class Recipe(Config):
             eps=self.epsilon,
             fused=fused,
         )
-
-
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """While the block runs, torch draws from `seed`; for initial weights, of one thread at a time."""
-    with _drawing, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
 
 
 def learning_rate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import json
 import logging
 from collections.abc import Iterator
@@ -114,7 +115,8 @@ class OpenClipEncoder(EncoderFamily):
     ) -> None:
         self.tokenizer = tokenizer
         self.config = config
-        settings = dict(model.visual.preprocess_cfg)
+        self.settings = _preprocessing(model)
+        settings = self.settings
         preprocess = options.pop("preprocess", None)
         size = height_width(settings["size"])
         mean, std = tuple(settings["mean"]), tuple(settings["std"])
@@ -357,12 +359,21 @@ class OpenClipEncoder(EncoderFamily):
         """Write what `local-dir:` and `hf-hub:` of open_clip read."""
         from safetensors.torch import save_model
 
-        settings = dict(self.model.visual.preprocess_cfg)
-        config = {"model_cfg": self.config, "preprocess_cfg": settings}
+        config = {"model_cfg": self.config, "preprocess_cfg": self.settings}
         save_model(self.model, str(directory / "open_clip_model.safetensors"))
         if hasattr(self.tokenizer, "save_pretrained"):
             self.tokenizer.save_pretrained(str(directory))
         (directory / "open_clip_config.json").write_text(json.dumps(config, indent=2))
+
+
+def _preprocessing(model: Any) -> dict[str, Any]:
+    """Return the settings of the images; those of CLIP for a model that no factory of open_clip has made."""
+    found = getattr(model.visual, "preprocess_cfg", None)
+    if found is not None:
+        return dict(found)
+    from open_clip.transform import PreprocessCfg
+
+    return dataclasses.asdict(PreprocessCfg(size=model.visual.image_size))
 
 
 def _projection_slot(visual: Any) -> tuple[nn.Module, str] | None:

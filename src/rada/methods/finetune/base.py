@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from rada.core.config import Config
 from rada.core.errors import ConfigError
 from rada.core.processes import process_rank, wait_for_all
+from rada.core.randomness import seeded
 from rada.features import Features
 from rada.methods.base import AdaptedModel, Cost, Facts, Run, Shapes
 from rada.methods.finetune.model import EncoderTraining, TunedModel
@@ -24,7 +25,7 @@ from rada.training.batches import Batch
 from rada.training.checkpoints import Checkpoints
 from rada.training.encoder_config import EncoderConfig
 from rada.training.encoder_training import EncoderJob, train_encoder
-from rada.training.feature_loop import Losses, seeded
+from rada.training.feature_loop import Losses
 from rada.training.strength import Strength
 
 if TYPE_CHECKING:

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from rada.core.config import Config
 from rada.core.extras import needed_for
+from rada.core.randomness import seeded
 from rada.features import Features
 from rada.methods.base import AdaptedModel, Run
 from rada.methods.finetune.base import EncoderConfig, EncoderMethod
 from rada.methods.finetune.model import TunedModel
 from rada.methods.registry import register_method
-from rada.training.feature_loop import seeded
 
 if TYPE_CHECKING:
     from rada.encoders import DualEncoder
