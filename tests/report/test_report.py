@@ -289,9 +289,13 @@ def test_what_training_came_to_stands_beside_what_was_asked(tmp_path):
     result["training"] = {"images": 12}
     html = write_report(tmp_path, result, curve=make_curve(150)).read_text(encoding="utf-8")
     text = text_of(html)
-    assert "epochs 150 (10 asked for, min_steps 300)" in text
+    assert "epochs 150 (min_steps asks for more than 10)" in text
     assert "batch_size 12, all images (32 asked for)" in text
     assert "strength 0.75 (auto)" in text
+    result["config"] |= {"epochs": 300}
+    result["training"]["effective"] = {"epochs": 150, "reason": "half of the 300"}
+    fewer = write_report(tmp_path, result, curve=make_curve(150)).read_text(encoding="utf-8")
+    assert "epochs 150 (half of the 300)" in text_of(fewer)
     result["config"]["epochs"] = 150
     same = text_of(
         write_report(tmp_path, result, curve=make_curve(150)).read_text(encoding="utf-8")

@@ -215,15 +215,15 @@ def _test_data(data: str) -> str:
 
 
 def _effort(training: dict[str, Any]) -> str:
-    """Say how many epochs there were, and why more than were asked for."""
+    """Say how many epochs there were, and why more or fewer than were asked for."""
+    from rada.report.rows import why_epochs
     from rada.report.text import count
 
     epochs = len(training["history"])
     if not epochs:
         return ""
-    asked = training["config"].get("epochs", epochs)
-    least = f" (min_steps asks for more than {asked})" if epochs > asked else ""
-    return f" in {count(epochs, 'epoch')}{least}"
+    why = why_epochs(training["config"], training.get("effective") or {}, epochs)
+    return f" in {count(epochs, 'epoch')}{f' ({why})' if why else ''}"
 
 
 def _held_out_lines(result: dict[str, Any], title: str) -> list[str]:
@@ -260,6 +260,11 @@ def _strength_lines(training: dict[str, Any]) -> list[str]:
     }
     temperature = training.get("trained_temperature") or training["temperature"]
     calibrated = f"Probabilities are calibrated: temperature {temperature:.3g}."
+    if choice is not None and choice["method"] == "none":
+        calibrated = (
+            "Probabilities are not calibrated, since nothing was held out: temperature "
+            f"{temperature:.3g} is that of zero-shot."
+        )
     reason = "given" if choice is None else how[choice["method"]]
     if among is None or among == training["strength"]:
         lines = [f"Strength {training['strength']:g} ({reason})."]

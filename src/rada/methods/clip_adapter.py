@@ -82,7 +82,14 @@ class ClipAdapter(Method):
         shots = len(data) / len(data.labels.bincount().nonzero())
         part = 4 if shots <= 1 else 2 if shots <= 4 else 1
         recipe = replace(config, epochs=max(1, config.epochs // part))
-        return self.learn(model, data, recipe, run)
+        trained = self.learn(model, data, recipe, run)
+        if recipe.epochs < config.epochs:
+            few = "1 image" if part == 4 else "2 to 4 images"
+            trained.record["effective"]["reason"] = (
+                f"with {few} a class this method makes {'a quarter' if part == 4 else 'half'} of the "
+                f"{config.epochs}"
+            )
+        return trained
 
 
 register_method(

@@ -29,7 +29,7 @@ from rada.report.blocks import (
 from rada.report.figures import training_curve
 from rada.report.learned import learned_blocks, pair_blocks
 from rada.report.problems import problem_blocks
-from rada.report.rows import SeedSummary, main_row, name_of, over_seeds
+from rada.report.rows import SeedSummary, main_row, name_of, over_seeds, why_epochs
 from rada.report.tables import (
     class_blocks,
     confusion_blocks,
@@ -342,10 +342,11 @@ def _provenance(result: Mapping[str, Any], epochs: int) -> list[Block]:
 def _effective(result: Mapping[str, Any], epochs: int) -> dict[str, Any]:
     """Return the configuration with what came of it where that is another number."""
     config = dict(result.get("config") or {})
-    asked = config.get("epochs")
-    if epochs and _number(asked) and epochs != asked:
-        config["epochs"] = f"{epochs} ({asked} asked for, min_steps {config.get('min_steps')})"
-    images, batch = (result.get("training") or {}).get("images"), config.get("batch_size")
+    training = result.get("training") or {}
+    why = why_epochs(config, training.get("effective"), epochs) if epochs else ""
+    if why:
+        config["epochs"] = f"{epochs} ({why})"
+    images, batch = training.get("images"), config.get("batch_size")
     if isinstance(images, int) and isinstance(batch, int) and images < batch:
         config["batch_size"] = f"{images}, all images ({batch} asked for)"
     if config.get("strength") == "auto" and _number(result.get("strength")):

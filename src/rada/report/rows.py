@@ -19,6 +19,7 @@ __all__ = [
     "name_of",
     "over_seeds",
     "rows_of",
+    "why_epochs",
 ]
 
 MOST_FAILURES = 5
@@ -46,6 +47,31 @@ def main_row(result: Mapping[str, Any]) -> str:
 def name_of(result: Mapping[str, Any], key: str) -> str:
     """Return the name under which a row of a result is shown."""
     return row_name(key, result.get("row_names"))
+
+
+def why_epochs(config: Mapping[str, Any], effective: object, epochs: int) -> str:
+    """Say why a run made other epochs than its configuration names; "" where it did not.
+
+    Args:
+        config: The configuration.
+        effective: What the method tells of the length of the run; "reason" where it changed it itself.
+        epochs: How many there were.
+
+    Example:
+        >>> why_epochs({"epochs": 10, "min_steps": 300}, {}, 150)
+        'min_steps asks for more than 10'
+    """
+    asked = config.get("epochs")
+    if not isinstance(asked, int) or asked == epochs:
+        return ""
+    reason = effective.get("reason") if isinstance(effective, Mapping) else None
+    if isinstance(reason, str):
+        return reason
+    if asked == 0 and "steps_per_shot" in config:
+        return f"{config['steps_per_shot']} steps for each image of a class"
+    if epochs > asked and config.get("min_steps"):
+        return f"min_steps asks for more than {asked}"
+    return f"{asked} asked for"
 
 
 def compared_rows(result: Mapping[str, Any]) -> list[str]:
