@@ -16,7 +16,7 @@ from rada.data import ImageSplit, Naming
 from rada.data.checks import check_labelled
 from rada.data.prompts import ClassNamesSource
 from rada.evaluation import Comparison, Evaluation
-from rada.evaluation.duplicates import near_duplicates
+from rada.evaluation.duplicates import NearDuplicate, near_duplicates
 from rada.evaluation.seen import image_keys, seen_images
 from rada.features import Features, FeatureStore
 from rada.inputs import TEST_SPLITS, TRAIN_SPLITS, Data, Opened, data_name, open_labelled
@@ -182,6 +182,7 @@ def evaluate_opened(
         "new_classes": [name for name in classes.names if trained and name not in trained],
         "seen_in_training": rows.seen,
         "near_duplicates": rows.duplicates,
+        "near_duplicates_unchecked": rows.unchecked,
     }
     if stored:
         return Evaluation(result, None, classes.names, {})
@@ -200,6 +201,7 @@ class _Rows:
         skipped: Images that were left out, with the reason.
         seen: Images that the model was trained on.
         duplicates: Images that are training images under another name.
+        unchecked: Further images that may be, which are too many to look at.
         train: The training images; None where they are not known.
     """
 
@@ -215,6 +217,7 @@ class _Rows:
         self.skipped: list[tuple[str, str]] = []
         self.seen, self._images = 0, 0
         self.duplicates: list[dict[str, Any]] = []
+        self.unchecked = 0
 
     def add(
         self,
@@ -246,7 +249,9 @@ class _Rows:
         if classifier.is_fitted:
             self.seen += seen_images(part, list(classifier.fitted_.record.image_keys))
         if self.train is not None:
-            self.duplicates += _duplicates(features, self.train)
+            duplicates, unchecked = _duplicates(features, self.train)
+            self.duplicates += duplicates
+            self.unchecked += unchecked
 
     def warn(self) -> None:
         """Warn of test images that were trained on."""
@@ -258,9 +263,9 @@ class _Rows:
                 stacklevel=5,
             )
         if self.duplicates:
-            first = self.duplicates[0]
+            first, least = self.duplicates[0], "at least " if self.unchecked else ""
             warn(
-                f"{len(self.duplicates)} of the {self._images} test images are near duplicates of "
+                f"{least}{len(self.duplicates)} of the {self._images} test images are near duplicates of "
                 f"training images ({first['test']!r} of {first['train']!r}), so that the accuracy is too "
                 "high: leave them out",
                 UserWarning,
@@ -316,15 +321,17 @@ def _pretrained_logits(
     return before.class_set().zero_shot_logits(before.plain(), before.scale)
 
 
-def _duplicates(features: Features, train: Features) -> list[dict[str, Any]]:
-    """Return test images that are training images under another name."""
+def _duplicates(features: Features, train: Features) -> tuple[list[dict[str, Any]], int]:
+    """Return test images that are training images under another name, and how many more may be."""
     # An image at the very same place has its own warning.
     known, asked = (image_keys(_behind(one)) for one in (train, features))
-    return [
+    left: list[NearDuplicate] = []
+    found = [
         {"test": features.ids[row], "train": train.ids[other], "similarity": similarity}
-        for row, other, similarity in near_duplicates(features, train)
+        for row, other, similarity in near_duplicates(features, train, left=left)
         if asked[row] != known[other]
     ]
+    return found, sum(asked[row] != known[other] for row, other, _ in left)
 
 
 def _behind(features: Features) -> ImageSplit | Features:

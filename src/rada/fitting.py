@@ -18,7 +18,7 @@ from rada.core.printable import escape
 from rada.core.warn import warn
 from rada.data import ImageSplit, Naming
 from rada.data.checks import check_labelled
-from rada.evaluation.duplicates import near_duplicates
+from rada.evaluation.duplicates import NearDuplicate, near_duplicates
 from rada.evaluation.seen import image_keys, remembered
 from rada.features import Features
 from rada.features.template_choice import choose_templates
@@ -150,7 +150,8 @@ def _warn_of_conflicts(features: Features) -> None:
     """Warn of images that are there twice, with different labels."""
     if len(features) > MOST_COMPARED:
         return
-    found = near_duplicates(features)
+    left: list[NearDuplicate] = []
+    found = near_duplicates(features, left=left)
     if found:
         row, other, _ = found[0]
         one, two = (
@@ -158,8 +159,8 @@ def _warn_of_conflicts(features: Features) -> None:
             for place in (row, other)
         )
         warn(
-            f"{len(found)} training images have a near duplicate with another label, such as {one} and "
-            f"{two}: one of the two labels is wrong",
+            f"{'at least ' if left else ''}{len(found)} training images have a near duplicate with another "
+            f"label, such as {one} and {two}: one of the two labels is wrong",
             UserWarning,
             stacklevel=4,
         )

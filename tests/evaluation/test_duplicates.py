@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 
 import numpy as np
@@ -13,6 +14,8 @@ from torch.nn.functional import normalize
 from golden.make import QUICK, tiny_encoder
 from rada import Classifier, Features, get_method
 from rada.evaluation.duplicates import near_duplicates
+from rada.report import find_problems
+from rada.report.verdict import cautions
 
 
 def photo(seed):
@@ -81,8 +84,28 @@ def test_an_image_with_two_labels_is_told_when_fitting(world, tmp_path):
         for seed in seeds:
             photo(seed).save(tmp_path / "train" / name / f"{seed}.png")
     photo(2).save(tmp_path / "train" / "blue" / "again.jpg", quality=80)
-    with pytest.warns(UserWarning, match=r"another label, such as .*again\.jpg"):
+    with pytest.warns(
+        UserWarning, match=r"^2 training images.*another label, such as .*again\.jpg"
+    ):
         fitted(world, tmp_path, "linear_probe")
+
+
+def test_every_image_of_a_conflict_counts():
+    rows = torch.eye(3)[[0, 0, 0, 1, 1, 2]]
+    found = near_duplicates(Features(rows, [0, 1, 1, 0, 0, 1], ("a", "b")))
+    assert sorted((pair.row, pair.other) for pair in found) == [(0, 1), (1, 0), (2, 0)]
+
+
+def test_a_number_that_is_not_the_whole_is_said_to_be_one(world, monkeypatch):
+    monkeypatch.setattr("rada.evaluation.duplicates.MOST_PAIRS", 2)
+    (world / "again").mkdir(exist_ok=True)
+    shutil.copytree(world / "data" / "train", world / "again" / "train", dirs_exist_ok=True)
+    clf = fitted(world, world / "data")
+    with pytest.warns(UserWarning, match="^at least 2 of the 12 test images are near duplicates"):
+        found = clf.evaluate(str(world / "again" / "train"))
+    assert found["near_duplicates_unchecked"] == 10
+    assert cautions(found.result)[-1].startswith("At least 2 of the 12 test images")
+    assert find_problems(found)["duplicates"]["least"] == "at least "
 
 
 def test_of_features_alone_only_equal_ones_count():

@@ -164,6 +164,7 @@ def test_what_cannot_be_looked_for_is_said(world, tmp_path):
     loaded = Classifier.from_pretrained(tmp_path / "model", workers=0, cache=False, progress=False)
     problems = find_problems(loaded.evaluate(str(root / "test")))
     assert problems["labels"] is None and "--train" in problems["notes"][0]
+    assert "not compared with the training images for near duplicates" in problems["notes"][0]
 
 
 @pytest.mark.skipif(

@@ -19,7 +19,7 @@ EQUAL = 0.9995
 SAME_PIXELS = 0.95
 """Correlation of two small grey images from which they are one image."""
 MOST_PAIRS = 64
-"""Pairs whose pixels are looked at, the most similar first."""
+"""Pairs whose pixels are looked at, the most similar first; within one set each is there twice."""
 _SIDE = 24
 _AT_ONCE = 1024
 
@@ -38,7 +38,9 @@ class NearDuplicate(NamedTuple):
     similarity: float
 
 
-def near_duplicates(first: Features, second: Features | None = None) -> list[NearDuplicate]:
+def near_duplicates(
+    first: Features, second: Features | None = None, *, left: list[NearDuplicate] | None = None
+) -> list[NearDuplicate]:
     """Return images of a set that have a near duplicate in another set, the most similar first.
 
     The features propose pairs, and the pixels decide: small grey versions of both have to be alike. Of
@@ -47,7 +49,8 @@ def near_duplicates(first: Features, second: Features | None = None) -> list[Nea
     Args:
         first: A set.
         second: Another one, of the same encoder. None looks within the first set for images that are
-            there twice with different labels.
+            there twice with different labels; each of the two is returned, with the other.
+        left: Takes the pairs whose pixels were not looked at, since there are too many.
 
     Raises:
         DataError: If an image cannot be read.
@@ -58,7 +61,7 @@ def near_duplicates(first: Features, second: Features | None = None) -> list[Nea
         >>> near_duplicates(other, one)
         [NearDuplicate(row=0, other=1, similarity=1.0)]
         >>> near_duplicates(Features(torch.eye(2)[[0, 0, 1]], [0, 1, 1], ("a", "b")))
-        [NearDuplicate(row=0, other=1, similarity=1.0)]
+        [NearDuplicate(row=0, other=1, similarity=1.0), NearDuplicate(row=1, other=0, similarity=1.0)]
     """
     others = first if second is None else second
     with_images = first.images is not None and others.images is not None
@@ -67,18 +70,19 @@ def near_duplicates(first: Features, second: Features | None = None) -> list[Nea
     for start in range(0, len(rows), _AT_ONCE):
         cosine = rows[start : start + _AT_ONCE] @ keys.T.to(rows)
         if second is None:
-            place = torch.arange(start, start + len(cosine))
-            later = torch.arange(len(rows))[None] > place[:, None]
-            differ = first.labels[None] != first.labels[place][:, None]
-            cosine = cosine.masked_fill(~(later & differ), -1.0)
+            own = first.labels[start : start + len(cosine)]
+            cosine = cosine.masked_fill(first.labels[None] == own[:, None], -1.0)
         best, other = cosine.max(1)
         for row in (best >= least).nonzero().flatten().tolist():
             found.append(NearDuplicate(start + row, int(other[row]), float(best[row])))
     found.sort(key=lambda pair: -pair.similarity)
     if not with_images:
         return found
+    most = MOST_PAIRS if second is not None else 2 * MOST_PAIRS
+    if left is not None:
+        left += found[most:]
     small: dict[tuple[bool, int], Tensor] = {}
-    return [pair for pair in found[:MOST_PAIRS] if _same_pixels(first, others, pair, small)]
+    return [pair for pair in found[:most] if _same_pixels(first, others, pair, small)]
 
 
 def _same_pixels(

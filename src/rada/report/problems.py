@@ -96,7 +96,7 @@ def problem_blocks(problems: Mapping[str, Any], result: Mapping[str, Any]) -> li
     if doubled["total"]:
         blocks += [
             _shown(
-                f"Test images that are training images: {doubled['total']:,}",
+                f"Test images that are training images: {doubled.get('least', '')}{doubled['total']:,}",
                 doubled["shown"],
                 _duplicate_lines,
                 "None.",
@@ -162,8 +162,8 @@ def _labels(found: Evaluation, limit: int, seed: int, notes: list[str]) -> dict[
         if not found.result.get("training"):
             return None  # nothing was trained
         notes.append(
-            f"{what}, and no test image was compared with the training images: they are not in the model's "
-            "folder, so name them with --train"
+            f"{what}, and the test images were not compared with the training images for near duplicates: "
+            "the training images are not in the model's folder, so name them with --train"
         )
         return None
     if not is_installed("cleanlab"):
@@ -198,7 +198,8 @@ def _duplicates(found: Evaluation, limit: int) -> dict[str, Any]:
             )
             image = _beside(*sides)
         shown.append(entry | {"image": image})
-    return {"total": len(pairs), "shown": shown}
+    least = "at least " if found.result.get("near_duplicates_unchecked") else ""
+    return {"total": len(pairs), "least": least, "shown": shown}
 
 
 def _image(features: Features, row: int) -> dict[str, Any]:

@@ -77,9 +77,10 @@ def cautions(result: Mapping[str, Any]) -> list[str]:
         )
     if doubled:
         what = "is a near duplicate" if doubled == 1 else "are near duplicates"
+        least = "At least " if result.get("near_duplicates_unchecked") else ""
         said.append(
-            f"{doubled:,} of the {count(images, 'test image')} {what} of a training image: the accuracy "
-            "is too high."
+            f"{least}{doubled:,} of the {count(images, 'test image')} {what} of a training image: the "
+            "accuracy is too high."
         )
     return said
 
