@@ -246,9 +246,40 @@ def test_bad_images_are_replaced_by_the_next(embedded, photos: Path, tmp_path: P
     drawn.path(0).write_bytes(b"no image")
     with pytest.raises(DataError, match=r"\.png"):
         Classifier(embedded, config=QUICK).fit(root, shots=3, seed=1)
-    clf = Classifier(embedded, config=QUICK, skip_bad=True).fit(root, shots=3, seed=1)
+    with pytest.warns(UserWarning, match=r"1 of the training images was left out.*\.png"):
+        clf = Classifier(embedded, config=QUICK, skip_bad=True).fit(root, shots=3, seed=1)
     assert clf.fitted_.record.images == 9
     assert [entry[0] for entry in clf.fitted_.record.skipped] == [drawn.ids[0]]
+
+
+def test_bad_images_are_named_and_neither_seen_nor_wrong(
+    embedded, photos: Path, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
+    import shutil
+
+    root = Path(shutil.copytree(photos, tmp_path / "photos"))
+    folder = next(path for path in sorted((root / "train").iterdir()) if path.is_dir())
+    (folder / "bad.png").write_bytes(b"no image")
+    (folder / "link.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(DataError, match=r"link\.png' does not exist"):
+        Classifier(embedded, config=QUICK).fit(root, seed=1)
+    clf = Classifier(embedded, config=QUICK, skip_bad=True)
+    with pytest.warns(UserWarning, match=r"2 of the training images were.*link\.png.*bad\.png"):
+        clf.fit(root, seed=1)
+    assert len(clf.fitted_.record.skipped) == 2 and clf.fitted_.record.images == 18
+    assert len(clf.fitted_.record.image_keys) == 18
+    with pytest.warns(UserWarning) as told:
+        found = clf.evaluate(root, split="train")
+    said = [str(entry.message) for entry in told]
+    assert any("18 of the 18 test images are images that the model" in one for one in said)
+    assert any("2 of the images of" in one and "link.png" in one for one in said)
+    assert found["images"] == found["seen_in_training"] == 18 == len(found.images or ())
+    assert [entry[0].split("/")[-1] for entry in found["skipped"]] == ["link.png", "bad.png"]
+    right = round(found["adapted"]["accuracy"] * 18)
+    assert clf.score(root / "train") == right / 18
+    with pytest.warns(UserWarning, match="2 of the images of"):
+        shifted = clf.evaluate(photos / "test", ood={"other": root / "train"})
+    assert len(shifted.result["out_of_distribution"]["other"]["skipped"]) == 2
 
 
 def test_an_evaluation_on_training_images_says_so(embedded, photos: Path) -> None:  # type: ignore[no-untyped-def]
@@ -266,3 +297,12 @@ def test_features_that_were_trained_on(features: Features) -> None:
     clf = Classifier(None, config=QUICK).fit(features.subset(range(12)))
     with pytest.warns(UserWarning, match="12 of the"):
         assert clf.evaluate(features)["seen_in_training"] == 12
+
+
+def test_images_that_were_trained_on_are_seen_at_test_time(embedded, photos: Path) -> None:  # type: ignore[no-untyped-def]
+    from rada import TestTimeAdapter, TTTConfig
+
+    clf = Classifier(embedded, config=QUICK).fit(photos / "train", shots=2, seed=1)
+    adapter = TestTimeAdapter(clf, TTTConfig(views=10))
+    with pytest.warns(UserWarning, match="6 of the 18 test images"):
+        assert adapter.evaluate(photos / "train")["seen_in_training"] == 6

@@ -13,6 +13,7 @@ from torch import Tensor
 from rada.core.errors import CheckpointError, DataError, EncoderError, FeatureError
 from rada.core.warn import warn
 from rada.data import ImageSplit, Naming
+from rada.data.bad import warn_of_bad
 from rada.data.checks import check_labelled
 from rada.data.prompts import ClassNamesSource
 from rada.evaluation import Comparison, Evaluation
@@ -83,7 +84,7 @@ def accuracy(classifier: ClassifierBase, data: Data, *, zero_shot: bool = False)
     if classifier.is_fitted or classifier.classes is not None:
         naming = Naming(classifier.candidates(), aliases(classifier))
     opened = _opened(classifier, data, naming, None, embed=True)
-    right = 0
+    right, images = 0, 0
     for part in opened.parts():
         features = classifier.inputs.features(part, opened.templates)
         if zero_shot:
@@ -93,7 +94,8 @@ def accuracy(classifier: ClassifierBase, data: Data, *, zero_shot: bool = False)
                 features.plain(), features.class_set(), scale=features.scale
             )
         right += int((logits.argmax(1) == features.labels).sum())
-    return right / len(opened.found)
+        images += len(features)
+    return right / images  # an image that cannot be read is not wrong
 
 
 def evaluate(
@@ -114,7 +116,9 @@ def evaluate(
     for name, other in ood.items():
         part = open_to_evaluate(classifier, other, None, class_names)
         result = evaluate_opened(classifier, part, data_name(other), learned).result
-        shifted[name] = {row: result[row] for row in result["rows"]} | {"images": result["images"]}
+        shifted[name] = {row: result[row] for row in result["rows"]} | {
+            key: result[key] for key in ("images", "skipped")
+        }
     rows = [row for row in found.result["rows"] if all(row in shifted[name] for name in ood)]
     shifted["mean"] = {
         row: statistics.fmean(shifted[name][row]["accuracy"] for name in ood) for row in rows
@@ -166,9 +170,12 @@ def evaluate_opened(
     classes, model, encoder = features.class_set(), classifier.model_, classifier.encoder_id()
     trained = set() if model is None else set(model.strength.classes)
     rows.warn()
+    skipped = [*opened.skipped, *rows.skipped]
+    if classifier.skip_bad:
+        warn_of_bad(skipped, f"images of {name!r}" if name else "images", stacklevel=5)
     stored = isinstance(found, FeatureStore)
     result = rows.comparison.result() | {
-        "skipped": [list(entry) for entry in rows.skipped],
+        "skipped": [list(entry) for entry in skipped],
         "strength": classifier.strength_for(classes.names),
         "scale": features.scale,
         "templates": list(classes.templates),
@@ -186,7 +193,7 @@ def evaluate_opened(
     }
     if stored:
         return Evaluation(result, None, classes.names, {})
-    images = found if isinstance(found, ImageSplit) else None
+    images = features.images if isinstance(found, ImageSplit) else None  # without the bad ones
     return Evaluation(result, features, classes.names, rows.logits, images, rows.train)
 
 
@@ -245,9 +252,9 @@ class _Rows:
         self.comparison.add(self.logits, features.labels)
         self.features = features
         self.skipped += features.skipped
-        self._images += len(part)
+        self._images += len(features)
         if classifier.is_fitted:
-            self.seen += seen_images(part, list(classifier.fitted_.record.image_keys))
+            self.seen += seen_images(features, list(classifier.fitted_.record.image_keys))
         if self.train is not None:
             duplicates, unchecked = _duplicates(features, self.train)
             self.duplicates += duplicates

@@ -22,11 +22,14 @@ from rada.core.errors import (
 )
 from rada.core.extras import check_extra, needed_for
 from rada.core.output import OutputFolder, claim, training_folder
+from rada.core.printable import escape
 from rada.core.processes import gather_rows, process_count, process_rank
 from rada.core.records import ResultRecord, check_record
 from rada.core.storage import read_json, write_json
 from rada.core.values import check_count, check_seed
+from rada.core.warn import warn
 from rada.data import ImageSplit, data_identity
+from rada.data.bad import warn_of_bad
 from rada.data.prompts import ClassNamesSource, load_templates
 from rada.encoders import DualEncoder, load_encoder
 from rada.evaluation import Timer, environment
@@ -249,6 +252,9 @@ class FineTuner:
                 skip_bad=self.skip_bad,
             )
             zero_shot = evaluate(get_method("zero_shot").fit(data))
+            skipped = (*sets.skipped, *data.skipped)
+            if self.is_main_process:
+                _warn_of_bad(skipped, zero_shot)
             options = _run_options(self, sets, evaluate, seed, out)
             try:
                 model = self.method.fit(data, self.config, options)
@@ -261,7 +267,7 @@ class FineTuner:
                 model = self.method.fit(data, self.config, options)
             tuned = evaluate(model)
             curve = _curve(model, evaluate, wise, zero_shot, tuned)
-        self.model, self._fitted = model, _fitted(self.encoder, model, data, run)
+        self.model, self._fitted = model, _fitted(self.encoder, model, data, run, skipped)
         return (
             run
             | tuned
@@ -269,6 +275,7 @@ class FineTuner:
             | {
                 **_facts(model),
                 "classes": list(data.classes),
+                "skipped": [[escape(str(name)), escape(reason)] for name, reason in skipped],
                 "processes": process_count(),
                 "notes": [test.note for test in sets.tests if test.note],
                 "environment": environment(),
@@ -405,13 +412,18 @@ def _run_options(
 
 
 def _fitted(
-    encoder: DualEncoder, model: AdaptedModel, data: Features, run: dict[str, Any]
+    encoder: DualEncoder,
+    model: AdaptedModel,
+    data: Features,
+    run: dict[str, Any],
+    skipped: Sequence[tuple[str, str]],
 ) -> Fitted:
     """Return a model with all that is needed to use it."""
     assert data.images is not None
     record = Record(
-        **{key: run[key] for key in ("seed", "shots", "images", "data", "data_fingerprint")},
-        skipped=data.skipped,
+        **{key: run[key] for key in ("seed", "shots", "data", "data_fingerprint")},
+        images=len(data),
+        skipped=tuple((escape(str(name)), escape(reason)) for name, reason in skipped),
         image_keys=tuple(remembered(image_keys(data.images))),
     )
     return Fitted(
@@ -422,6 +434,19 @@ def _fitted(
         encoder=EncoderId.of(encoder),
         record=record,
     )
+
+
+def _warn_of_bad(skipped: Sequence[tuple[str, str]], evaluated: dict[str, Any]) -> None:
+    """Count the images of training and of each test set that were left out."""
+    warn_of_bad(skipped, "training images", stacklevel=5)
+    sets = {"the test set": evaluated["in_distribution"], **evaluated["out_of_distribution"]}
+    for name, entry in sets.items():
+        if isinstance(entry, dict) and entry.get("left_out"):
+            warn(
+                f"{entry['left_out']} of the images of {name} left out as unreadable",
+                UserWarning,
+                stacklevel=4,
+            )
 
 
 def _curve(

@@ -17,6 +17,7 @@ from rada.core.hashing import fingerprint_tensors
 from rada.core.printable import escape
 from rada.core.warn import warn
 from rada.data import ImageSplit, Naming
+from rada.data.bad import warn_of_bad
 from rada.data.checks import check_labelled
 from rada.evaluation.duplicates import NearDuplicate, near_duplicates
 from rada.evaluation.seen import image_keys, remembered
@@ -94,6 +95,9 @@ def fit_model(plan: FitPlan, data: Data, out: OutputFolder | None) -> tuple[Fitt
         features = method.with_templates(features, encoder)
     else:
         choice = {"how": "given", "templates": list(inputs.templates)}
+    skipped = [*opened.skipped, *skipped, *features.skipped]
+    if inputs.skip_bad:
+        warn_of_bad(skipped, "training images", stacklevel=4)
     _warn_of_conflicts(features)
     key = fingerprint_tensors(
         extra=[method.name, plan.config.to_dict(), seed, features.fingerprint]
@@ -108,7 +112,8 @@ def fit_model(plan: FitPlan, data: Data, out: OutputFolder | None) -> tuple[Fitt
     model = _fitted(plan, features, run, out)
     if choice is not None:
         model.record["template_choice"] = choice
-    skipped = [*skipped, *features.skipped]
+    # Bad images are not remembered: they were never seen.
+    learned = features.images if isinstance(found, ImageSplit) and features.images else found
     fitted = Fitted(
         model,
         features.classes,
@@ -124,7 +129,7 @@ def fit_model(plan: FitPlan, data: Data, out: OutputFolder | None) -> tuple[Fitt
             data=data_name(data),
             data_fingerprint=features.fingerprint,
             skipped=tuple((escape(str(name)), escape(reason)) for name, reason in skipped),
-            image_keys=tuple(remembered(image_keys(found))),
+            image_keys=tuple(remembered(image_keys(learned))),
             details=model.record,
             key=key,
         ),

@@ -66,11 +66,15 @@ class Opened(NamedTuple):
             the names that are wanted.
         aliases: Class names by what the data calls the classes.
         templates: Prompt templates of the data, or None where it has none.
+        skipped: `(id, reason)` of each image that was left out, since its file is missing.
+        others: Splits of the data that were not opened.
     """
 
     found: ImageSplit | Features | FeatureStore
     aliases: dict[str, str]
     templates: tuple[str, ...] | None
+    skipped: tuple[tuple[str, str], ...] = ()
+    others: tuple[str, ...] = ()
 
     def parts(self) -> Iterator[ImageSplit | Features]:
         """Yield what was opened in parts of a bounded size; images are one part."""
@@ -381,8 +385,10 @@ def open_labelled(
     if isinstance(data, ImageDataset):
         aliases = dict(zip(data.keys or data.classes, data.classes, strict=True))
         found = data.split(*splits)
-        announce(data.name, next(name for name in splits if name in data.splits), found)
-        return Opened(found, aliases, data.templates)
+        part = next(name for name in splits if name in data.splits)
+        announce(data.name, part, found)
+        others = tuple(name for name in data.splits if name != part)
+        return Opened(found, aliases, data.templates, data.skipped_of(part), others)
     of_features = isinstance(data, Features | FeatureStore)
     templates = (data.templates or None) if of_features else None
     if not naming.wanted:

@@ -19,11 +19,12 @@ from rada.data import (
     open_dataset,
     readable_shots,
 )
+from rada.data.bad import warn_of_bad
 from rada.data.checks import check_labelled, name_classes, place_labels
 from rada.data.prompts import DEFAULT_TEMPLATE, ClassNamesSource, check_class_names
 from rada.evaluation.sets import IN_DISTRIBUTION, TestSet, shared_classes
 from rada.features import Features
-from rada.inputs import Data, data_name
+from rada.inputs import TEST_SPLITS, Data, data_name
 
 __all__ = ["Data", "RunData", "open_sets"]
 
@@ -37,12 +38,14 @@ class RunData:
         tests: Test sets, the one in distribution first if there is one.
         validation: Images that select the epoch, which are in none of the test sets; or None.
         templates: The data's prompt templates.
+        skipped: `(id, reason)` of each training image that was left out.
     """
 
     train: ImageSplit
     tests: list[TestSet]
     validation: TestSet | None
     templates: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...] = ()
 
 
 def open_sets(
@@ -81,6 +84,7 @@ def open_sets(
         raise DataError(f"{data!r} has no training images; it has {', '.join(splits)}")
     classes = check_class_names(train.classes)
     shifted = _for_other_data(naming)
+    missing: list[tuple[str, str]] = []
 
     def matched(name: str, split: ImageSplit) -> TestSet:
         return shared_classes(name, split, classes)
@@ -88,6 +92,8 @@ def open_sets(
     validation = splits.get("val") if select else None
     test = splits.get("test", None if select else splits.get("val"))
     tests = [] if test is None else [matched(IN_DISTRIBUTION, test)]
+    if test is not None and isinstance(found, ImageDataset):
+        missing += found.skipped_of("test" if test is splits.get("test") else "val")
     if test is None:
         warn(
             "the data has no test split"
@@ -101,15 +107,22 @@ def open_sets(
             raise ConfigError(f"a test set cannot be called {name!r}: the result uses the word")
         other = _opened(spec, skip_bad, shifted)
         if isinstance(other, ImageDataset):
-            other = other.split("test", "val", "all", "train")
+            split = other.split(*TEST_SPLITS)
+            missing += other.skipped_of(next(name for name in TEST_SPLITS if name in other.splits))
+            other = split
         tests.append(matched(name, other))
     if process_rank() == 0:
         named = data_name(data) or "the data"
         announce(named, "train" if "train" in splits else "all", train)
         for found_set in tests:
             announce(named, found_set.name.replace("_", " "), found_set.split)
+        warn_of_bad(missing, "test images", stacklevel=4)
+    skipped: tuple[tuple[str, str], ...] = ()
+    if isinstance(found, ImageDataset):
+        skipped = found.skipped_of("train" if "train" in splits else "all")
     if shots is not None and skip_bad:
-        train, _ = readable_shots(train, shots, seed, allow_fewer=allow_fewer)
+        train, bad = readable_shots(train, shots, seed, allow_fewer=allow_fewer)
+        skipped += tuple((entry.id, entry.reason) for entry in bad)
     elif shots is not None:
         train = few_shot(train, shots, seed, allow_fewer=allow_fewer)
     check_labelled(train.labels, train.ids, "training")
@@ -120,6 +133,7 @@ def open_sets(
         tests,
         None if validation is None else matched("val", validation),
         found.templates if isinstance(found, ImageDataset) else (DEFAULT_TEMPLATE,),
+        skipped,
     )
 
 

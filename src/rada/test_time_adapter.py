@@ -243,7 +243,7 @@ class TestTimeAdapter(NamesImages):
         if getattr(self.config, "strength", 0) is None and clf.is_fitted:
             used["strength"] = clf.strength_for(classes.names)
         told = self.config.to_dict() | used
-        images = whole if isinstance(whole, ImageSplit) else None
+        images = views.images if isinstance(whole, ImageSplit) else None  # without the bad ones
         names = found["row_names"] | {"test_time": f"{self.method.title} at test time"}
         result = found.result | {"test_time_config": told, "row_names": names}
         return dataclasses.replace(found, result=result, images=images)

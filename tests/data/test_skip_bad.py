@@ -11,6 +11,7 @@ from data.images import draw, draw_folder
 from features.tiny import TinyEncoder
 from rada.core.errors import DataError
 from rada.data import few_shot, open_dataset
+from rada.data.bad import warn_of_bad
 from rada.features import Features, extract_features
 
 
@@ -49,6 +50,18 @@ def test_missing_and_unreadable_files(tmp_path: Path, workers: int, cache: bool 
         encoder, split.subset([0, 2, 4, 6, 7, 8]), workers=0, cache=False, views=2
     )
     np.testing.assert_allclose(features.image_features, expected.image_features, atol=1e-6)
+
+
+def test_images_that_were_left_out_are_counted_and_named() -> None:
+    reasons = [(f"{n}.jpg", f"'x/{n}.jpg' is empty") for n in range(4)]
+    with pytest.warns(UserWarning) as told:
+        warn_of_bad([("3", "no image"), *reasons], "test images")
+        warn_of_bad(reasons[:1])
+        warn_of_bad([])
+    first, second = (str(entry.message) for entry in told)
+    assert first.startswith("5 of the test images were left out as unreadable: 3: no image; 'x/0")
+    assert first.endswith("'x/1.jpg' is empty; and 2 more")
+    assert second == "1 of the images was left out as unreadable: 'x/0.jpg' is empty"
 
 
 def test_bad_images_of_torchvision(tmp_path: Path) -> None:

@@ -299,14 +299,30 @@ def test_a_loss_that_is_not_finite_stops_the_run(data, model_folder, tmp_path):
 def test_pictures_that_cannot_be_read(data, model_folder, tmp_path):
     folder = write_pictures(tmp_path / "bad" / "train", 3, 0).parent
     (folder / "train" / "red" / "1.png").write_bytes(b"no picture")
+    (folder / "train" / "red" / "link.png").symlink_to(tmp_path / "nowhere.png")
     encoder = load_encoder(model_folder)
     config = FFTConfig(epochs=1, batch_size=4, head_first=False, evaluate_every=0, strength=1)
-    with pytest.raises(DataError, match=r"red/1.png"):
+    with pytest.raises(DataError, match=r"red/link.png"):
         FineTuner(encoder, "rada-ft", config, workers=0, progress=False).fit(folder)
     tuner = FineTuner(encoder, "rada-ft", config, workers=0, progress=False, skip_bad=True)
-    with pytest.warns(UserWarning, match="no test split"):
+    with (
+        pytest.warns(UserWarning, match="no test split"),
+        pytest.warns(UserWarning, match=r"2 of the training images were .*link\.png.*1\.png"),
+    ):
         result = tuner.fit(folder)
     assert result["tuned"]["in_distribution"] is None
+    assert [key for key, _ in result["skipped"]] == ["red/link.png", "red/1.png"]
+    record = tuner.fitted.record
+    assert len(record.skipped) == 2 and record.images == 11
+    write_pictures(tmp_path / "bad" / "test", 3, 0)
+    (folder / "test" / "red" / "1.png").write_bytes(b"no picture")
+    (folder / "test" / "red" / "link.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.warns(UserWarning) as told:
+        result = tuner.fit(folder, shots=2, seed=1)
+    said = [str(entry.message) for entry in told]
+    assert any("1 of the test images was" in one and "link.png" in one for one in said)
+    assert "1 of the images of the test set left out as unreadable" in said
+    assert result["tuned"]["in_distribution"]["left_out"] == 1
 
 
 def test_shifted_sets_with_other_classes(data, model_folder, tmp_path):

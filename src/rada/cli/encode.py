@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,6 +54,7 @@ def encode(
     """
     from rada.core.values import check_seed
     from rada.data import announce, load_class_names, open_dataset
+    from rada.data.bad import warn_of_bad
     from rada.encoders import load_encoder
     from rada.features.processes import OtherProcessError, ProcessGroup
     from rada.features.store_writing import SHARD_ROWS, StorePlan, write_store
@@ -96,7 +98,9 @@ def encode(
     except OtherProcessError:
         raise typer.Exit(2) from None  # the process that failed says why
     if found is not None:
-        _print(found, out, encoder, json)
+        skipped = [*dataset.skipped_of(part), *found.skipped]
+        warn_of_bad(skipped)
+        _print(found, out, encoder, skipped, json)
 
 
 def _one_file(
@@ -153,7 +157,13 @@ def _as_store(out: Path, overwrite: bool, data: str, store_options: bool) -> boo
     return False
 
 
-def _print(features: Features | FeatureStore, out: Path, encoder: DualEncoder, json: bool) -> None:
+def _print(
+    features: Features | FeatureStore,
+    out: Path,
+    encoder: DualEncoder,
+    skipped: Sequence[tuple[str, str]],
+    json: bool,
+) -> None:
     if not json:
         shards = f", {len(features.shards)} shards" if hasattr(features, "shards") else ""
         echo(
@@ -169,6 +179,6 @@ def _print(features: Features | FeatureStore, out: Path, encoder: DualEncoder, j
             "classes": list(features.classes),
             "encoder": {"name": encoder.name, "fingerprint": encoder.fingerprint},
             "fingerprint": features.fingerprint,
-            "skipped": [list(entry) for entry in features.skipped],
+            "skipped": [list(entry) for entry in skipped],
         }
     )

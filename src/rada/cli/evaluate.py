@@ -134,7 +134,7 @@ def write(
 
     examples: list[dict[str, Any]] = []
     after = found.logits.get("adapted")
-    if found.images is not None and not found["skipped"] and after is not None:
+    if found.images is not None and after is not None:
         images = found.images.rename(found.classes)
         examples = changed_examples(images, found.logits["zero_shot"], after)
     problems = find_problems(found)

@@ -125,7 +125,9 @@ def predict(
             if temporary is not None:
                 stream.close()
     if lines.skipped:
-        echo(f"{lines.skipped} unreadable images were left out", err=True)
+        from rada.report.text import count
+
+        echo(f"{count(lines.skipped, 'unreadable image')} left out", err=True)
 
 
 def _kept(found: Iterable[ImageLike], out: Path) -> Iterator[ImageLike]:

@@ -3,17 +3,46 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from rada.core.errors import DataError
 from rada.core.progress import track
+from rada.core.warn import warn
 from rada.data.dataset import ImageSplit, Skipped
 from rada.data.sampling import few_shot_indices
 
-__all__ = ["find_bad", "readable_shots", "without_bad"]
+__all__ = ["find_bad", "readable_shots", "warn_of_bad", "without_bad"]
+
+MOST_NAMED = 3
+"""So many images that were left out are named in a warning."""
+
+
+def warn_of_bad(
+    skipped: Sequence[Sequence[str]], of: str = "images", *, stacklevel: int = 2
+) -> None:
+    """Count and name images that were left out, if there are any.
+
+    Args:
+        skipped: Key and reason of each.
+        of: What they are, in the plural.
+        stacklevel: As for `warnings.warn`, counted from here.
+    """
+    if not skipped:
+        return
+    # Most reasons name the file with its folder.
+    named = [
+        reason if key in reason else f"{key}: {reason}" for key, reason in skipped[:MOST_NAMED]
+    ]
+    more = f"; and {len(skipped) - len(named)} more" if len(skipped) > len(named) else ""
+    warn(
+        f"{len(skipped)} of the {of} {'was' if len(skipped) == 1 else 'were'} left out as unreadable: "
+        f"{'; '.join(named)}{more}",
+        UserWarning,
+        stacklevel=stacklevel,
+    )
 
 
 def find_bad(

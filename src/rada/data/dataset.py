@@ -283,3 +283,7 @@ class ImageDataset:
             f"the data set {self.name!r} has no split {' or '.join(map(repr, preferred))}; "
             f"it has {', '.join(map(repr, self.splits))}"
         )
+
+    def skipped_of(self, split: str) -> tuple[tuple[str, str], ...]:
+        """Return `(id, reason)` of each image of a split that was left out."""
+        return tuple((entry.id, entry.reason) for entry in self.skipped if entry.split == split)

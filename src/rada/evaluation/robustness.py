@@ -94,6 +94,7 @@ class RobustnessEvaluator:
         candidates = self.classes.take([place[name] for name in test.classes])
         logits = gather_rows(model.logits(features, candidates, strength=strength))
         metrics = evaluate_logits(logits, gather_rows(labels), test.classes)
+        left_out = len(test.split) - metrics.images  # bad ones
         return {
             "accuracy": metrics.accuracy,
             "balanced_accuracy": metrics.balanced_accuracy,
@@ -101,7 +102,7 @@ class RobustnessEvaluator:
             "interval": list(metrics.interval),
             "images": metrics.images,
             "classes": len(test.classes),
-        } | ({"note": test.note} if test.note else {})
+        } | {key: value for key, value in (("note", test.note), ("left_out", left_out)) if value}
 
     def _features(self, model: Evaluated, split: ImageSplit) -> tuple[Tensor, Tensor]:
         """Return features and labels; of the model's own encoder where its method trains one."""

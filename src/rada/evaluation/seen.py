@@ -47,10 +47,14 @@ def seen_images(found: ImageSplit | Features, kept: object) -> int:
     """Return how many images of an evaluation are among those that a model remembers.
 
     Args:
-        found: The images.
+        found: The images, or their features. A model remembers the places of its images, or their
+            features where it was given no images; either is looked for, as far as it is known.
         kept: What `remembered` returned, from a file that anybody may have written.
     """
     if not isinstance(kept, list) or not kept:
         return 0
     known = {key for key in kept if isinstance(key, str)}
-    return sum(key in known for key in image_keys(found))
+    keys = [image_keys(found)]
+    if isinstance(found, Features) and found.images is not None:
+        keys.append(image_keys(found.images))
+    return sum(not known.isdisjoint(of_one) for of_one in zip(*keys, strict=True))

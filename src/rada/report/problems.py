@@ -117,7 +117,7 @@ def problem_blocks(problems: Mapping[str, Any], result: Mapping[str, Any]) -> li
 
 def _errors(found: Evaluation, limit: int) -> dict[str, Any] | None:
     images, key = found.images, main_row(found.result)
-    if found.features is None or images is None or found.result.get("skipped"):
+    if found.features is None or images is None:
         return None
     labels = found.features.labels
     wrong = found.logits[key].argmax(dim=1).cpu() != labels.cpu()
