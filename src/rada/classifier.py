@@ -82,6 +82,9 @@ class Classifier(ClassifierAnswers):
         Classifier(encoder=None, method='rada', classes=4, fitted)
     """
 
+    other_splits_: tuple[str, ...] = ()
+    """The splits of the data that the last `fit` did not learn from."""
+
     # -- training --------------------------------------------------------------------------------
 
     def fit(
@@ -151,9 +154,9 @@ class Classifier(ClassifierAnswers):
         )
         # whatever the caller has switched off: learning needs gradients
         with owned as out, torch.inference_mode(False), torch.enable_grad():
-            fitted, features = fit_model(plan, data, out)
+            fitted, features, others = fit_model(plan, data, out)
         self.adopt(fitted)
-        self.train_features_, self._values = features, values
+        self.train_features_, self._values, self.other_splits_ = features, values, others
         if values is not None:
             self.n_features_in_ = features.dim
         return self

@@ -63,7 +63,9 @@ class FitPlan:
     overwrite: bool = False
 
 
-def fit_model(plan: FitPlan, data: Data, out: OutputFolder | None) -> tuple[Fitted, Features]:
+def fit_model(
+    plan: FitPlan, data: Data, out: OutputFolder | None
+) -> tuple[Fitted, Features, tuple[str, ...]]:
     """Fit a method to labelled data.
 
     Args:
@@ -73,7 +75,7 @@ def fit_model(plan: FitPlan, data: Data, out: OutputFolder | None) -> tuple[Fitt
             very run that is there is loaded instead.
 
     Returns:
-        The fitted model, and the features that it learned from.
+        The fitted model, the features that it learned from, and the splits of the data that it did not.
 
     Raises:
         RadaError: As `Classifier.fit`.
@@ -105,7 +107,7 @@ def fit_model(plan: FitPlan, data: Data, out: OutputFolder | None) -> tuple[Fitt
     if out is not None:
         finished = _finished(plan, out, key)
         if finished is not None:
-            return finished, features
+            return finished, features, opened.others
         _check_unfinished(plan, out)
     state = None if out is None else out.training
     run = dataclasses.replace(plan.run, encoder=encoder, state_dir=state)
@@ -139,7 +141,7 @@ def fit_model(plan: FitPlan, data: Data, out: OutputFolder | None) -> tuple[Fitt
         with out.saving() as stage:
             write_model(stage, fitted)
         out.clear_training()
-    return fitted, features
+    return fitted, features, opened.others
 
 
 def _baseline(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -446,7 +447,7 @@ def test_names_are_never_markup(
     ).save(data)
     told = ok("fit", data, "--out", head, *QUICK, environment=environment)
     assert f"The model is in {head}." in told
-    assert f"rada evaluate '{head}' '{data}'" in told  # to be pasted as it is
+    assert f"rada evaluate '{head}' TEST_IMAGES" in told  # to be pasted as it is
     told = ok("evaluate", head, data, environment=environment)
     assert all(name in told for name in names[:3])
     assert "\x1b" not in told and "\ufffd[31mred" in told
@@ -532,11 +533,53 @@ def test_a_scale_that_is_a_logarithm_is_noticed(
     assert "logarithm" not in done.stderr
 
 
+def test_what_skip_bad_leaves_out_is_named(
+    environment: dict[str, str], pictures: Path, fitted: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(pictures, tmp_path / "data")
+    name = next(iter(COLOURS))
+    for part in ("train", "test"):
+        (data / part / name / "bad.png").write_bytes(b"no picture")
+        (data / part / name / "link.png").symlink_to(tmp_path / "nowhere.png")
+    for more in ((), ("--shots", "5", "--allow-fewer")):
+        done = rada("fit", data, "--out", tmp_path / f"head{len(more)}", "--skip-bad", *more, *QUICK,
+                    environment=environment)  # fmt: skip
+        assert done.returncode == 0 and "2 of the training images were left out" in done.stderr
+        assert "bad.png" in done.stderr and "link.png" in done.stderr
+        assert f"rada evaluate {tmp_path / f'head{len(more)}'} {data}\n" in done.stdout
+    done = rada("evaluate", fitted, data, "--skip-bad", environment=environment)
+    assert "2 unreadable images left out." in done.stdout
+    assert "bad.png" in done.stderr and "link.png" in done.stderr
+    done = rada("encode", data, "--split", "test", "--out", tmp_path / "f.safetensors", "--skip-bad",
+                "--json", environment=environment)  # fmt: skip
+    assert "bad.png" in done.stderr and "link.png" in done.stderr
+    assert len(json.loads(done.stdout)["skipped"]) == 2
+
+
+def test_one_image_of_each_class_calibrates_nothing(
+    environment: dict[str, str], pictures: Path, tmp_path: Path
+) -> None:
+    for name in COLOURS:
+        (tmp_path / "data" / name).mkdir(parents=True)
+        shutil.copy(pictures / "train" / name / "0.png", tmp_path / "data" / name)
+    told = ok("fit", tmp_path / "data", "--out", tmp_path / "head", environment=environment)
+    assert "Nothing was held out" in told and "are calibrated" not in told
+    assert "Probabilities are not calibrated, since nothing was held out" in told
+    assert "TEST_IMAGES" in told  # all images that there are were learned
+    told = ok("fit", tmp_path / "data", "--out", tmp_path / "few", "--method", "clip_adapter",
+              "--set", "epochs=8", environment=environment)  # fmt: skip
+    assert "in 2 epochs (with 1 image a class this method makes a quarter of the 8)" in told
+    told = ok("fit", pictures, "--out", tmp_path / "half", "--method", "clip_adapter",
+              "--set", "epochs=8", environment=environment)  # fmt: skip
+    assert "in 4 epochs (with 2 to 4 images a class this method makes half of the 8)" in told
+
+
 def test_after_a_fit_the_next_command_evaluates_on_other_images(tmp_path: Path) -> None:
     from rada.cli.fit import _test_data
 
     (tmp_path / "train").mkdir()
-    assert _test_data(str(tmp_path / "train")) == "TEST_IMAGES"
+    assert _test_data(str(tmp_path / "train"), apart=False) == "TEST_IMAGES"
     (tmp_path / "test").mkdir()
-    assert _test_data(str(tmp_path / "train")) == str(tmp_path / "test")
-    assert _test_data("my photos") == "'my photos'"  # a data set with splits of its own
+    assert _test_data(str(tmp_path / "train"), apart=False) == str(tmp_path / "test")
+    assert _test_data("my photos", apart=True) == "'my photos'"
+    assert _test_data("my photos", apart=False) == "TEST_IMAGES"

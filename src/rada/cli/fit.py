@@ -103,6 +103,7 @@ def fit(
             )
             wrong = _label_errors(classifier, training.seed) if check_labels else None
             result = _result(classifier, folder, wrong)
+            apart = bool({"test", "val"} & set(classifier.other_splits_))
     except TrainingInterrupted as stopped:
         done = len(stopped.history)
         echo(
@@ -116,7 +117,7 @@ def fit(
     if json:
         print_json(result)
     else:
-        _print_summary(result, chosen.title, data, out)
+        _print_summary(result, chosen.title, _test_data(data, apart=apart), out)
 
 
 def _label_errors(classifier: Classifier, seed: int) -> list[dict[str, Any]]:
@@ -164,7 +165,7 @@ def _result(
     return result
 
 
-def _print_summary(result: dict[str, Any], title: str, data: str, out: Path) -> None:
+def _print_summary(result: dict[str, Any], title: str, test: str, out: Path) -> None:
     from rada.report.text import count
 
     training = result["training"]
@@ -182,7 +183,7 @@ def _print_summary(result: dict[str, Any], title: str, data: str, out: Path) -> 
         ),
         "The model is in ",
         bold(out),
-        f". Next:\n  rada evaluate {folder} {_test_data(data)}\n  rada predict {folder} IMAGE...",
+        f". Next:\n  rada evaluate {folder} {test}\n  rada predict {folder} IMAGE...",
         sep="",
         soft_wrap=True,
     )
@@ -205,13 +206,18 @@ def _label_lines(errors: list[dict[str, Any]] | None) -> list[str]:
     return [f"{count(len(errors), 'label')} may be wrong:", *said, *more]
 
 
-def _test_data(data: str) -> str:
-    """Return what to evaluate on after training on some data: never the images that were learned."""
+def _test_data(data: str, *, apart: bool) -> str:
+    """Return what to evaluate on after training on some data: never the images that were learned.
+
+    Args:
+        data: The data.
+        apart: Whether it has a split to test on that was not learned.
+    """
     place = Path(data)
-    if place.name != "train":
+    if apart:
         return shlex.quote(data)
     test = place.with_name("test")
-    return shlex.quote(str(test)) if test.exists() else "TEST_IMAGES"
+    return shlex.quote(str(test)) if place.name == "train" and test.exists() else "TEST_IMAGES"
 
 
 def _effort(training: dict[str, Any]) -> str:
