@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import logging
 import os
 import sys
 import warnings
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -32,6 +32,7 @@ from rada.cli import (
     push,
     serve,
 )
+from rada.cli.endings import told
 from rada.cli.options import TakesSettings
 from rada.core.errors import RadaError
 from rada.core.terminal import echo
@@ -43,22 +44,17 @@ EXIT_INTERRUPTED = 130
 
 
 class _Commands(TyperGroup):
-    """The commands; one whose reader has gone away, as `head` does, has ended well."""
+    """The commands, and how they end before their end."""
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        """Read the words before the command's name."""
+        with told():
+            return super().make_context(*args, **options)
 
     def invoke(self, ctx: Any) -> Any:
-        try:
+        """Run a command."""
+        with told(ctx):
             return super().invoke(ctx)
-        except BrokenPipeError as error:  # typer would call it a failure
-            _drop_output()
-            raise typer.Exit(0) from error
-
-
-def _drop_output() -> None:
-    """Send what is still to be written nowhere: at its exit Python would complain about it."""
-    with contextlib.suppress(OSError):  # an output that is no file
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
 
 
 app = typer.Typer(
@@ -127,11 +123,14 @@ def main() -> NoReturn:
     """Run the command line and exit: 0 well, 2 for bad input, 130 when interrupted."""
     _show_messages()
     warnings.showwarning = _show_warning  # type: ignore[assignment]
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by `>&-`: the next file would take its number
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name may be none of the terminal's code page
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        app(prog_name="rada")
     except RadaError as error:
         echo(f"error: {error}", err=True)
         sys.exit(EXIT_BAD_INPUT)

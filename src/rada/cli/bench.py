@@ -9,6 +9,7 @@ import typer
 
 from rada.cli.bench_options import Listed, Seeds, Settings, Shots, listed, numbers, read_settings
 from rada.cli.bench_paper import paper
+from rada.cli.endings import resumable
 from rada.cli.options import Encoding, JsonFlag, Names, grouped, print_json
 from rada.core.terminal import bold, echo, screen
 
@@ -26,6 +27,7 @@ Reference = Annotated[str, typer.Option(help="The method that differences are ta
 
 
 @app.callback()
+@resumable
 @grouped
 def bench(
     context: typer.Context,
@@ -86,6 +88,7 @@ def bench(
 def _add_recipe(name: str, folder: str, text: str) -> None:
     """Add a command that runs a recipe."""
 
+    @resumable
     @grouped
     def command(
         out: Annotated[

@@ -16,6 +16,7 @@ from rada.cli.bench_options import (
     print_table,
     read_settings,
 )
+from rada.cli.endings import resumable
 from rada.cli.options import Encoding, JsonFlag, grouped, print_json
 from rada.core.terminal import bold, echo, screen
 
@@ -27,6 +28,7 @@ __all__ = ["paper"]
 EXIT_SOMETHING_MISSING = 1
 
 
+@resumable
 @grouped
 def paper(
     table: Annotated[

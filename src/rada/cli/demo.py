@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rada.cli.endings import resumable
 from rada.cli.options import JsonFlag, print_json
 from rada.core.terminal import bold, echo, screen
 
@@ -20,6 +21,7 @@ SAVED_SEED = 1
 """The seed of the model that the demo leaves behind: the first one, not the best."""
 
 
+@resumable
 def demo(
     out: Annotated[
         Path, typer.Option(help="Folder for the model, the results and the report.")

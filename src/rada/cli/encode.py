@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rada.cli.endings import resumable
 from rada.cli.options import Extracting, JsonFlag, Model, Names, grouped, print_json
 from rada.core.terminal import echo
 
@@ -18,6 +20,12 @@ if TYPE_CHECKING:
     from rada.features.processes import ProcessGroup
 
 
+def _keeps(given: Mapping[str, Any]) -> bool:
+    """Whether an interrupted command has kept its work: in the cache, or in the shards of a store."""
+    return not given["no_cache"] or _names_store(given["out"])
+
+
+@functools.partial(resumable, keeps=_keeps)
 @grouped
 def encode(
     data: Annotated[str, typer.Argument(help="Labelled images, as for fit.")],
@@ -142,7 +150,7 @@ def _as_store(out: Path, overwrite: bool, data: str, store_options: bool) -> boo
     from rada.core.errors import ConfigError, StorageError
     from rada.core.output import check_file
 
-    if out.suffix in ("", ".store") or out.is_dir():
+    if _names_store(out):
         return True
     if out.suffix != ".safetensors":
         raise StorageError(
@@ -155,6 +163,10 @@ def _as_store(out: Path, overwrite: bool, data: str, store_options: bool) -> boo
         )
     check_file(out, overwrite=overwrite, inputs=[data])
     return False
+
+
+def _names_store(out: Path) -> bool:
+    return out.suffix in ("", ".store") or out.is_dir()
 
 
 def _print(

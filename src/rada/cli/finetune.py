@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shlex
-import signal
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from rada.cli.endings import resumable
 from rada.cli.options import (
     JsonFlag,
     Model,
@@ -20,9 +20,10 @@ from rada.cli.options import (
     named_data,
     print_json,
 )
-from rada.core.terminal import bold, echo, screen
+from rada.core.terminal import bold, screen
 
 
+@resumable
 @grouped
 def finetune(
     data: Annotated[
@@ -65,7 +66,6 @@ def finetune(
     from rada.finetuner import FineTuner
     from rada.inputs import check_named
     from rada.methods import get_method
-    from rada.training.encoder_loop import FineTuningStopped
 
     check_seed(training.seed)  # before anything is loaded
     others = named_data(ood)
@@ -80,20 +80,16 @@ def finetune(
         trackers=track or (),
         **reading.options(),
     )
-    try:
-        result = tuner.fit(
-            data,
-            others,
-            training.shots,
-            training.seed,
-            allow_fewer=training.allow_fewer,
-            wise=_alphas(wise),
-            output_dir=out,
-            overwrite=training.overwrite,
-        )
-    except FineTuningStopped as stopped:
-        echo(str(stopped), err=True)
-        raise typer.Exit(128 + signal.Signals(stopped.signal)) from None
+    result = tuner.fit(
+        data,
+        others,
+        training.shots,
+        training.seed,
+        allow_fewer=training.allow_fewer,
+        wise=_alphas(wise),
+        output_dir=out,
+        overwrite=training.overwrite,
+    )
     if not tuner.is_main_process:
         return
     if json:

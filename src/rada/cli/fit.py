@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rada.cli.endings import resumable
 from rada.cli.options import (
     Extracting,
     JsonFlag,
@@ -30,6 +31,7 @@ MOST_NAMED = 10
 """So many images whose label may be wrong are named."""
 
 
+@resumable
 @grouped
 def fit(
     context: typer.Context,
@@ -72,8 +74,6 @@ def fit(
     from rada.features import names_features
     from rada.inputs import check_named
     from rada.methods import get_method
-    from rada.training.encoder_loop import FineTuningStopped
-    from rada.training.feature_loop import TrainingInterrupted
 
     check_seed(training.seed)  # before anything is loaded
     check_named(data)
@@ -82,38 +82,27 @@ def fit(
     # A features file needs no encoder; one that is named makes the class features, by --template.
     source = context.get_parameter_source("model")
     named = source is not None and source.name != "DEFAULT"
-    try:
-        with claim(out, "model", inputs=[data]) as folder:
-            classifier = Classifier(
-                model if named or not names_features(data) else None,
-                chosen.name,
-                None if names.class_names is None else load_class_names(names.class_names),
-                config=own,
-                templates=names.template,
-                scale=scale,
-                **reading.options(),
-            )
-            classifier.fit(
-                data,
-                shots=training.shots,
-                seed=training.seed,
-                allow_fewer=training.allow_fewer,
-                output_dir=out,
-                overwrite=training.overwrite,
-            )
-            wrong = _label_errors(classifier, training.seed) if check_labels else None
-            result = _result(classifier, folder, wrong)
-            apart = bool({"test", "val"} & set(classifier.other_splits_))
-    except TrainingInterrupted as stopped:
-        done = len(stopped.history)
-        echo(
-            f"interrupted after {done} epochs; the same command goes on from there",
-            err=True,
+    with claim(out, "model", inputs=[data]) as folder:
+        classifier = Classifier(
+            model if named or not names_features(data) else None,
+            chosen.name,
+            None if names.class_names is None else load_class_names(names.class_names),
+            config=own,
+            templates=names.template,
+            scale=scale,
+            **reading.options(),
         )
-        raise typer.Exit(130) from None
-    except FineTuningStopped as stopped:
-        echo(str(stopped), err=True)
-        raise typer.Exit(128 + stopped.signal) from None
+        classifier.fit(
+            data,
+            shots=training.shots,
+            seed=training.seed,
+            allow_fewer=training.allow_fewer,
+            output_dir=out,
+            overwrite=training.overwrite,
+        )
+        wrong = _label_errors(classifier, training.seed) if check_labels else None
+        result = _result(classifier, folder, wrong)
+        apart = bool({"test", "val"} & set(classifier.other_splits_))
     if json:
         print_json(result)
     else:

@@ -20,6 +20,7 @@ from rada.core.printable import exact_json
 
 __all__ = [
     "atomic_path",
+    "cause_of",
     "follow_umask",
     "not_utf8",
     "parse_json",
@@ -43,6 +44,16 @@ _CAUSES = {
 }
 
 
+def cause_of(error: OSError) -> str:
+    """Say why something could not be written, and what to do.
+
+    Example:
+        >>> cause_of(OSError(errno.ENOSPC, "No space left on device"))
+        'the disk is full; free some space'
+    """
+    return _CAUSES.get(error.errno or 0, error.strerror or str(error))
+
+
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Turn what fails while `path` is written into a `StorageError` that says what to do."""
@@ -51,8 +62,7 @@ def storage_errors(path: Path) -> Iterator[None]:
     except StorageError:
         raise
     except OSError as error:
-        cause = _CAUSES.get(error.errno or 0, error.strerror or str(error))
-        raise StorageError(f"cannot write {str(path)!r}: {cause}") from error
+        raise StorageError(f"cannot write {str(path)!r}: {cause_of(error)}") from error
     except SafetensorError as error:  # how its library tells of a full disk
         raise StorageError(f"cannot write {str(path)!r}: {error}") from error
 
