@@ -212,6 +212,18 @@ def test_a_hostile_list_of_files_is_refused(tmp_path: Path, files: object) -> No
     assert (tmp_path / "outside").read_text() == "mine"
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": "rada-output-1", "kind": 7}'])
+def test_a_damaged_list_of_files_names_a_way_out(tmp_path: Path, text: str) -> None:
+    folder = tmp_path / "out"
+    save(folder, config_json="1")
+    (folder / STATE_FOLDER / "manifest.json").write_text(text)
+    before = tree(tmp_path)
+    way = rf"manifest\.json' is damaged.*another folder, or delete '{folder}' yourself"
+    with pytest.raises(OutputError, match=way):
+        claim(folder, "model").__enter__()
+    assert tree(tmp_path) == before
+
+
 def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
     folder, mine = tmp_path / "out", tmp_path / "mine"
     save(folder, encoder__a_json="1")

@@ -113,6 +113,22 @@ def test_damaged_files(saved: Path, tmp_path: Path, name: str, damage: str) -> N
         load_head(saved)
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "flipped"])
+def test_a_damaged_model_says_how_to_mend_it(saved: Path, name: str, damage: str) -> None:
+    path = saved / name
+    content = path.read_bytes()
+    place = content.index(b'"scale": ') + 9 if name == "config.json" else len(content) - 1
+    flipped = content[:place] + bytes([content[place] ^ 64]) + content[place + 1 :]
+    path.write_bytes(
+        {"empty": b"", "truncated": content[:-20], "flipped": flipped}.get(damage, b"")
+    )
+    if damage == "missing":
+        path.unlink()
+    with pytest.raises(CheckpointError, match=r"damaged.*copy the folder again.*fit again"):
+        load_head(saved)
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

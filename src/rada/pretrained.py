@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rada._version import __version__
 from rada.core.config import Config
-from rada.core.errors import CheckpointError, ConfigError, RadaError
+from rada.core.errors import CheckpointError, ConfigError, RadaError, one_line
 from rada.core.extras import needed_for
 from rada.core.hashing import fingerprint_tensors
 from rada.core.output import claim, finish_save
@@ -61,6 +61,8 @@ _CLASS_FEATURES = "class_features"
 _BASELINE = ("baseline.weight", "baseline.bias")
 _MAX_CONFIG_BYTES = 64 << 20
 _PATTERNS = [CONFIG_FILE, WEIGHTS_FILE, OLD_WEIGHTS_FILE, f"{ENCODER_FOLDER}/*"]
+_MEND = "copy the folder again from where it is whole, or fit again with --overwrite"
+"""What to do about a damaged model."""
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LARGEST_WEIGHT = 1e6
 """Far above any trained weight; beyond it logits are infinite or no numbers."""
@@ -320,7 +322,11 @@ def _baseline(
 def _read_config(folder: Path) -> tuple[ModelConfig, Path]:
     """Return the configuration of a folder, and the file of its weights."""
     path = _inside(folder, CONFIG_FILE)
-    raw = read_json(path, error=CheckpointError, what="the configuration", limit=_MAX_CONFIG_BYTES)
+    try:
+        raw = read_json(path, error=CheckpointError, what="it", limit=_MAX_CONFIG_BYTES)
+    except CheckpointError as error:
+        cause = one_line(error.__cause__ or error)
+        raise CheckpointError(f"{str(path)!r} is damaged ({cause}): {_MEND}") from error
     name = WEIGHTS_FILE
     try:
         if isinstance(raw, dict) and "format" not in raw:
@@ -343,12 +349,14 @@ def _encoder_for(
     if method.saves_encoder:
         place = folder / ENCODER_FOLDER
         if not place.is_dir() or not place.resolve().is_relative_to(folder.resolve()):
-            raise CheckpointError(f"{str(folder)!r} lacks the tuned encoder in {ENCODER_FOLDER}/")
+            raise CheckpointError(
+                f"{str(folder)!r} lacks the tuned encoder in {ENCODER_FOLDER}/: {_MEND}"
+            )
         tuned = load_encoder(place, device=device)
         if config.tuned is None or not tuned.has_fingerprint(config.tuned):
             raise CheckpointError(
                 f"{str(place)!r} is not the encoder that was tuned: it has the fingerprint "
-                f"{tuned.fingerprint}, not {config.tuned}"
+                f"{tuned.fingerprint}, not {config.tuned}: {_MEND}"
             )
         return tuned
     if "encoder" not in method.needs:
@@ -425,12 +433,13 @@ def _read_tensors(path: Path, config: ModelConfig) -> dict[str, Tensor]:
                     raise CheckpointError(f"{str(path)!r}: {name!r} has the shape {tuple(shape)}")
             state = {name: stream.get_tensor(name) for name in names}
     except (SafetensorError, OSError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{str(path)!r} is damaged: {error}") from error
+        raise CheckpointError(f"{str(path)!r} is damaged ({one_line(error)}): {_MEND}") from error
     found = _hash(state) if path.name == WEIGHTS_FILE else weights_hash(state)
     if found != config.weights_hash:
         raise CheckpointError(
             f"{str(path.parent)!r} holds other weights than its configuration was written for "
-            f"(hash {found}, not {config.weights_hash}): the files are of different runs"
+            f"(hash {found}, not {config.weights_hash}), so a file is damaged, or they are of different "
+            f"runs: {_MEND}"
         )
     if path.name != WEIGHTS_FILE:
         state = {f"head.{name}": value for name, value in state.items()}
@@ -451,11 +460,18 @@ def _hash(state: Mapping[str, Tensor]) -> str:
 
 def _inside(folder: Path, name: str) -> Path:
     if not folder.is_dir():
-        raise CheckpointError(f"{str(folder)!r} is not a folder with a saved model")
+        raise CheckpointError(
+            f"{str(folder)!r} is not a folder with a saved model: name one that `rada fit --out` or "
+            "save_pretrained wrote"
+        )
     path = folder / name
     if not path.is_file():
+        others = (CONFIG_FILE, WEIGHTS_FILE, OLD_WEIGHTS_FILE)
+        if any((folder / other).is_file() for other in others):
+            raise CheckpointError(f"{str(folder)!r} is damaged (it has no {name}): {_MEND}")
         raise CheckpointError(
-            f"{str(folder)!r} has no {name}: it is not a model that save_pretrained or rada fit wrote"
+            f"{str(folder)!r} is not a saved model (it has no {name}): name a folder that `rada fit --out` "
+            "or save_pretrained wrote"
         )
     # The hub's cache keeps snapshots as links into a folder of blobs two levels up.
     allowed = (folder.resolve(), folder.resolve().parent.parent / "blobs")

@@ -138,8 +138,20 @@ def _names_model(name: str) -> bool:
 
     folder = Path(name)
     if folder.is_dir():
-        return not is_saved_model(folder) and any(folder.iterdir())
+        return not is_saved_model(folder) and _may_be_encoder(folder)
     return ":" in name or name in {model.name for model in list_models()}
+
+
+def _may_be_encoder(folder: Path) -> bool:
+    """Whether a folder has what an encoder's has; one of photos, or a damaged model's, has not."""
+    from rada.core.storage import read_json
+
+    if (folder / "open_clip_config.json").is_file():
+        return True
+    try:
+        return isinstance(read_json(folder / "config.json", error=DataError, what="it"), dict)
+    except DataError:
+        return False
 
 
 def _head_folder(name: str) -> Path:

@@ -82,7 +82,10 @@ class _Manifest:
         place = path / STATE_FOLDER / _MANIFEST
         if not os.path.lexists(place):
             return None
-        found = read_json(place, error=OutputError, what="the list of rada's own files")
+        try:
+            found = read_json(place, error=OutputError, what="the list of rada's own files")
+        except OutputError as error:
+            raise _unknown_owner(path) from error
         values = found if isinstance(found, dict) else {}
         kind, pending = values.get("kind"), values.get("pending")
         names, stale = values.get("files"), values.get("stale", [])
@@ -95,10 +98,7 @@ class _Manifest:
             )
             and (pending is None or (isinstance(pending, str) and _STAGE.fullmatch(pending)))
         ):
-            raise OutputError(
-                f"{str(place)!r} is damaged, so rada cannot tell which files are its own: choose "
-                "another folder"
-            )
+            raise _unknown_owner(path)
         return cls(kind, set(names or ()), pending, set(stale))
 
     def write(self, path: Path) -> None:
@@ -110,6 +110,14 @@ class _Manifest:
     def owns(self, name: str) -> bool:
         parents = (f"{parent}/" for parent in PurePosixPath(name).parents)
         return name in self.files or any(parent in self.files for parent in parents)
+
+
+def _unknown_owner(path: Path) -> OutputError:
+    """Return the error of a folder whose list is damaged: rada deletes nothing there, its user may."""
+    return OutputError(
+        f"{str(path / STATE_FOLDER / _MANIFEST)!r} is damaged, so rada cannot tell which files are its own: "
+        f"choose another folder, or delete {str(path)!r} yourself, once nothing in it is needed any more"
+    )
 
 
 def _is_inside(name: object) -> bool:
