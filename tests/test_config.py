@@ -6,7 +6,8 @@ import pytest
 
 from rada import EFTConfig
 from rada.core.errors import ConfigError
-from rada.pretrained import EncoderId, Record
+from rada.pretrained import EncoderId, ModelConfig, Record
+from rada.training.strength import Strength
 
 
 def test_round_trip_through_json() -> None:
@@ -37,14 +38,30 @@ def test_round_trip_through_json() -> None:
     ],
 )
 def test_bad_value_is_named(field: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=rf"EFTConfig\.{field}") as caught:
+    with pytest.raises(ConfigError, match=rf"{field} should be") as caught:
         EFTConfig(**{field: value})  # type: ignore[arg-type]
     assert repr(value) in str(caught.value)
 
 
 def test_unknown_field_is_named() -> None:
-    with pytest.raises(ConfigError, match="'learning_rat'"):
+    with pytest.raises(ConfigError, match="'learning_rat': did you mean 'learning_rate'"):
         EFTConfig.from_dict({"learning_rat": 1e-3})
+    with pytest.raises(ConfigError, match="'colour': there are alpha, batch_size, "):
+        EFTConfig.from_dict({"colour": 1})
+
+
+def test_wrong_types_are_told_in_words() -> None:
+    for value in (float("nan"), "nan", "fast"):
+        with pytest.raises(
+            ConfigError, match=f"^learning_rate should be a finite number, not {value!r}$"
+        ):
+            EFTConfig(learning_rate=value)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"^shots should be an integer or null, not 'x+[.]{3}$"):
+        Record(shots="x" * 500)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"^aliases should be an object, not 3$"):
+        ModelConfig("m", {}, 1, 1.0, ("a",), (), (), 3, {}, None, {}, "")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"^strength value should be in \[0, 1\], but .* is 2$"):
+        Strength(2)
 
 
 @pytest.mark.parametrize("values", [None, [], "epochs", 3])

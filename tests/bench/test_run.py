@@ -281,10 +281,10 @@ def test_data_that_changed_in_between(plan, pets, tmp_path):
         ({"datasets": ()}, "datasets should be at least one"),
         ({"protocols": ("cross-dataset",)}, "needs --targets"),
         ({"options": {"coop": {}}}, "options for 'coop'"),
-        ({"options": {"rada": {"epoch": 3}}}, "EFTConfig has no field 'epoch'"),
+        ({"options": {"rada": {"epoch": 3}}}, "there is no field 'epoch'"),
         ({"options": {"rada": {"epochs": 0}}}, "epochs should be a positive integer"),
         ({"options": {"rada": 3}}, "should be a table"),
-        ({"shot": (1,)}, "Plan has no field 'shot'"),
+        ({"shot": (1,)}, "there is no field 'shot'"),
     ],
 )
 def test_bad_plans(changes, message, plan):

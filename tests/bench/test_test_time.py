@@ -186,7 +186,7 @@ def test_what_cannot_start_is_refused_before_training(viewed, tmp_path, monkeypa
         ),
         (
             {"methods": ("rada+rada",), "options": {"rada+rada": {"test_time.view": 3}}},
-            "has no field 'view'",
+            "there is no field 'view'",
         ),
         (
             {"methods": ("rada+rada",), "options": {"rada+rada": {"test_time.views": 0}}},

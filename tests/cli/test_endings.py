@@ -144,7 +144,9 @@ def test_ctrl_c_before_training(
     """The first line stands there before torch is imported."""
     words = ["fit", features["train"], "--out", tmp_path / "head", *SLOW]
     code, told = interrupted(words, "Opening", environment)
-    assert (code, told) == (130, "interrupted; the same command goes on from there\n")
+    # In the midst of an import, Python itself dies of the signal in the end; a shell calls that 130 too.
+    assert code in (130, -signal.SIGINT)
+    assert told == "interrupted; the same command goes on from there\n"
 
 
 def test_ctrl_c_says_what_is_true(capsys: pytest.CaptureFixture[str]) -> None:

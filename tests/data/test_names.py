@@ -93,6 +93,26 @@ def test_a_damaged_file_of_names(tmp_path: Path) -> None:
             load_class_names(tmp_path / name)
 
 
+def test_a_text_file_has_one_name_a_line(tmp_path: Path) -> None:
+    for name in ("names.txt", "NAMES.TXT", "names"):
+        (tmp_path / name).write_text("\ufeffhot dog\n\n  pizza \r\nice cream", encoding="utf-8")
+        assert load_class_names(tmp_path / name) == ("hot dog", "pizza", "ice cream")
+        (tmp_path / name).write_text('{"n01": "hot dog"}')
+        assert load_class_names(str(tmp_path / name)) == {"n01": "hot dog"}
+        (tmp_path / name).write_text("\n \n")
+        with pytest.raises(DataError, match="there are no class names"):
+            load_class_names(tmp_path / name)
+
+
+def test_names_in_place_of_a_file(tmp_path: Path) -> None:
+    for given in ("cat, dog", ", ".join(f"class {number}" for number in range(999)), "a\0b"):
+        with pytest.raises(
+            DataError, match=r"does not exist: name one, or write JSON, such as"
+        ) as told:
+            load_class_names(given)
+        assert len(str(told.value)) < 300
+
+
 def test_numbers_as_names_are_worth_a_warning(tmp_path: Path) -> None:
     root = draw_folder(tmp_path, {"0": 1, "1": 1, "10": 1, "2": 1})
     with pytest.warns(UserWarning, match="called by numbers"):

@@ -356,9 +356,9 @@ def test_wrong_options_end_with_code_2(data, model_folder, tmp_path):
         (["--method", "rada-fft"], "there is no method"),
         (["--ood", "dark"], "NAME=DATA"),
         (["--wise", "0,2"], "in [0, 1]"),
-        (["--set", "epoch=3"], "has no field 'epoch'"),
-        (["--set", "train=all"], "RAdaFTConfig.train"),
-        (["--method", "rada", "--set", "train=image"], "EFTConfig has no field 'train'"),
+        (["--set", "epoch=3"], "there is no field 'epoch': did you mean 'epochs'?"),
+        (["--set", "train=all"], "train should be"),
+        (["--method", "rada", "--set", "train=image"], "there is no field 'train'"),
     ):
         found = CliRunner().invoke(app, base + more)
         assert isinstance(found.exception, RadaError) and told in str(found.exception)

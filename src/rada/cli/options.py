@@ -34,6 +34,10 @@ __all__ = [
 ]
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
+JsonLinesFlag = Annotated[
+    bool,
+    typer.Option("--json", help="Print JSON lines, one object for each image, for programs."),
+]
 Model = Annotated[str, typer.Option(help="The dual encoder; `rada models` lists them.")]
 ModelFolder = Annotated[
     str,
@@ -157,7 +161,7 @@ class Names:
         str | None,
         typer.Option(
             help="JSON, or a file with it: a list of class names, which the data's are matched with by name, "
-            "or {folder name: class name}."
+            "or {folder name: class name}; or a .txt file with one name a line."
         ),
     ] = None
     template: Annotated[

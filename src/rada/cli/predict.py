@@ -13,7 +13,7 @@ import typer
 from rada.cli.options import (
     EncoderOption,
     Extracting,
-    JsonFlag,
+    JsonLinesFlag,
     ModelFolder,
     Names,
     OnlyModel,
@@ -63,7 +63,7 @@ def predict(
         Path | None, typer.Option(help="File to write; standard output if none.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
-    json: JsonFlag = False,
+    json: JsonLinesFlag = False,
     *,
     names: Names,
     test_time: TestTime,

@@ -7,6 +7,7 @@ with `Config.from_dict`, and stands whole in every result.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import math
 import types
@@ -17,6 +18,16 @@ from typing import Any, Literal, Self
 from rada.core.errors import ConfigError
 
 __all__ = ["Config", "parse_value"]
+
+_SHOWN = 80
+_WORDS: dict[Any, str] = {
+    float: "a finite number",
+    int: "an integer",
+    bool: "true or false",
+    str: "a word",
+    dict: "an object",
+    type(None): "null",
+}
 
 
 def _matches(value: object, annotation: Any) -> bool:
@@ -43,6 +54,24 @@ def _matches(value: object, annotation: Any) -> bool:
     if annotation is None or annotation is type(None):
         return value is None
     return isinstance(value, annotation)
+
+
+def _in_words(annotation: Any) -> str:
+    """Say what values a type stands for, in the words of the command line."""
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_in_words, parts))
+    if origin is Literal:
+        return " or ".join(map(repr, parts))
+    if origin is tuple:
+        return f"a list, each entry {_in_words(parts[0])}"
+    return _WORDS.get(origin or annotation) or str(annotation)
+
+
+def _shortened(value: object) -> str:
+    """Return a value as Python writes it; of a long one its beginning."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _without_lists(value: Any) -> Any:
@@ -85,29 +114,28 @@ class Config:
             if isinstance(value, list):  # JSON has no tuples
                 value = _without_lists(value)
                 object.__setattr__(self, field.name, value)
+            name = self.label(field.name)
             if not _matches(value, hints[field.name]):
-                raise ConfigError(
-                    f"{type(self).__name__}.{field.name} should be of type {field.type}, "
-                    f"but the value passed is {value!r} of type {type(value).__name__}"
-                )
+                wanted = _in_words(hints[field.name])
+                raise ConfigError(f"{name} should be {wanted}, not {_shortened(value)}")
             if isinstance(value, int) and abs(value) >= 2**63:
-                raise ConfigError(
-                    f"{type(self).__name__}.{field.name} should be below 2**63, not {str(value)[:40]}..."
-                )
+                raise ConfigError(f"{name} should be below 2**63, not {str(value)[:40]}...")
             if isinstance(value, float) and not math.isfinite(value):
-                raise ConfigError(
-                    f"{type(self).__name__}.{field.name} should be finite, not {value!r}"
-                )
+                raise ConfigError(f"{name} should be a finite number, not {value!r}")
         self.validate()
 
     def validate(self) -> None:
         """Check ranges; subclasses raise `ConfigError` through `require`."""
 
+    def label(self, field: str) -> str:
+        """Return what errors call a field; subclasses may say what its user knows it by."""
+        return field
+
     def require(self, condition: bool, field: str, expected: str) -> None:
         """Raise a `ConfigError` that names the field, its value and what was expected."""
         if not condition:
             raise ConfigError(
-                f"{type(self).__name__}.{field} should be {expected}, "
+                f"{self.label(field)} should be {expected}, "
                 f"but the value passed is {getattr(self, field)!r}"
             )
 
@@ -130,10 +158,9 @@ class Config:
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(map(str, set(values) - known))
         if unknown:
-            raise ConfigError(
-                f"{cls.__name__} has no field {', '.join(map(repr, unknown))}; "
-                f"it has {', '.join(sorted(known))}"
-            )
+            near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.7)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}"
+            raise ConfigError(f"there is no field {', '.join(map(repr, unknown))}: {hint}")
         missing = sorted(known - values.keys() - _with_defaults(cls))
         if missing:
             raise ConfigError(f"{cls.__name__}: missing field {', '.join(map(repr, missing))}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rada.core.errors import DataError
-from rada.core.storage import parse_json, read_json
+from rada.core.storage import parse_json, read_json, read_lines
 from rada.data.align import fold_name, without_invisible
 from rada.data.sources import id_bytes
 from rada.data.templates import asks_for_choice
@@ -25,6 +25,8 @@ __all__ = [
 ]
 
 DEFAULT_TEMPLATE = "a photo of a {}."
+_LINES = (".txt", ".text", ".lst", "")
+_SHOWN = 80
 
 ClassNamesSource = str | Path | Sequence[str] | Mapping[str, str]
 """Class names as a user gives them: a list, a mapping, or a file or JSON text with either."""
@@ -80,8 +82,8 @@ def load_class_names(source: ClassNamesSource) -> dict[str, str] | tuple[str, ..
     """Read class names: a list, or a mapping from names of the data to class names.
 
     Args:
-        source: The value itself, JSON text of it, or a JSON file with it; "imagenet" stands for the names
-            of ImageNet's classes by WordNet id.
+        source: The value itself, JSON text of it, a JSON file with it, or a text file with one name a line;
+            "imagenet" stands for the names of ImageNet's classes by WordNet id.
 
     Returns:
         A tuple of names, or a dict from folder name to class name.
@@ -98,7 +100,7 @@ def load_class_names(source: ClassNamesSource) -> dict[str, str] | tuple[str, ..
     if str(source) == IMAGENET and not Path(IMAGENET).exists():
         return dict(imagenet_names())
     if isinstance(source, str | Path):
-        source = read_json(source, error=DataError, what="the file of class names")
+        source = _read(str(source))
     if isinstance(source, Mapping):
         check_class_names(source.values())
         return {str(key): value for key, value in source.items()}
@@ -110,11 +112,34 @@ def load_class_names(source: ClassNamesSource) -> dict[str, str] | tuple[str, ..
     )
 
 
+def _read(name: str) -> Any:
+    """Return what a file of class names holds: JSON, or one name a line."""
+    try:
+        exists = Path(name).exists()
+    except (OSError, ValueError):  # far too long for a path, or with a NUL
+        exists = False
+    if not exists:
+        raise DataError(
+            f"the file of class names {_shortened(name)} does not exist: name one, or write JSON, such as "
+            """'["cat", "dog"]' or '{"folder name": "class name"}'"""
+        )
+    if Path(name).suffix.lower() not in _LINES:
+        return read_json(name, error=DataError, what="the file of class names")
+    lines = read_lines(name, error=DataError, what="the file of class names")
+    if lines and lines[0][:1] in ("{", "["):  # it is JSON, whatever it is called
+        return read_json(name, error=DataError, what="the file of class names")
+    return lines
+
+
+def _shortened(text: str) -> str:
+    return repr(text) if len(text) <= _SHOWN else f"{text[:_SHOWN]!r}..."
+
+
 def _parsed(text: str) -> Any:
     try:
         return parse_json(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"the class names {text[:80]!r} are not JSON: {error}") from error
+        raise DataError(f"the class names {_shortened(text)} are not JSON: {error}") from error
 
 
 def load_templates(source: str | Path | Sequence[str] | None) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ class ViewConfig(Config):
         self.require(self.views >= 1, "views", "a positive integer")
         for name in ("selection", "smallest_crop"):
             self.require(0 < getattr(self, name) <= 1, name, "above 0 and at most 1")
-        check_seed(self.seed, f"{type(self).__name__}.seed")
+        check_seed(self.seed)
 
     def kept(self, views: int) -> int:
         """Return how many of `views` views are kept.

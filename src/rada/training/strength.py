@@ -135,6 +135,10 @@ class Strength(Config):
     temperature: float = 1.0
     trained_temperature: float | None = None
 
+    def label(self, field: str) -> str:
+        """Return what errors call a field."""
+        return {"value": "strength value", "trained": "trained strength"}.get(field, field)
+
     def validate(self) -> None:
         """Check that strengths are in [0, 1] and temperatures above 0."""
         self.require(0 <= self.value <= 1, "value", "in [0, 1]")
