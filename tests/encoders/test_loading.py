@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from encoders.tiny_models import blip_captioning
+from encoders.tiny_models import OPEN_CLIP, blip_captioning
 from rada.core.errors import EncoderError
 from rada.encoders import describe_model, load_encoder
 
@@ -255,3 +255,29 @@ def test_directories_are_described_without_loading(saved, loaded, name):
     info, encoder = describe_model(str(saved(name))), loaded(name)
     assert (info.dim, info.family, info.local) == (encoder.dim, encoder.family, True)
     assert info.parameters == pytest.approx(encoder.parameter_count, rel=0.02)
+
+
+def test_a_model_of_open_clip_that_no_factory_has_made(tmp_path):
+    """Its images are prepared as CLIP's, and it can be saved; a transform of the user's own goes before."""
+    import open_clip
+    from PIL import Image
+
+    from rada.encoders.transforms import EvalTransform
+
+    settings = {key: value for key, value in OPEN_CLIP["open_clip"].items() if key != "custom_text"}
+    model = open_clip.CLIP(**settings).eval()
+    assert not hasattr(model.visual, "preprocess_cfg")
+    tokenizer = open_clip.get_tokenizer(
+        "ViT-B-32", context_length=settings["text_cfg"]["context_length"]
+    )
+    encoder = load_encoder(model, tokenizer=tokenizer)
+    image = Image.new("RGB", (50, 40), (200, 30, 90))
+    pixels = encoder.preprocess(image)
+    wanted = (torch.tensor([200, 30, 90]) / 255 - torch.tensor(open_clip.OPENAI_DATASET_MEAN)) / (
+        torch.tensor(open_clip.OPENAI_DATASET_STD)
+    )
+    torch.testing.assert_close(pixels[:, 5, 5], wanted, atol=1e-5, rtol=0)
+    own = EvalTransform(
+        resize=pixels.shape[-1], size=pixels.shape[1:], mean=(0.0,) * 3, std=(1.0,) * 3
+    )
+    assert load_encoder(model, tokenizer=tokenizer, processor=own).preprocess is own

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -63,6 +64,20 @@ def test_the_global_generators_are_left_alone(encoder, split):
         torch.manual_seed(3)
         extract_features(encoder, split, views=2, workers=workers, **QUICK)
         assert torch.equal(torch.rand(2), expected)
+
+
+def test_views_of_two_threads_are_those_of_one(encoder, split):
+    """There is one source of random numbers for all threads: they take turns with it."""
+    options = {"views": 6, "workers": 0, "progress": False, "cache": False}
+    alone = {seed: extract_features(encoder, split, seed=seed, **options) for seed in (1, 2)}
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [
+            pool.submit(extract_features, encoder, split, seed=n % 2 + 1, **options)
+            for n in range(8)
+        ]
+    for number, job in enumerate(jobs):
+        wanted = alone[number % 2 + 1].image_features
+        assert torch.allclose(job.result().image_features, wanted, atol=1e-6)
 
 
 def test_training_mode_is_neither_used_nor_lost(encoder, split):

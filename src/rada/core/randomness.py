@@ -5,26 +5,19 @@ There is one of each for all threads: two that seed and draw in turns would get 
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from rada.core.locks import fork_safe_lock
+
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["drawing", "seeded"]
+__all__ = ["seeded"]
 
-drawing = threading.RLock()
+_drawing = fork_safe_lock()
 """Held by whoever has seeded a global generator, until it is as it was."""
-
-if hasattr(
-    os, "register_at_fork"
-):  # not on Windows; a child must not get it locked by another thread
-    os.register_at_fork(
-        before=drawing.acquire, after_in_parent=drawing.release, after_in_child=drawing.release
-    )
 
 
 @contextmanager
@@ -47,7 +40,7 @@ def seeded(seed: int, device: str | torch.device = "cpu") -> Iterator[None]:
 
     kind = torch.device(device).type
     places = [torch.device(device)] if kind == "cuda" else []
-    with drawing, torch.random.fork_rng(devices=places):
+    with _drawing, torch.random.fork_rng(devices=places):
         if kind == "cpu":  # torch.manual_seed would seed the generators of GPUs as well
             torch.default_generator.manual_seed(seed)
         else:

@@ -6,12 +6,14 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from rada.core.errors import EncoderError
+from rada.core.locks import fork_safe_lock
 from rada.core.values import check_scale
 from rada.core.warn import warn
 from rada.encoders.hooks import INSERTING
@@ -46,16 +48,31 @@ class TruncationWarning(UserWarning):
     """A prompt is longer than the text encoder reads; its end was cut off."""
 
 
+_modes = fork_safe_lock()
+_evaluated: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+"""Parts of modules that are to learn again, and how many evaluate them meanwhile."""
+
+
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode and give every submodule its own mode back afterwards."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
+    """Put a module into evaluation mode and give every submodule its own mode back afterwards.
+
+    Of several threads the last to leave does so.
+    """
+    with _modes:
+        held = [part for part in module.modules() if part.training or part in _evaluated]
+        for part in held:
+            _evaluated[part] = _evaluated.get(part, 0) + 1
+            part.training = False
     try:
         yield
     finally:
-        for part in training:
-            part.training = True
+        with _modes:
+            for part in held:
+                _evaluated[part] -= 1
+                if not _evaluated[part]:
+                    del _evaluated[part]
+                    part.training = True
 
 
 class EncoderProtocol(ABC):
