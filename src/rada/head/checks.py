@@ -17,7 +17,10 @@ def check_config(dim: int, num_heads: int, temperature: float, memory_budget: in
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(f"{name} should be a positive integer, but it is {value!r}")
     if dim % num_heads:
-        raise ConfigError(f"dim should be a multiple of num_heads, but {dim} % {num_heads} != 0")
+        raise ConfigError(
+            f"dim should be a multiple of num_heads, but {dim} % {num_heads} != 0: choose a number of heads "
+            f"that divides {dim}, such as {math.gcd(dim, num_heads)}"
+        )
     if isinstance(temperature, bool) or not isinstance(temperature, int | float):
         raise ConfigError(f"temperature should be a number, but it is {temperature!r}")
     if not (math.isfinite(temperature) and temperature > 0):
