@@ -217,7 +217,7 @@ def test_points_of_the_grid_are_the_parts_alone() -> None:
     zero_shot, head, probe = model.at_points(images, classes, [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0)])
     with torch.no_grad():
         torch.testing.assert_close(zero_shot, model.zero_shot_logits(images, classes))
-        torch.testing.assert_close(head.float(), model.head_logits(images, classes))
+        torch.testing.assert_close(head, model.head_logits(images, classes))
     alone = get_method("prior_probe").fit(found, PriorProbeConfig())
     expected = alone.logits(images, classes, strength=1.0)
     torch.testing.assert_close(probe, expected, atol=1e-6, rtol=1e-6)

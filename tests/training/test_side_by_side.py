@@ -131,8 +131,7 @@ def test_heads_side_by_side_go_on_bit_for_bit(
     monkeypatch.setattr(feature_loop, "_epoch", stopping)
     with pytest.raises(Stop):
         fitted("rada", data, tmp_path)
-    kept = {path.name for path in tmp_path.iterdir()}
-    assert kept & {"state.safetensors", "strength-classes-0.safetensors"}
+    assert list(tmp_path.glob("*.safetensors"))  # the state of one or another
     monkeypatch.setattr(feature_loop, "_epoch", ordinary)
     equal(whole, fitted("rada", data, tmp_path))
 

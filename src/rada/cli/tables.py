@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,6 @@ from rada.core.printable import clean
 from rada.core.terminal import bold
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
 
 __all__ = ["class_table", "comparison_table", "plain_table", "shots_table"]
@@ -47,7 +46,7 @@ def _table_class() -> type[Table]:
     class Plain(Table):
         """A table that loses nothing on a narrow terminal."""
 
-        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
             if self._least_width(console, options) <= options.max_width:
                 yield from super().__rich_console__(console, options)
                 return
@@ -61,7 +60,7 @@ def _table_class() -> type[Table]:
                         shown = cell if isinstance(cell, Text) else clean(str(cell))
                         yield Text.assemble(f"  {clean(str(heading))}: ", shown)
 
-        def _least_width(self, console: Console, options: ConsoleOptions) -> int:
+        def _least_width(self, console: Any, options: Any) -> int:
             """Return the width below which numbers would be broken in the middle."""
             widths = []
             for column in self.columns:

@@ -371,7 +371,8 @@ def _preprocessing(model: Any) -> dict[str, Any]:
     found = getattr(model.visual, "preprocess_cfg", None)
     if found is not None:
         return dict(found)
-    from open_clip.transform import PreprocessCfg
+    with needed_for("a model of open_clip"):
+        from open_clip.transform import PreprocessCfg
 
     return dataclasses.asdict(PreprocessCfg(size=model.visual.image_size))
 
