@@ -206,4 +206,4 @@ def test_what_is_explained_as_zero_shot_is_what_zero_shot_says(arrays) -> None:
         assert one.zero_shot * temperature == pytest.approx(float(zero_shot[place]), abs=1e-3)
         assert one.probability == pytest.approx(float(adapted[place]), abs=1e-5)
     assert found.to_dict()["temperature"] == found.temperature == temperature
-    assert f"divided by {temperature:.2f}" in found.lines()[0]
+    assert f"at temperature {temperature:.2f}" in found.lines()[0]

@@ -109,10 +109,10 @@ class ImageExplanation:
     def lines(self, classes: int = 3) -> list[str]:
         """Return the explanation in a few lines, of at most so many classes."""
         best = self.classes[0]
-        divided = "" if self.temperature == 1 else f", divided by {self.temperature:.2f}"
+        unit = "" if self.temperature == 1 else f" at temperature {self.temperature:.2f}"
         text = [
-            f"{entry.name}: {entry.zero_shot_probability:.4f} -> {entry.probability:.4f}, logit{divided} "
-            f"{entry.zero_shot:.2f} -> {entry.adapted:.2f} ({self.before} -> {self.method})"
+            f"{entry.name}: {entry.zero_shot_probability:.4f} -> {entry.probability:.4f}, logit "
+            f"{entry.zero_shot:.2f} -> {entry.adapted:.2f}{unit} ({self.before} -> {self.method})"
             for entry in self.classes[:classes]
         ]
         for one in self.evidence[:1]:
