@@ -64,6 +64,9 @@ def test_the_page_and_its_numbers(explained):
     assert first["nearest"]["all"][0]["label"] in [entry.name for entry in found[0].classes]
     text = page.read_text()
     assert "<script" not in text.lower() and str(page.parent.parent) not in text
+    # with training images at hand the words tell what sets the image apart from them
+    assert "The image against the mean training image" in text
+    assert any(line.startswith("the image against the mean") for line in found[0].lines())
 
 
 def test_a_foreign_folder_is_refused(explained, tmp_path):

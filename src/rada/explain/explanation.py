@@ -26,14 +26,22 @@ class Words:
     """What an image, its classes and the change of these are, in plain words.
 
     Attributes:
-        image: The image.
+        image: The image, as its difference to a mean.
         classes: Effective class weights of the classes that are looked at, by name.
         changes: What the adaptation changed in them; classes without any change are left out.
+        apart: Whether the mean is that of the training images, and not of the words: then the words say what
+            sets the image apart from these, not what it shows.
     """
 
     image: InWords
     classes: dict[str, InWords]
     changes: dict[str, InWords]
+    apart: bool = False
+
+    @property
+    def title(self) -> str:
+        """What the words of the image are of."""
+        return "the image against the mean training image" if self.apart else "the image"
 
 
 @dataclass(frozen=True)
@@ -123,7 +131,7 @@ class ImageExplanation:
                 f"{one.adapted - one.zero_shot:+.2f} by the adaptation; largest: {named}"
             )
         if self.words is not None:
-            text.append(f"the image in words: {self.words.image.text()}")
+            text.append(f"{self.words.title} in words: {self.words.image.text()}")
             change = self.words.changes.get(best.name)
             if change is not None:
                 text.append(f"what the adaptation changed in {best.name}: {change.text()}")

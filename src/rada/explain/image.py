@@ -231,7 +231,8 @@ class Explainer:
             change = weight - before.weights[0, row]
             if bool(change.abs().max() > 1e-6 * scale):
                 changed[name] = vocabulary.describe(change, most, signed=True)
-        return Words(vocabulary.describe(after.images[0] - mean, most), described, changed)
+        image = vocabulary.describe(after.images[0] - mean, most)
+        return Words(image, described, changed, self.train is not None)
 
     # -- where -----------------------------------------------------------------------------------
 

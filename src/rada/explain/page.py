@@ -190,7 +190,7 @@ def _sum(entry: ImageExplanation, one: Evidence, parts: Sequence[Contribution]) 
 
 
 def _word_table(words: Words) -> Table:
-    rows = [_word_row("The image", words.image)]
+    rows = [_word_row(words.title.capitalize(), words.image)]
     for name, found in words.classes.items():
         rows.append(_word_row(f"“{name}”", found))
         if name in words.changes:
