@@ -324,7 +324,8 @@ def open_clip_directory(name: str) -> Callable[[Path], None]:
         kind = open_clip.CoCa if "multimodal_cfg" in config else kinds["custom_text" in config]
         model = kind(**arguments)
         folder.mkdir(parents=True, exist_ok=True)
-        state = {key: value.clone() for key, value in model.state_dict().items()}
+        # CoCa leaves a weight of its decoder as memory was: a NaN there is unlike itself
+        state = {key: value.nan_to_num(0.0, 0.0, 0.0) for key, value in model.state_dict().items()}
         save_file(state, folder / "open_clip_model.safetensors")
         preprocess = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4], "interpolation": "bilinear"}
         whole = {"model_cfg": OPEN_CLIP[name], "preprocess_cfg": preprocess}
