@@ -86,12 +86,10 @@ class ClassifierBase(Estimator, NamesImages):
     def _repr_html_(self) -> str:
         method = self.resolved()[0]
         known = self._fitted is not None or self.classes is not None
-        names = ", ".join(self.candidates()[:_MOST_NAMES]) if known else "not known yet"
-        more = len(self.candidates()) - _MOST_NAMES if known else 0
         said = {
             "encoder": getattr(self.encoder, "name", self.encoder),
             "method": f"{method.title} ({method.name})",
-            "classes": f"{names} and {more} more" if more > 0 else names,
+            "classes": _some_of(self.candidates()) if known else "not known yet",
         }
         if self._fitted is None:
             said["state"] = "zero-shot: nothing is learned yet"
@@ -170,15 +168,10 @@ class ClassifierBase(Estimator, NamesImages):
         Raises:
             DataError: If they are not known yet.
         """
-        names, values = self.candidates(), self._values
-        if values is None:
+        names = self.candidates()
+        if self._values is None:
             return np.asarray(names)
-        aliases = self.fitted_.aliases
-        known = [aliases.get(name, name) for name in map(str, values.tolist())]
-        if len(set(known)) < len(known) or not set(names) <= set(known):
-            return np.asarray(names)  # other candidates than what was learned
-        found: NDArray[Any] = values[[known.index(name) for name in names]]
-        return found
+        return _label_values(names, self._values, self.fitted_.aliases)
 
     def candidates(self) -> tuple[str, ...]:
         """Return the names of the candidate classes.
@@ -326,8 +319,7 @@ class ClassifierBase(Estimator, NamesImages):
     def to_predict(self, images: Any) -> tuple[Features | None, ClassSet]:
         """Return features of what is to be predicted, None for nothing at all, and the candidates."""
         given = self._values is not None and not isinstance(images, Features)
-        if given and self.slot:  # else nothing but rows can be meant
-            given = getattr(images, "ndim", 0) == 2 or _is_nested(images)
+        given = given and (not self.slot or _are_rows(images))
         return self.inputs.to_predict(self.rows(images) if given else images, self.candidates())
 
     def model_logits(
@@ -373,9 +365,28 @@ class ClassifierBase(Estimator, NamesImages):
         return method.build(Facts(dim, scale, classes), method.config(), {}, asked)
 
 
-def _is_nested(rows: Any) -> bool:
-    """Whether it is a list of rows of numbers."""
-    return isinstance(rows, list | tuple) and all(isinstance(row, list | tuple) for row in rows)
+def _some_of(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _label_values(
+    names: Sequence[str], values: NDArray[Any], aliases: Mapping[str, str]
+) -> NDArray[Any]:
+    """Return the labels of candidates as they were given to `fit(X, y)`; names where one is another."""
+    known = [aliases.get(name, name) for name in map(str, values.tolist())]
+    if len(set(known)) < len(known) or not set(names) <= set(known):
+        return np.asarray(names)
+    found: NDArray[Any] = values[[known.index(name) for name in names]]
+    return found
+
+
+def _are_rows(images: Any) -> bool:
+    """Whether it is an array, or a list, of rows of numbers, and not of images."""
+    if isinstance(images, list | tuple):
+        return all(isinstance(row, list | tuple) for row in images)
+    return getattr(images, "ndim", 0) == 2
 
 
 def _named(templates: str | Sequence[str] | None) -> tuple[str, ...] | None:

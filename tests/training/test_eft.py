@@ -22,6 +22,7 @@ from rada.training import feature_loop
 from rada.training.feature_loop import TrainingInterrupted, draw_classes
 from rada.training.state import TrainingState
 from toy import SCALE, toy
+from training.interrupting import interrupt_in_third_epoch
 
 QUICK = EFTConfig(epochs=4, min_steps=0, batch_size=8, strength=1.0)
 
@@ -187,16 +188,7 @@ def test_damaged_state_is_named(tmp_path: Path, damage: bytes | None) -> None:
 
 def test_interrupt_keeps_the_head_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
     data = toy()
-    ordinary, finished = feature_loop._epoch, []
-
-    def interrupted(*args):  # type: ignore[no-untyped-def]
-        found = ordinary(*args)
-        if len(finished) == 2:
-            raise KeyboardInterrupt
-        finished.append(found)
-        return found
-
-    monkeypatch.setattr(feature_loop, "_epoch", interrupted)
+    interrupt_in_third_epoch(monkeypatch)
     with pytest.raises(TrainingInterrupted) as caught:
         train_head(*data, SCALE, QUICK, 1)
     model = caught.value.model

@@ -19,6 +19,7 @@ from rada.methods.base import AdaptedModel
 from rada.training import feature_loop, strength
 from rada.training.feature_loop import TrainingInterrupted
 from toy import NAMES, SCALE, toy
+from training.interrupting import interrupt_in_third_epoch
 
 QUICK = {"epochs": 4, "min_steps": 0, "batch_size": 8}
 
@@ -150,17 +151,7 @@ def test_a_fold_that_was_asked_is_not_learned_again(
 
 def test_an_interrupt_keeps_the_final_model_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
     data = data_of()
-    ordinary, finished = feature_loop._epoch, []
-
-    def interrupted(*args):  # type: ignore[no-untyped-def]
-        found = ordinary(*args)
-        if threading.current_thread() is threading.main_thread():
-            if len(finished) == 2:
-                raise KeyboardInterrupt
-            finished.append(found)
-        return found
-
-    monkeypatch.setattr(feature_loop, "_epoch", interrupted)
+    interrupt_in_third_epoch(monkeypatch)
     with pytest.raises(TrainingInterrupted) as caught:
         fitted("rada", data)
     assert len(caught.value.history) == 2

@@ -14,6 +14,7 @@ from typing import Any
 import typer
 
 from rada.core.errors import ConfigError, RadaError, StorageError
+from rada.core.printable import shortened
 from rada.core.terminal import echo
 
 __all__ = ["resumable", "told"]
@@ -141,8 +142,7 @@ def _bad_value(error: Any) -> str | None:
         return f"the {'option' if is_option else 'argument'} {name} is missing"
     if found is None:  # an older typer names the value, but not its option
         return f"{name}: {error.message.removesuffix('.')}"
-    shown = repr(found()[0]["input"])
-    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+    shown = shortened(found()[0]["input"], _SHOWN)
     descriptor = param.type_descriptor
     kind = _KINDS.get(descriptor.annotation)
     if kind is None:

@@ -124,10 +124,15 @@ def predict(
         finally:
             if temporary is not None:
                 stream.close()
-    if lines.skipped:
-        from rada.report.text import count
+    _tell_skipped(lines.skipped)
 
-        echo(f"{count(lines.skipped, 'unreadable image')} left out", err=True)
+
+def _tell_skipped(number: int) -> None:
+    """Say how many images were left out, if any."""
+    from rada.report.text import count
+
+    if number:
+        echo(f"{count(number, 'unreadable image')} left out", err=True)
 
 
 def _kept(found: Iterable[ImageLike], out: Path) -> Iterator[ImageLike]:

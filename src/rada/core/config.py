@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from rada.core.errors import ConfigError
+from rada.core.printable import shortened
 
 __all__ = ["Config", "parse_value"]
 
-_SHOWN = 80
 _WORDS: dict[Any, str] = {
     float: "a finite number",
     int: "an integer",
@@ -68,12 +68,6 @@ def _in_words(annotation: Any) -> str:
     return _WORDS.get(origin or annotation) or str(annotation)
 
 
-def _shortened(value: object) -> str:
-    """Return a value as Python writes it; of a long one its beginning."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
 def _without_lists(value: Any) -> Any:
     """Return lists, also in lists, as tuples."""
     if isinstance(value, list | tuple):
@@ -117,7 +111,7 @@ class Config:
             name = self.label(field.name)
             if not _matches(value, hints[field.name]):
                 wanted = _in_words(hints[field.name])
-                raise ConfigError(f"{name} should be {wanted}, not {_shortened(value)}")
+                raise ConfigError(f"{name} should be {wanted}, not {shortened(value)}")
             if isinstance(value, int) and abs(value) >= 2**63:
                 raise ConfigError(f"{name} should be below 2**63, not {str(value)[:40]}...")
             if isinstance(value, float) and not math.isfinite(value):

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-__all__ = ["clean", "escape", "exact_json"]
+__all__ = ["clean", "escape", "exact_json", "shortened"]
 
 # What XML and UTF-8 cannot hold (class names come from file names, which may be any bytes), what steers a
 # terminal (escape sequences, a carriage return that overwrites its line), and the marks that turn the
@@ -57,3 +57,14 @@ def exact_json(value: Any, *, indent: int | None = None) -> str:
     text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     # Such characters can only stand within strings, where an escape means the same.
     return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def shortened(value: object, most: int = 80) -> str:
+    """Return a value as Python writes it; of a long one its beginning.
+
+    Example:
+        >>> shortened("a long name", most=5)
+        "'a lo..."
+    """
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."

@@ -69,7 +69,7 @@ def save_features(
     known = {key: value for key, value in fields.items() if value not in (None, ())}
     known |= dict(extra or {})
     path = Path(path)
-    if overwrite is None and path.exists() and not _is_features(path):
+    if overwrite is None and path.exists() and _METADATA not in _metadata(path):
         raise OutputError(
             f"{str(path)!r} is there already and no features file: choose another name, or replace it with "
             "overwrite=True"
@@ -79,27 +79,24 @@ def save_features(
     return path
 
 
-def _is_features(path: Path) -> bool:
-    """Whether a file holds features that `save_features` wrote."""
+def _metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of a safetensors file; none of anything else."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            return _METADATA in (file.metadata() or {})
+            return file.metadata() or {}
     except (SafetensorError, OSError):
-        return False
+        return {}
 
 
 def file_key(path: Path) -> str | None:
     """Return the key that a file was saved with (`extra`); "" where it has none, None without a file."""
-    from safetensors import SafetensorError, safe_open
-
     if not path.exists():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            found = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
-    except (SafetensorError, OSError, ValueError):
+        found = json.loads(_metadata(path).get(_METADATA, "{}"))
+    except ValueError:
         return ""
     key = found.get("key", "") if isinstance(found, dict) else ""
     return key if isinstance(key, str) else ""

@@ -8,7 +8,7 @@ object a method; whatever rada can do, it can do with all of them.
 from __future__ import annotations
 
 import dataclasses
-import functools
+import itertools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -223,11 +223,11 @@ class AdaptedModel(nn.Module):
         return self.logits(images, classes, strength=1.0)
 
     def as_learned(self, images: Tensor, classes: ClassSet) -> tuple[Tensor, ClassSet]:
-        """Return features of images and classes in the precision of what was learned."""
-        own = [value.dtype for value in self.state_dict().values() if value.is_floating_point()]
-        if not own:
-            return images, classes
-        wanted = functools.reduce(torch.promote_types, own)
+        """Return features of images and classes as precise as what was learned from features."""
+        own = {value.dtype for value in itertools.chain(self.parameters(), self.buffers())}
+        wanted = torch.float64 if torch.float64 in own else torch.float32
+        if self.method.cost != "features" or wanted not in own:
+            return images, classes  # an encoder is as precise as it was loaded
         text = classes.text_features.to(wanted)
         return images.to(wanted), dataclasses.replace(classes, text_features=text)
 
