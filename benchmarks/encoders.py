@@ -7,9 +7,10 @@
 Random weights of the true architectures, which are enough for time and rounding: ViT-B/32, ViT-B/16 and SigLIP base of
 open_clip, and CLIP ViT-B/32 of transformers. Eager is the encoder's own forward with gradients off and glibc's default
 thresholds. Every way lives in a process of its own, since raising the thresholds cannot be undone. `float32` and `bfloat16`
-are what rada does; `compile-float32` and `compile-bfloat16` are these through torch.compile with frozen weights; `residual` has
-products in bfloat16 and the sums of the layers in float32; `openvino` computes in bfloat16, and `onnxruntime` in float32, since
-its CPU kernels have no bfloat16. The engines want `pip install openvino onnxruntime onnx onnxscript`.
+are what rada does, `unpacked` is bfloat16 with weights that are laid out at every call; `compile-float32` and
+`compile-bfloat16` are the plain models through torch.compile with frozen weights; `residual` has products in bfloat16 and the
+sums of the layers in float32; `openvino` computes in bfloat16, and `onnxruntime` in float32, since its CPU kernels have no
+bfloat16. The engines want `pip install openvino onnxruntime onnx onnxscript`.
 
 `--images` asks whether bfloat16 keeps the zero-shot answers: each image goes through an encoder in float32 and in bfloat16.
 `embedded` has trained weights; those of ViT-B/32 are random, so that its classes are the means of the images' features.
@@ -23,6 +24,7 @@ away by as much as bfloat16 turns the random models' worst row, in a random dire
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -42,7 +44,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 MODELS = ("ViT-B-32", "ViT-B-16", "ViT-B-16-SigLIP", "hf:clip-vit-base-patch32")
 WAYS = ("eager", "float32", "bfloat16")
-OTHERS = ("compile-float32", "compile-bfloat16", "residual", "openvino", "onnxruntime")
+OTHERS = ("unpacked", "compile-float32", "compile-bfloat16", "residual", "openvino", "onnxruntime")
 CHOSEN = "bfloat16"  # what rada does where dtype="auto" takes it: the others are compared with it
 
 
@@ -74,11 +76,16 @@ def images(name: str) -> nn.Module:
 # -- the ways -----------------------------------------------------------------------------------------
 
 
-def plain(model: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+def plain(
+    model: nn.Module, dtype: torch.dtype, *, pack: bool = False
+) -> Callable[[Tensor], Tensor]:
+    from rada.encoders.packing import packed_weights
+
     model.to(dtype)
 
     def run(pixels: Tensor) -> Tensor:
-        with torch.no_grad():
+        packed = packed_weights(dtype, pixels.device) if pack else contextlib.nullcontext()
+        with torch.no_grad(), packed:
             return model(pixels.to(dtype))
 
     return run
@@ -145,8 +152,9 @@ def runner(name: str, way: str, pixels: Tensor, threads: int) -> Callable[[Tenso
         return openvino(model, pixels, threads)
     if way == "onnxruntime":
         return onnxruntime(model, pixels, threads)
-    dtype = torch.bfloat16 if way.endswith("bfloat16") else torch.float32
-    return compiled(model, dtype) if way.startswith("compile") else plain(model, dtype)
+    dtype = torch.float32 if way.endswith(("eager", "float32")) else torch.bfloat16
+    compiles = way.startswith("compile")
+    return compiled(model, dtype) if compiles else plain(model, dtype, pack=way == CHOSEN)
 
 
 def side(name: str, way: str, batch: int, threads: int, rows: Path) -> None:

@@ -18,6 +18,7 @@ from rada.core.values import check_scale
 from rada.core.warn import warn
 from rada.encoders.hooks import INSERTING
 from rada.encoders.memory import keep_freed_memory
+from rada.encoders.packing import packed_weights
 from rada.encoders.tokens import Tokens, check_prompts
 
 if TYPE_CHECKING:
@@ -220,7 +221,7 @@ class EncoderProtocol(ABC):
         Raises:
             EncoderError: If `pixels` has another shape.
         """
-        with self._inserted("in_images"):
+        with self._inserted("in_images"), packed_weights(self.dtype, self.device):
             embeddings = self.image_embeddings(self._pixels(pixels)).float()
             return self._inside("image_features", functional.normalize(embeddings, dim=-1))
 
@@ -252,7 +253,8 @@ class EncoderProtocol(ABC):
 
     def forward_texts(self, tokens: Tokens) -> Tensor:
         """Embed tokens as unit-norm float32 `(K, D)`, differentiably."""
-        with INSERTING, self._inserted("in_texts"):
+        packed = packed_weights(self.dtype, self.device)
+        with INSERTING, self._inserted("in_texts"), packed:
             embeddings = self.text_embeddings(self._tokens(tokens)).float()
             return self._inside("text_features", functional.normalize(embeddings, dim=-1))
 
