@@ -23,7 +23,7 @@ from rada.evaluation import Evaluation
 from rada.fitting import FitPlan, fit_model
 from rada.inputs import Data
 from rada.methods import Run
-from rada.pretrained import load_model, resolve_directory, save_model
+from rada.pretrained import Fitted, load_model, resolve_directory, save_model
 from rada.publishing import push_folder
 
 if TYPE_CHECKING:
@@ -211,14 +211,28 @@ class Classifier(ClassifierAnswers):
             OutputError: If the folder holds what rada did not write, or another process writes to it.
             StorageError: If the place cannot be written.
         """
+        save_model(directory, self._as_used())
+
+    def _as_used(self) -> Fitted:
+        """Return the model with the candidates and templates that it predicts with now."""
         fitted, chosen = self.fitted_, self.candidates()
-        if chosen != fitted.classes:
-            features = None
-            if not fitted.model.method.train_encoder:
-                with contextlib.suppress(FeatureError):  # names without an encoder to embed them
-                    features = self.class_set().text_features
-            fitted = dataclasses.replace(fitted, classes=chosen, class_features=features)
-        save_model(directory, fitted)
+        templates = self.inputs.templates or fitted.templates
+        if (chosen, templates) == (fitted.classes, fitted.templates):
+            return fitted
+        details, features = dict(fitted.record.details), None
+        if templates != fitted.templates:
+            details["template_choice"] = {"how": "given", "templates": list(templates)}
+        if not fitted.model.method.train_encoder:
+            with contextlib.suppress(FeatureError):  # names without an encoder to embed them
+                known = self.class_set()
+                features, templates = known.text_features, known.templates
+        return dataclasses.replace(
+            fitted,
+            classes=chosen,
+            class_features=features,
+            templates=templates,
+            record=dataclasses.replace(fitted.record, details=details),
+        )
 
     def push_to_hub(self, repository: str, **options: Any) -> str:
         """Send the model to the Hugging Face hub, with a card, and return its address.
@@ -270,9 +284,7 @@ class Classifier(ClassifierAnswers):
         options |= {"config": model.config, "device": device, "dtype": dtype}
         found = cls(name, model.method.name, **options)
         slot = EncoderSlot(name, device, dtype, saved=encoder is None)
-        if saved is not None:
-            slot.check = found.check_loaded
         found.adopt(fitted, slot)
         if encoder is not None:
-            slot.get()  # what was given is checked at once
+            found.checked_slot.get()  # what was given is checked at once
         return found

@@ -124,9 +124,16 @@ class ClassifierBase(Estimator, NamesImages):
     @property
     def slot(self) -> EncoderSlot:
         """The encoder as it was given, loaded when it is first needed."""
-        if self._slot is None or self._slot.encoder is not self.encoder:
-            self._slot = EncoderSlot(self.encoder, self.device, self.dtype)
+        asked = self.encoder, self.device, self.dtype
+        if self._slot is None or not self._slot.is_of(*asked):
+            self._slot = EncoderSlot(*asked)
         return self._slot
+
+    @property
+    def checked_slot(self) -> EncoderSlot:
+        """The same encoder, which has to be the one that the model was trained with, if there is one."""
+        known = self._fitted is not None and self._fitted.encoder is not None
+        return self.slot.checked(self.check_loaded) if known else self.slot
 
     @property
     def encoder_(self) -> DualEncoder | None:
@@ -134,7 +141,7 @@ class ClassifierBase(Estimator, NamesImages):
         model = self.model_
         if model is not None and model.method.train_encoder:
             return model.encoder
-        return self.slot.get() if self.slot else None
+        return self.checked_slot.get() if self.slot else None
 
     @property
     def model_(self) -> AdaptedModel | None:
@@ -221,10 +228,20 @@ class ClassifierBase(Estimator, NamesImages):
 
     @property
     def inputs(self) -> Inputs:
-        """Reads data into features of the encoder in use."""
+        """Reads data into features of the encoder in use.
+
+        Raises:
+            ConfigError: If other templates are wanted than those that both encoders were tuned with.
+        """
         fresh, fitted = self.fresh_inputs, self._fitted
         if fitted is None:
             return fresh.for_use()
+        method, learned = fitted.model.method, fitted.model.facts.templates
+        if method.cost == "image encoder" and fresh.templates not in (None, learned):
+            raise ConfigError(
+                f"the templates {list(fresh.templates)} cannot be used: {method.name!r} has tuned the "
+                f"encoder with {list(learned)}; leave the templates out, or fit again with others"
+            )
         changes: dict[str, Any] = {"choose": False}
         if fresh.templates is None and "template_choice" in fitted.record.details:
             changes["templates"] = fitted.templates or None
@@ -235,7 +252,9 @@ class ClassifierBase(Estimator, NamesImages):
         tuned = fitted.model.encoder if fitted.model.method.train_encoder else None
         if tuned is not None:
             changes |= {"slot": EncoderSlot(tuned), "origin": (tuned.name, tuned.fingerprint)}
-        elif fitted.class_features is not None:
+        else:
+            changes["slot"] = self.checked_slot
+        if tuned is None and fitted.class_features is not None:
             changes["known"] = ClassSet(fitted.classes, fitted.class_features, fitted.templates)
         return dataclasses.replace(fresh, **changes)
 
@@ -244,14 +263,8 @@ class ClassifierBase(Estimator, NamesImages):
         """Reads data into features of the encoder before a method tuned it; None without one."""
         if not self.slot:
             return None
-        saved, slot = self.fitted_.encoder, self.slot
-        if saved is not None:
-            dim = self.fitted_.model.facts.dim
-            slot = EncoderSlot(
-                self.slot.get(), check=lambda found: check_encoder(found, saved, dim)
-            )
         return dataclasses.replace(
-            self.inputs, slot=slot, origin=None, known=None, scale=self.scale
+            self.inputs, slot=self.checked_slot, origin=None, known=None, scale=self.scale
         )
 
     def adopt(self, fitted: Fitted, slot: EncoderSlot | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,8 @@ class EncoderSlot:
         encoder: What `load_encoder` takes, or None for no encoder at all.
         device: Where it runs; the CPU when None.
         dtype: Type that it computes in.
-        check: Called with the loaded encoder; raises if it is not the right one.
+        check: Called with the encoder whenever it is asked for, since weights may change; raises if it is not
+            the right one.
         saved: Whether a saved model names the encoder, which may have been moved since.
         missing: What to say where an encoder is needed and there is none.
     """
@@ -38,7 +40,7 @@ class EncoderSlot:
     ) -> None:
         self.encoder, self.device, self.dtype = encoder, device, dtype
         self.check, self.saved, self.missing = check, saved, missing
-        self._loaded: DualEncoder | None = None
+        self._loaded: list[DualEncoder] = []  # one at most; shared with slots of another check
 
     def __bool__(self) -> bool:
         return self.encoder is not None
@@ -46,7 +48,24 @@ class EncoderSlot:
     @property
     def loaded(self) -> DualEncoder | None:
         """The encoder, if it was loaded already or given so."""
-        return self.encoder if isinstance(self.encoder, DualEncoder) else self._loaded
+        if isinstance(self.encoder, DualEncoder):
+            return self.encoder
+        return next(iter(self._loaded), None)
+
+    def is_of(
+        self,
+        encoder: str | Path | DualEncoder | None,
+        device: str | torch.device | None,
+        dtype: str | torch.dtype | None,
+    ) -> bool:
+        """Whether it was made with these."""
+        return self.encoder is encoder and (self.device, self.dtype) == (device, dtype)
+
+    def checked(self, check: Callable[[DualEncoder], None]) -> EncoderSlot:
+        """Return a slot with another check; the encoder is loaded once for both."""
+        found = copy.copy(self)
+        found.check = check
+        return found
 
     def get(self) -> DualEncoder:
         """Return the encoder.
@@ -57,12 +76,11 @@ class EncoderSlot:
         """
         if self.encoder is None:
             raise FeatureError(self.missing)
-        if self._loaded is None:
-            loaded = self._load(self.encoder)
-            if self.check is not None:
-                self.check(loaded)
-            self._loaded = loaded
-        return self._loaded
+        if not self._loaded:
+            self._loaded.append(self._load(self.encoder))
+        if self.check is not None:
+            self.check(self._loaded[0])
+        return self._loaded[0]
 
     def _load(self, encoder: str | Path | DualEncoder) -> DualEncoder:
         try:
