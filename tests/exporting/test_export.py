@@ -21,11 +21,12 @@ from torch.nn.functional import normalize
 
 from encoders.tiny_models import MAKERS
 from fits import OPTIONS, Fits
+from golden.make import quick_config
 from rada import Classifier, CustomEncoder, ExportSettings, Features, export_model, list_methods
 from rada.core.errors import ConfigError, EncoderError, OutputError
 from rada.data import open_image
 from rada.exporting import Preprocessing, describe_preprocessing
-from rada.exporting.export import _Part
+from rada.exporting.export import _Part, _pictures
 from rada.exporting.formats import trace
 from rada.features import ClassSet
 
@@ -371,6 +372,68 @@ def test_a_graph_that_differs_is_not_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "method", [method.name for method in list_methods() if method.train_encoder]
+)
+def test_methods_that_change_the_encoder_are_written_from_pixels(
+    fitted: Any, images: Path, tmp_path: Path, method: str
+) -> None:
+    clf = fitted(method)
+    facts = export_model(clf, tmp_path / "out", ExportSettings(format="torch"))
+    files = sorted(images.rglob("*.png"))[:5]
+    pixels = torch.from_numpy(own_pixels(clf, facts, files))
+    found = torch.export.load(tmp_path / "out" / "model.pt2").module()(pixels)[0]
+    np.testing.assert_allclose(found.detach().numpy(), clf.predict_proba(files), atol=1e-4)
+
+
+def test_a_graph_of_no_numbers_is_not_written(
+    fitted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rada.exporting import export as module
+
+    write, run = module.FORMATS["torch"]
+
+    def spoiled(path: Path) -> Any:
+        return lambda inputs: (run(path)(inputs)[0] * torch.nan,)
+
+    monkeypatch.setitem(module.FORMATS, "torch", (write, spoiled))
+    settings = ExportSettings(format="torch", source="features")
+    with pytest.raises(EncoderError, match="differs from rada by nan"):
+        export_model(fitted("linear_probe"), tmp_path / "out", settings)
+
+
+@pytest.mark.parametrize("method", ["gda", "rada", "maple", "clip_lora"])
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_a_model_in_bfloat16_is_written_in_the_type_that_is_asked_for(
+    encoder_folder: Path, images: Path, tmp_path: Path, method: str, format: str
+) -> None:
+    options = OPTIONS | {"dtype": "bfloat16", "config": quick_config(method)}
+    clf = Classifier(str(encoder_folder), method, **options).fit(str(images), seed=1)
+    facts = export_model(clf, tmp_path / "out", ExportSettings(format=format))
+    assert facts["dtype"] == "float32"
+    assert facts["max_difference"] < 0.02
+    files = sorted(images.rglob("*.png"))[:4]
+    pixels = own_pixels(clf, facts, files)
+    if format == "onnx":
+        kinds = set(initializer_types(tmp_path / "out" / "model.onnx").values())
+        assert kinds <= {1, 6, 7, 9}  # float32, whole numbers, truth values
+        found = run_onnx(tmp_path / "out", images=pixels)
+    else:
+        program = torch.export.load(tmp_path / "out" / "model.pt2")
+        assert not any(v.dtype is torch.bfloat16 for v in program.state_dict.values())
+        found = program.module()(torch.from_numpy(pixels))[0].detach().numpy()
+    np.testing.assert_allclose(found, clf.predict_proba(files), atol=0.02)
+    assert clf.encoder_.dtype is torch.bfloat16  # the model itself stays what it is
+
+
+def test_pictures_of_the_check_are_no_noise_alone() -> None:
+    pictures = _pictures(6, (40, 60), torch.Generator().manual_seed(0)).float()
+    assert pictures.shape == (6, 40, 60, 3)
+    steps = (pictures[:, :, 1:] - pictures[:, :, :-1]).abs().mean((1, 2, 3))
+    assert (steps[0::2] > 60).all() and (steps[1::2] < 30).all()
+    assert (pictures.std((1, 2, 3)) > 20).all()
+
+
 # -- the command and the documentation -------------------------------------------------------------
 
 NO_RADA = (
@@ -384,7 +447,13 @@ def test_the_documented_script_needs_neither_torch_nor_rada(
     clf, out, _ = embedded
     page = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
     (script,) = re.findall(r"```python\n(import json.*?)```", page, re.DOTALL)
-    assert len([line for line in script.splitlines() if line.strip()]) <= 20
+    assert len([line for line in script.splitlines() if line.strip()]) <= 24
+    seen_through = tmp_path / "seen through.png"
+    with Image.open(photos[0]) as photo:
+        half = photo.convert("RGBA")
+    half.putalpha(Image.linear_gradient("L").resize(half.size))
+    half.save(seen_through)
+    photos = [*photos, seen_through]
     (tmp_path / "classify.py").write_text(script)
     (tmp_path / "sitecustomize.py").write_text(NO_RADA)
     shutil.copytree(out, tmp_path / "exported")

@@ -63,8 +63,8 @@ def _place(hidden: Tensor, prompt: Tensor, *, start: int | None, append: bool) -
     """Return `hidden (B, L, W)` with the prompt `(n, W)` or `(B, n, W)` in its place."""
     prompt = prompt.to(hidden.device, hidden.dtype)
     if prompt.ndim == 2:
-        prompt = prompt.expand(len(hidden), -1, -1)
-    if prompt.ndim != 3 or prompt.shape[0] != len(hidden) or prompt.shape[2] != hidden.shape[2]:
+        prompt = prompt.expand(hidden.shape[0], -1, -1)  # len() would fix it in a graph
+    if prompt.ndim != 3 or prompt.shape[0] != hidden.shape[0] or prompt.shape[2] != hidden.shape[2]:
         raise EncoderError(
             f"a deep prompt of shape {tuple(prompt.shape)} does not fit a layer whose input is "
             f"{tuple(hidden.shape)}; expected (n, {hidden.shape[2]})"
@@ -167,7 +167,7 @@ def inserted_tokens(
         def change(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             hidden: Tensor = args[0] if args else kwargs["hidden_states"]
             length = hidden.shape[1] - (0 if index == 0 else count)
-            rows = tokens[index].to(hidden.device, hidden.dtype).expand(len(hidden), -1, -1)
+            rows = tokens[index].to(hidden.device, hidden.dtype).expand(hidden.shape[0], -1, -1)
             after = start if index == 0 else start + count
             hidden = torch.cat([hidden[:, :start], rows, hidden[:, after:]], 1)
 
