@@ -22,7 +22,7 @@ from rada.bench.cells import Folder
 from rada.bench.plan import PROTOCOLS
 from rada.bench.protocols import set_up
 from rada.bench.sources import open_source
-from rada.bench.tables import Runs, load_runs
+from rada.bench.tables import Runs, load_runs, result_tables
 from rada.core.errors import CheckpointError, ConfigError, DataError, FeatureError, OutputError
 from rada.encoders.slot import EncoderSlot
 from rada.methods import get_method
@@ -114,6 +114,59 @@ def test_cross_dataset(pets, tmp_path):
     assert not run_plan(plan, tmp_path / "out").failed
     parts = results(tmp_path / "out")["rada/2/1"]["parts"]
     assert {name: part["classes"] for name, part in parts.items()} == {"source": 6, "others": 4}
+
+
+@pytest.mark.parametrize("protocol", ["cross-dataset", "domain"])
+def test_targets_are_told_apart(protocol, tmp_path):
+    """Folders that end alike, or like a word of the tables, keep columns of their own."""
+    places = [
+        ("a", "test"),
+        ("b", "test"),
+        ("c", "test"),
+        ("d", "source"),
+        ("e", "base"),
+        ("f", "new"),
+    ]
+    source, *targets = [write_features(tmp_path / folder, name=name) for folder, name in places]
+    plan = Plan(protocols=(protocol,), methods=("zero_shot",), datasets=(source,), targets=targets)
+    assert not run_plan(plan, tmp_path / "out").failed
+    runs = load_runs(tmp_path / "out")
+    parts = ["source", *targets[:3], "base", "new"]
+    assert runs.parts(protocol, source) == parts and "harmonic_mean" not in runs.results[0]
+    values = [runs.values(protocol, source, "zero_shot", 0, part)[0] for part in parts]
+    mean = runs.values(protocol, source, "zero_shot", 0, "mean of the targets")[0]
+    assert mean == pytest.approx(sum(values[1:]) / 5)
+    assert source in result_tables(runs, "zero_shot")[0].columns[1]
+
+
+def test_the_mean_of_the_targets_is_of_nothing_else(tmp_path):
+    """A target called "test" was counted twice, balanced too."""
+    source, test = write_features(tmp_path), write_features(tmp_path, classes=4, name="test")
+    features = Features.load(f"{test}/test.safetensors")
+    features.subset(range(3, 24)).save(f"{test}/test.safetensors")
+    Features.load(f"{test}/train.safetensors").subset(range(3, 24)).save(
+        f"{test}/train.safetensors"
+    )
+    plan = Plan(
+        protocols=("cross-dataset",), methods=("zero_shot",), datasets=(source,), targets=(test,)
+    )
+    assert not run_plan(plan, tmp_path / "out").failed
+    runs = load_runs(tmp_path / "out")
+    part = runs.results[0]["parts"]["test"]
+    assert part["accuracy"] != part["balanced_accuracy"]
+    found = runs.values("cross-dataset", "pets", "zero_shot", 0, "mean of the targets")
+    assert found[0] == part["accuracy"]
+
+
+def test_a_target_called_by_a_word_of_the_tables(tmp_path, monkeypatch):
+    """Its column took the place of what was learned from."""
+    monkeypatch.chdir(tmp_path)
+    pets, _ = write_features(Path()), write_features(Path(), classes=4, name="source")
+    options = {"protocols": ("cross-dataset",), "methods": ("zero_shot",), "datasets": (pets,)}
+    with pytest.raises(ConfigError, match=r"cannot be called 'source'.*'\./source'"):
+        run_plan(Plan(**options, targets=("source",)), "out")
+    run_plan(Plan(**options, targets=("./source",)), "out")
+    assert load_runs("out").parts("cross-dataset", "pets") == ["source", "./source"]
 
 
 def write_images(folder, domains=("photo", "sketch"), classes=("cat", "dog"), count=4):
@@ -280,6 +333,15 @@ def test_data_that_changed_in_between(plan, pets, tmp_path):
         ({"seeds": (1, 1)}, "seeds should be free of repetitions"),
         ({"datasets": ()}, "datasets should be at least one"),
         ({"protocols": ("cross-dataset",)}, "needs --targets"),
+        (
+            {"targets": ("a", "a"), "protocols": ("domain",)},
+            "targets should be free of repetitions",
+        ),
+        (
+            {"targets": ("a",)},
+            "'a' would not be tested on by few-shot: .*cross-dataset, domain or shift",
+        ),
+        ({"targets": ("a",), "protocols": ("few-shot", "base-to-new")}, "few-shot and base-to-new"),
         ({"options": {"coop": {}}}, "options for 'coop'"),
         ({"options": {"rada": {"epoch": 3}}}, "there is no field 'epoch'"),
         ({"options": {"rada": {"epochs": 0}}}, "epochs should be a positive integer"),

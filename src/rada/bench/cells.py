@@ -17,9 +17,23 @@ from rada.core.output import claim, training_folder
 from rada.core.records import CellRecord, check_record
 from rada.core.storage import read_json, write_json
 
-__all__ = ["FORMAT", "Cell", "Folder", "data_name", "subject"]
+__all__ = [
+    "FORMAT",
+    "MEAN",
+    "SOURCE",
+    "TRANSFER",
+    "Cell",
+    "Folder",
+    "data_name",
+    "subject",
+    "told_apart",
+]
 
 FORMAT = "rada-bench-1"
+TRANSFER = ("cross-dataset", "domain")
+"""The protocols whose cells are tested on what they learned from, and on every target."""
+SOURCE, MEAN = "source", "mean of the targets"
+"""What tables of several test sets call what was learned from, and the mean of the others."""
 WAIT = 60.0
 """Seconds to wait for another process that opens the folder or writes its tables."""
 
@@ -33,6 +47,17 @@ def data_name(spec: str) -> str:
     """
     bare = spec.split("?")[0].rstrip("/").rsplit("/", 1)[-1].rsplit(":", 1)[-1]
     return re.sub(r"\.(safetensors|npz|csv|tsv|jsonl|ndjson)$", "", bare) or spec
+
+
+def told_apart(names: Mapping[str, str]) -> dict[str, str]:
+    """Return a name for each specification: its short one, or all of it where that would mean two things.
+
+    Example:
+        >>> told_apart({"pacs/photo": "photo", "a/test": "test", "b/test": "test", "c/source": "source"})
+        {'pacs/photo': 'photo', 'a/test': 'a/test', 'b/test': 'b/test', 'c/source': 'c/source'}
+    """
+    taken = [*names.values(), SOURCE, MEAN]
+    return {spec: name if taken.count(name) == 1 else spec for spec, name in names.items()}
 
 
 def subject(cell: Mapping[str, Any]) -> str:

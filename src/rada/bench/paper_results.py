@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from rada.bench.cells import SOURCE
 from rada.bench.paper import ALL_IMAGES, PAPER
 from rada.bench.recipes import COOP_SETS
 from rada.bench.tables import HM, MEAN, ResultTable, Runs, Values, base_and_new_values, value_cell
@@ -59,10 +60,10 @@ def _base_to_new(runs: Runs) -> Measured:
 def _transfer(runs: Runs) -> Measured:
     protocol = "domain"
     (data, *_), shots = runs.datas(protocol), runs.shots(protocol)[-1]
-    targets = _in_order("fft", [part for part in runs.parts(protocol, data) if part != "source"])
+    targets = _in_order("fft", [part for part in runs.parts(protocol, data) if part != SOURCE])
 
     def of(label: str) -> list[Values]:
-        parts = ["source", *targets, MEAN]
+        parts = [SOURCE, *targets, MEAN]
         return [runs.values(protocol, data, label, shots, part) for part in parts]
 
     wanted = len(PAPER["fft"].plan.targets)

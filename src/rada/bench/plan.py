@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rada.bench.cells import Cell
+from rada.bench.cells import MEAN, SOURCE, TRANSFER, Cell
 from rada.core.config import Config, parse_value
 from rada.core.errors import ConfigError
 from rada.core.extras import needed_for
@@ -21,7 +21,7 @@ from rada.test_time import get_test_time_method
 
 __all__ = ["PROTOCOLS", "Plan", "load_plan", "parse_setting"]
 
-PROTOCOLS = ("few-shot", "base-to-new", "cross-dataset", "domain", "shift")
+PROTOCOLS = ("few-shot", "base-to-new", *TRANSFER, "shift")
 
 
 class Options(dict[str, Any]):
@@ -75,9 +75,9 @@ class Plan(Config):
 
     def validate(self) -> None:
         """Check names and numbers, and the configuration of every method."""
-        for name in ("methods", "datasets", "protocols", "shots", "seeds"):
+        for name in ("methods", "datasets", "protocols", "shots", "seeds", "targets"):
             values = getattr(self, name)
-            self.require(bool(values), name, "at least one entry long")
+            self.require(bool(values) or name == "targets", name, "at least one entry long")
             self.require(len(set(values)) == len(values), name, "free of repetitions")
         for protocol in self.protocols:
             if protocol not in PROTOCOLS:
@@ -90,6 +90,11 @@ class Plan(Config):
         for protocol in ("cross-dataset", "shift"):
             if protocol in self.protocols and not self.targets:
                 raise ConfigError(f"the protocol {protocol} needs --targets: data sets to test on")
+        if self.targets and not {*TRANSFER, "shift"} & set(self.protocols):
+            raise ConfigError(
+                f"the target {self.targets[0]!r} would not be tested on by {' and '.join(self.protocols)}: leave "
+                f"--targets out, or choose a --protocol that takes them: {', '.join(TRANSFER)} or shift"
+            )
         for label in self.methods:
             self.method(label)
         unknown = [label for label in self.options if label not in self.methods]
@@ -149,19 +154,26 @@ class Plan(Config):
         return found
 
     def cells(self) -> list[Cell]:
-        """Return every cell, data set by data set, so that features are used while they are there."""
+        """Return every cell, data set by data set, so that features are used while they are there.
+
+        Raises:
+            ConfigError: If a target has a name that the tables use.
+            DataError: If a folder of domains is none.
+        """
         from rada.bench.sources import domain_folders
 
         cells: dict[Cell, None] = {}
         for protocol in self.protocols:
             for spec in self.datasets:
-                pairs = [(spec, self.targets if protocol in ("cross-dataset", "domain") else ())]
+                pairs = [(spec, self.targets if protocol in TRANSFER else ())]
                 if protocol == "shift":  # a cell for each: views of large test sets take hours
                     pairs = [(spec, (target,)) for target in self.targets]
                 if protocol == "domain" and not self.targets:
                     domains = domain_folders(spec)
                     pairs = [(one, tuple(o for o in domains if o != one)) for one in domains]
                 for dataset, targets in pairs:
+                    if protocol in TRANSFER:
+                        _check_targets(targets)
                     for cell in self._cells(protocol, dataset, targets):
                         cells[cell] = None
         return list(cells)
@@ -192,6 +204,15 @@ class Plan(Config):
                     test_time=self.test_time(label),
                     test_time_options=_pairs(self.fields(label, test_time=True)),
                 )
+
+
+def _check_targets(targets: tuple[str, ...]) -> None:
+    for spec in targets:
+        if spec in (SOURCE, MEAN):
+            raise ConfigError(
+                f"a target cannot be called {spec!r}: the tables use the word; give it a longer path, as "
+                f"{f'./{spec}'!r}"
+            )
 
 
 def _pairs(values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rada.bench.cells import Cell
+from rada.bench.cells import SOURCE, Cell, told_apart
 from rada.bench.sources import Source
 from rada.core.errors import DataError
 from rada.features import ClassSet, Features
@@ -35,7 +35,7 @@ class Part:
     """Something to test on.
 
     Attributes:
-        name: "test", "base", "new", or the name of a data set.
+        name: "test", "base", "new", "source", or what tells a target from the others.
         data: The images, all in memory or to be read part by part; their labels count in `data.classes`.
         classes: The candidates.
         groups: For each candidate its class, where several share one.
@@ -148,7 +148,8 @@ def _transfer(
     source = sources[cell.dataset]
     classes = source.trained()
     train = _train(cell, wanted, source, classes)
-    parts = [_part("source", source, classes, views)]
+    parts = [_part(SOURCE, source, classes, views)]
+    names = told_apart({spec: sources[spec].name for spec in (cell.dataset, *cell.targets)})
     for spec in cell.targets:
         target = sources[spec]
         candidates = target.class_set()
@@ -157,7 +158,7 @@ def _transfer(
             _check_known(source, target)
         labels = range(len(target.classes))
         found = target.test(whole=True, views=views).select_classes(labels)
-        parts.append(Part(target.name, found, candidates, target.groups))
+        parts.append(Part(names[spec], found, candidates, target.groups))
     return Setup(train, tuple(parts))
 
 

@@ -288,9 +288,10 @@ def run_cell(
     }
     if test_time is not None:
         result["test_time_config"] = test_time[1].to_dict()
-    base, new = (result["parts"].get(name, {}).get("accuracy") for name in ("base", "new"))
-    if base is not None and new is not None:
-        result["harmonic_mean"] = harmonic_mean(base, new)
+    if cell.protocol == "base-to-new":  # a target of others may be called so, too
+        base, new = (result["parts"][name]["accuracy"] for name in ("base", "new"))
+        if base is not None and new is not None:
+            result["harmonic_mean"] = harmonic_mean(base, new)
     return result
 
 

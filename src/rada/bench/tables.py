@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rada.bench.cells import Folder, data_name, subject
+from rada.bench.cells import MEAN, SOURCE, TRANSFER, Folder, data_name, subject, told_apart
 from rada.core.errors import CheckpointError, ConfigError
 from rada.evaluation import Spread, harmonic_mean, mean_std
 from rada.methods import get_method, list_methods
@@ -33,7 +33,7 @@ __all__ = [
     "value_cell",
 ]
 
-HM, MEAN, BALANCED = "HM", "mean of the targets", "test, balanced"
+HM, BALANCED = "HM", "test, balanced"
 Values = Mapping[int, float]
 """A value for each seed; the seed 0 stands for every seed where a method learns nothing."""
 
@@ -129,22 +129,20 @@ class Runs:
             if result["cell"]["protocol"] == "shift":  # its table is named by what was tested on
                 result["parts"] = {"test": next(iter(result["parts"].values()))}
         specs = {subject(result["cell"]) for result in self.results}
-        names = [data_name(spec) for spec in specs]
-        # Two folders may end alike; their whole paths tell them apart.
-        self._names = {s: data_name(s) if names.count(data_name(s)) == 1 else s for s in specs}
+        specs |= {spec for result in self.results for spec in result["cell"].get("targets", ())}
+        self._names = told_apart({spec: data_name(spec) for spec in specs})
         self._values: dict[tuple[str, str, str, int, str], dict[int, float]] = {}
         for result in self.results:
             cell = result["cell"]
             key = (cell["protocol"], self.data(cell), cell["label"], cell["shots"])
             parts = {name: part["accuracy"] for name, part in result["parts"].items()}
-            balanced = result["parts"].get("test", {}).get("balanced_accuracy")
-            if balanced is not None:
-                parts[BALANCED] = balanced
-            if "harmonic_mean" in result:
-                parts[HM] = result["harmonic_mean"]
-            targets = [parts[name] for name in parts if name != "source"]
-            if cell["protocol"] in ("cross-dataset", "domain") and None not in targets and targets:
-                parts[MEAN] = statistics.fmean(targets)
+            if cell["protocol"] in TRANSFER:
+                targets = [parts[name] for name in parts if name != SOURCE]
+                if None not in targets and targets:
+                    parts[MEAN] = statistics.fmean(targets)
+            else:  # a target may be called "test", too
+                parts[BALANCED] = result["parts"].get("test", {}).get("balanced_accuracy")
+                parts[HM] = result.get("harmonic_mean")
             for name, value in parts.items():
                 if value is not None:
                     self._values.setdefault((*key, name), {})[cell["seed"]] = value
@@ -397,7 +395,7 @@ def _transfer(runs: Runs, protocol: str, reference: str) -> list[ResultTable]:
                 rows.append(
                     [runs.title(label), *(value_cell(of(label, part)) for part in parts), gap]
                 )
-            heads = [f"{data} (source)" if part == "source" else part for part in parts]
+            heads = [f"{data} ({SOURCE})" if part == SOURCE else part for part in parts]
             columns = ["Method", *heads, f"mean against {runs.title(reference)}"]
             kind = "Cross-dataset" if protocol == "cross-dataset" else "Domain generalisation"
             title = f"{kind}, trained on {data}, {count(shots, 'shot')}, %"
@@ -412,12 +410,12 @@ def _transfer_average(runs: Runs, protocol: str, reference: str, shots: int) -> 
     rows = []
     for label in labels:
         source, mean = (
-            runs.mean_over_data(protocol, datas, label, shots, part) for part in ("source", MEAN)
+            runs.mean_over_data(protocol, datas, label, shots, part) for part in (SOURCE, MEAN)
         )
         other = runs.mean_over_data(protocol, datas, reference, shots, MEAN)
         gap = DASH if label == reference else _gap(mean, other)
         rows.append([runs.title(label), value_cell(source), value_cell(mean), gap])
-    columns = ["Method", "source", MEAN, f"mean against {runs.title(reference)}"]
+    columns = ["Method", SOURCE, MEAN, f"mean against {runs.title(reference)}"]
     title = f"Average over {len(datas)} sources, {count(shots, 'shot')}, %"
     return ResultTable(title, columns, rows, labels)
 
@@ -468,7 +466,7 @@ def long_rows(runs: Runs, reference: str) -> list[dict[str, Any]]:
         for data in runs.datas(protocol):
             parts = [*runs.parts(protocol, data), *([HM] if protocol == "base-to-new" else [])]
             parts += [BALANCED] if protocol == "few-shot" else []
-            parts += [MEAN] if protocol in ("cross-dataset", "domain") else []
+            parts += [MEAN] if protocol in TRANSFER else []
             for shots in runs.shots(protocol):
                 for label in runs.labels(protocol):
                     for part in parts:
