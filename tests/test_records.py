@@ -25,6 +25,8 @@ RESULT: dict[str, Any] = {
     "fit_seconds": 0.0,
     "predict_seconds": 0.0,
     "memory": None,
+    "config": {},
+    "environment": {},
 }
 
 

@@ -305,11 +305,63 @@ def test_damaged_results(plan, tmp_path):
     run_plan(plan, tmp_path / "out")
     path = next((tmp_path / "out/cells").rglob("*.json"))
     path.write_text('{"half": ')
-    with pytest.raises(CheckpointError, match="cannot be read as JSON"):
+    with pytest.raises(CheckpointError, match=r"cannot be read as JSON: .*delete it"):
         load_runs(tmp_path / "out")
     path.write_text("{}")
     with pytest.raises(CheckpointError, match="not a result of a benchmark"):
         run_plan(plan, tmp_path / "out")
+    path.unlink()
+    assert run_plan(plan, tmp_path / "out").done == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"identities": {"a": None}}, "'identities.a' should be"),
+        ({"identities": {"a": {}}}, r"missing field 'identities\.a\.test'"),
+        ({"parts": {}}, "the parts \\[\\] are not those of the protocol few-shot"),
+        ({"config": None}, "'config' should be"),
+        ({"cell": {"protocol": "shift"}}, "'cell' should have a target"),
+        ({"cell": {"protocol": "shift", "targets": ["a"]}, "parts": {}}, "of the protocol shift"),
+        ({"cell": {"protocol": "base-to-new"}}, "the parts \\['test'\\] are not those"),
+        ({"cell": {"protocol": "domain", "targets": ["a", "b"]}}, "of the protocol domain"),
+        ({"cell": {"protocol": "few"}}, r"'cell\.protocol' should be"),
+        ({"cell": {"method": "mine"}}, "there is no method 'mine'.*import what registers"),
+    ],
+)
+def test_results_of_another_form(changes, message, pets, tmp_path):
+    run_plan(Plan(methods=("zero_shot",), datasets=(pets,)), tmp_path / "out")
+    path = next((tmp_path / "out/cells").rglob("*.json"))
+    found = json.loads(path.read_text())
+    changes = changes | {"cell": found["cell"] | changes.get("cell", {})}
+    path.write_text(json.dumps(found | changes))
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_runs(tmp_path / "out")
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["{}", "[", "3"])
+def test_damaged_failures(text, plan, tmp_path):
+    run_plan(plan, tmp_path / "out")
+    path = tmp_path / "out/failed/few-shot/x.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.raises(CheckpointError, match=r"x\.json.*delete it"):
+        load_runs(tmp_path / "out")
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', "[", "3"])
+def test_a_damaged_description(text, plan, tmp_path):
+    """What it says to do about it loses no result."""
+    run_plan(plan, tmp_path / "out")
+    path = tmp_path / "out/bench.json"
+    path.write_text(text)
+    for use in (lambda: load_runs(tmp_path / "out"), lambda: run_plan(plan, tmp_path / "out")):
+        with pytest.raises(CheckpointError, match=r"bench\.json.*delete it, and run the same"):
+            use()
+    path.unlink()
+    assert run_plan(plan, tmp_path / "out").skipped == 9
+    assert len(load_runs(tmp_path / "out").results) == 9
 
 
 def test_data_that_changed_in_between(plan, pets, tmp_path):

@@ -9,13 +9,17 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rada._version import __version__
 from rada.core.errors import CheckpointError, ConfigError
 from rada.core.output import claim, training_folder
-from rada.core.records import CellRecord, check_record
+from rada.core.records import BenchRecord, CellRecord, FailureRecord, check_record
 from rada.core.storage import read_json, write_json
+from rada.methods import get_method
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 __all__ = [
     "FORMAT",
@@ -34,6 +38,7 @@ TRANSFER = ("cross-dataset", "domain")
 """The protocols whose cells are tested on what they learned from, and on every target."""
 SOURCE, MEAN = "source", "mean of the targets"
 """What tables of several test sets call what was learned from, and the mean of the others."""
+_DELETE = "delete it, and its cell is run again"
 WAIT = 60.0
 """Seconds to wait for another process that opens the folder or writes its tables."""
 
@@ -190,14 +195,15 @@ class Folder:
         """Return what `bench.json` says.
 
         Raises:
-            CheckpointError: If the folder holds no benchmark.
+            CheckpointError: If the folder holds no benchmark, or the file is damaged.
         """
-        found = read_json(
-            self.root / "bench.json", error=CheckpointError, what="the benchmark's description"
-        )
-        if not isinstance(found, dict):
-            raise CheckpointError(f"'{self.root}/bench.json' is not a benchmark's description")
-        return found
+        path = self.root / "bench.json"
+        what = "the description of a benchmark"
+        if not path.exists():  # there is nothing to delete
+            raise CheckpointError(
+                f"{what} {str(path)!r} does not exist: name the folder of a benchmark"
+            )
+        return _record(BenchRecord, path, what, "delete it, and run the same benchmark again")
 
     def finished(self, cell: Cell, identities: Mapping[str, Any] | None = None) -> bool:
         """Whether a cell has its result.
@@ -249,7 +255,7 @@ class Folder:
         """Yield all results in the order of their paths.
 
         Raises:
-            CheckpointError: If one is damaged, or of another version.
+            CheckpointError: If one is damaged, of another version, or of a method that is not there.
         """
         version = self.facts().get("rada_version")
         for path in sorted((self.root / "cells").glob("**/*.json")):
@@ -259,21 +265,42 @@ class Folder:
                     f"{str(path)!r} was made by rada {found['rada_version']}, the benchmark by "
                     f"{version}: take it out of the folder"
                 )
+            try:
+                get_method(found["cell"]["method"])
+            except ConfigError as error:
+                raise CheckpointError(
+                    f"{str(path)!r} cannot be shown: {error}; import what registers the method, or take the "
+                    "file out of the folder"
+                ) from error
             yield found
 
     def failures(self) -> list[dict[str, Any]]:
-        """Return all failures."""
+        """Return all failures.
+
+        Raises:
+            CheckpointError: If the file of one is damaged.
+        """
         paths = sorted((self.root / "failed").glob("**/*.json"))
-        return [read_json(path, error=CheckpointError, what="the failure") for path in paths]
+        return [_record(FailureRecord, path, "the failure of a cell", _DELETE) for path in paths]
+
+
+def _record(
+    kind: type[BaseModel], path: Path, what: str, advice: str, format: str | None = None
+) -> dict[str, Any]:
+    """Read a file of a benchmark; whatever damaged it, the message has the advice."""
+    try:
+        found: dict[str, Any] = read_json(path, error=CheckpointError, what=what)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}: {advice}") from error
+    if format and isinstance(found, dict) and found.get("format", format) != format:
+        raise CheckpointError(
+            f"{str(path)!r} has the format {str(found['format'])[:40]!r}, this version reads {format!r}: "
+            "choose another folder"
+        )
+    what = f"{str(path)!r} is not {what} ({advice}): it"
+    check_record(kind, found, error=CheckpointError, what=what)
+    return found
 
 
 def _read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = read_json(path, error=CheckpointError, what="the result")
-    if isinstance(found, dict) and found.get("format", FORMAT) != FORMAT:
-        raise CheckpointError(
-            f"{str(path)!r} has the format {str(found['format'])[:40]!r}, this version reads {FORMAT!r}: "
-            "choose another folder"
-        )
-    what = f"{str(path)!r} is not a result of a benchmark (delete it): it"
-    check_record(CellRecord, found, error=CheckpointError, what=what)
-    return found
+    return _record(CellRecord, path, "a result of a benchmark", _DELETE, FORMAT)

@@ -92,8 +92,8 @@ class Plan(Config):
                 raise ConfigError(f"the protocol {protocol} needs --targets: data sets to test on")
         if self.targets and not {*TRANSFER, "shift"} & set(self.protocols):
             raise ConfigError(
-                f"the target {self.targets[0]!r} would not be tested on by {' and '.join(self.protocols)}: leave "
-                f"--targets out, or choose a --protocol that takes them: {', '.join(TRANSFER)} or shift"
+                f"the target {self.targets[0]!r} would not be tested on by {' and '.join(self.protocols)}: "
+                f"leave --targets out, or choose a --protocol that takes them: {', '.join(TRANSFER)} or shift"
             )
         for label in self.methods:
             self.method(label)

@@ -14,8 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from rada.core.errors import RadaError
 
 __all__ = [
+    "BenchRecord",
     "CellRecord",
     "DetailsRecord",
+    "FailureRecord",
     "FoldRecord",
     "ResultRecord",
     "RunStateRecord",
@@ -145,8 +147,15 @@ class ResultRecord(_OpenRecord):
     wise: list[_Point]
 
 
+class BenchRecord(_OpenRecord):
+    """What the cells of a benchmark share; `bench.json`."""
+
+    format: str
+    rada_version: str
+
+
 class _CellName(_OpenRecord):
-    protocol: str
+    protocol: Literal["few-shot", "base-to-new", "cross-dataset", "domain", "shift"]
     label: str
     method: str
     dataset: str
@@ -155,6 +164,25 @@ class _CellName(_OpenRecord):
     model: str
     targets: list[str]
     options: dict[str, Any]
+    test_time: str = ""
+
+    @model_validator(mode="after")
+    def _tested(self) -> _CellName:
+        if self.protocol == "shift" and not self.targets:
+            raise ValueError("should have a target")
+        return self
+
+
+class FailureRecord(_OpenRecord):
+    """Why a cell of a benchmark failed."""
+
+    cell: _CellName
+    type: str
+    error: str
+
+
+class _Identity(_OpenRecord):
+    test: str
 
 
 class _Part(_OpenRecord):
@@ -178,6 +206,21 @@ class CellRecord(_OpenRecord):
     predict_cpu_seconds: float | None = None
     memory: Count | None
     harmonic_mean: Unit | None = None
+    identities: dict[str, _Identity] = Field(default_factory=dict)
+    config: dict[str, Any]
+    environment: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _whole(self) -> CellRecord:
+        protocol, count = self.cell.protocol, 1
+        names = {"few-shot": {"test"}, "base-to-new": {"base", "new"}}.get(protocol, set())
+        if protocol in ("cross-dataset", "domain"):
+            names, count = {"source"}, 1 + len(self.cell.targets)
+        if not names <= set(self.parts) or len(self.parts) != max(count, len(names)):
+            raise ValueError(
+                f"the parts {sorted(self.parts)} are not those of the protocol {protocol}"
+            )
+        return self
 
 
 class _Shard(_Record):
