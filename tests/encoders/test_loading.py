@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from encoders.tiny_models import OPEN_CLIP, blip_captioning
 from rada.core.errors import EncoderError
 from rada.encoders import describe_model, load_encoder
+from rada.encoders.slot import EncoderSlot
 
 
 @pytest.fixture
@@ -217,6 +218,15 @@ def test_other_objects_are_refused():
 def test_bad_options(saved, options, message):
     with pytest.raises(EncoderError, match=message):
         load_encoder(saved("clip"), **options)
+
+
+def test_a_device_that_is_not_there_is_no_moved_encoder(saved):
+    """Of the encoder of a saved model, it was said to name its folder."""
+    with pytest.raises(EncoderError, match=r"device 'cuda:99'.*such as 'cpu'") as caught:
+        EncoderSlot(saved("clip"), "cuda:99", saved=True).get()
+    assert "--encoder" not in str(caught.value)
+    with pytest.raises(EncoderError, match=r"there is no such directory.*--encoder"):
+        EncoderSlot("./gone", saved=True).get()
 
 
 def test_checkpoint_file_of_open_clip(saved, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,13 +15,16 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from typer.testing import CliRunner
 
+import rada.cli.app as cli
 from golden.make import QUICK, tiny_encoder, write_images
 from publishing.hub_stand_in import TOKEN, Hub, Repository, hub_stand_in
 from rada import Classifier, get_method
 from rada.core.errors import CheckpointError, ConfigError, DataError
 from rada.pretrained import load_model
 from rada.publishing import model_card, push_folder
+from rada.publishing.push import prepare
 
 SOURCE = Path(__file__).parents[2] / "src"
 OPTIONS: dict[str, Any] = {"workers": 0, "cache": False, "progress": False}
@@ -194,10 +199,51 @@ def test_card(model: Path, images: Path) -> None:
     assert head["license"] == "mit" and head["library_name"] == "rada"
     assert "rada" in head["tags"] and head["pipeline_tag"] == "image-classification"
     assert "9 images of the data set colours, 3 images a class" in body
-    assert "blue, green, red" in body and 'Classifier.from_pretrained("me/colours")' in body
+    assert "blue, green, red" in body
     assert "| RAda |" in body and " to " in body.partition("95 % interval")[2]
     assert "none of the classes" in body and "| Seed | 1 |" in body
     assert str(images.parent) not in body  # no folder of the one who made it
+
+
+def test_an_encoder_that_nobody_else_has(model: Path, encoder_folder: Path) -> None:
+    """The card's code works where its reader has the encoder, and whoever pushes is warned."""
+    head, body = card_of(model)
+    assert 'Classifier.from_pretrained("me/colours", encoder="ENCODER")' in body
+    assert "rada predict me/colours image.jpg --encoder ENCODER" in body
+    assert "ENCODER is the encoder clip, which is not in this repository" in body
+    assert str(encoder_folder) not in body and "base_model" not in head
+    with pytest.warns(UserWarning, match=r"nobody else can load .*clip'.*--encoder"):
+        prepare(model, "me/colours")
+
+
+@pytest.mark.parametrize(
+    ("method", "encoder", "extras"),
+    [
+        ("rada", "embedded", "embedded"),
+        ("clip_lora", "embedded", "embedded,finetune"),
+        ("rada", "hf:openai/clip-vit-base-patch16", "models"),
+        ("rada", "open_clip:ViT-B-32/laion2b_s34b_b79k", "models"),
+    ],
+)
+def test_the_extra_of_the_encoder(method: str, encoder: str, extras: str, model: Path) -> None:
+    fitted = load_model(model)
+    assert fitted.encoder is not None
+    named = dataclasses.replace(fitted.encoder, name=encoder)
+    known = copy.copy(fitted.model)
+    known.method = get_method(method)
+    card = model_card(dataclasses.replace(fitted, encoder=named, model=known), "me/colours")
+    assert f"pip install 'rada-vlm[{extras}]==" in card
+    assert 'Classifier.from_pretrained("me/colours")' in card and "ENCODER" not in card
+
+
+def test_dry_run(model: Path) -> None:
+    command = ["push", str(model), "me/colours", "--dry-run"]
+    done = CliRunner().invoke(cli.app, [*command, "--json"])
+    said = json.loads(done.stdout)
+    assert said["repository"] == "me/colours"
+    assert said["files"] == ["config.json", "model.safetensors", "README.md"]
+    assert said["card"] == model_card(load_model(model), "me/colours")
+    assert CliRunner().invoke(cli.app, command).stdout == said["card"] + "\n"
 
 
 def test_card_with_a_test(model: Path, images: Path) -> None:

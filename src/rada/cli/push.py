@@ -38,14 +38,17 @@ def push(
     """
     from rada.core.errors import DataError
     from rada.core.storage import read_json
-    from rada.pretrained import load_model
-    from rada.publishing import model_card, push_folder
-    from rada.publishing.push import check_repository
+    from rada.publishing import push_folder
+    from rada.publishing.push import check_repository, prepare
 
     check_repository(repository)
     found = None if result is None else read_json(result, error=DataError, what="the result")
     if dry_run:
-        echo(model_card(load_model(head), repository, result=found, license=license))
+        prepared = prepare(head, repository, result=found, license=license)
+        if json:
+            print_json(prepared._asdict())
+        else:
+            echo(prepared.card)
         return
     pushed = push_folder(
         head,

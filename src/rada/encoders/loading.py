@@ -16,7 +16,7 @@ from rada.encoders.parsing import parse_spec
 from rada.encoders.registry import EncoderFamily, LoadOptions, ModelInfo, families, list_models
 from rada.encoders.spec import ModelSpec, model_type
 
-__all__ = ["describe_model", "load_encoder"]
+__all__ = ["check_device", "describe_model", "encoder_extra", "load_encoder"]
 
 
 def _find(spec: ModelSpec) -> type[EncoderFamily]:
@@ -50,6 +50,24 @@ def describe_model(name: str) -> ModelInfo:
         unknown = ModelInfo(name, "hf", summary="a model of transformers, not on this machine")
         return known.get(name, unknown)
     return _find(spec).describe(spec)
+
+
+def encoder_extra(name: str) -> str | None:
+    """Return the extra whose packages load a model, or None if its name means nothing on other machines.
+
+    Example:
+        >>> encoder_extra("embedded"), encoder_extra("hf:kakaobrain/align-base"), encoder_extra("/my/clip")
+        ('embedded', 'models', None)
+    """
+    try:
+        if parse_spec(name).directory is not None:
+            return None
+        family = describe_model(name).family
+    except EncoderError:  # a folder that is gone, or a pair of functions
+        return None
+    return next(
+        (found.extra for found in families() if found.family == family), EncoderFamily.extra
+    )
 
 
 def load_encoder(
@@ -90,7 +108,7 @@ def load_encoder(
         return model
     auto = dtype == "auto"
     chosen = None if auto else _dtype(dtype)
-    options = LoadOptions(_device(device), chosen, scale, processor, tokenizer, name)
+    options = LoadOptions(check_device(device), chosen, scale, processor, tokenizer, name)
     if isinstance(model, str | Path):
         spec = _resolve(parse_spec(str(model)))
         return _placed(_find(spec).load(spec, options), options, auto=auto)
@@ -127,14 +145,21 @@ def _half_suits(encoder: DualEncoder) -> bool:
     return not any(isinstance(part, _BatchNorm) for part in encoder.image_module.modules())
 
 
-def _device(device: str | torch.device | None) -> torch.device | None:
+def check_device(device: str | torch.device | None) -> torch.device | None:
+    """Return a device on which tensors can be.
+
+    Raises:
+        EncoderError: If there is none of that name here.
+    """
     if device is None:
         return None
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise EncoderError(f"device {device!r} cannot be used here: {one_line(error)}") from error
+        raise EncoderError(
+            f"device {device!r} cannot be used here ({one_line(error)}): name another, such as 'cpu', or none"
+        ) from error
     return found
 
 

@@ -100,11 +100,13 @@ class EncoderFamily(DualEncoder):
         spelling: How its models are called, for lists.
         summary: What it holds, in one line.
         conditional: Those of its capabilities that not every one of its models has.
+        extra: The extra whose packages load its models.
     """
 
     spelling: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     conditional: ClassVar[frozenset[str]] = frozenset()
+    extra: ClassVar[str] = "models"
 
     @classmethod
     @abstractmethod

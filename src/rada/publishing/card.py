@@ -5,15 +5,17 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 from rada._version import __version__
 from rada.core.errors import DataError
+from rada.encoders.loading import encoder_extra
 from rada.pretrained import Fitted
 from rada.report.text import count, percent, shorten
 from rada.training.held_out import held_out
 
-__all__ = ["MARK", "model_card"]
+__all__ = ["MARK", "model_card", "needs_own_encoder"]
 
 MARK = "<!-- This card is written by rada push; remove this line to keep it from being written again. -->"
 _MOST_CLASSES = 100
@@ -45,7 +47,7 @@ def model_card(
         MARK,
         f"# {_safe(repository.partition('/')[2])}",
         _summary(fitted),
-        _usage(repository),
+        _usage(fitted, repository),
         _classes(fitted),
         _accuracy(fitted, result),
         _not_for(fitted),
@@ -114,7 +116,7 @@ def _summary(fitted: Fitted) -> str:
     shots = "" if record.shots is None else f", {count(record.shots, 'image')} a class"
     encoder = "features of an encoder that is not named"
     if fitted.encoder is not None:
-        encoder = f"the encoder {_safe(fitted.encoder.name, 100)}"
+        encoder = f"the encoder {_safe(_encoder_name(fitted), 100)}"
     tuned = ", which was tuned" if method.train_encoder else ""
     data = "" if record.data is None else f" of the data set {_safe(record.data)}"
     others = " or others that a request names" if method.new_classes else ""
@@ -125,22 +127,50 @@ def _summary(fitted: Fitted) -> str:
     )
 
 
-def _usage(repository: str) -> str:
+def needs_own_encoder(fitted: Fitted) -> bool:
+    """Whether a model needs an encoder that only the machine has where it was made."""
+    if (
+        fitted.encoder is None or fitted.model.method.saves_encoder
+    ):  # none, or one of the model's files
+        return False
+    return encoder_extra(fitted.encoder.name) is None
+
+
+def _encoder_name(fitted: Fitted) -> str:
+    """Return the name of a model's encoder; of a folder the last part alone."""
+    name = "" if fitted.encoder is None else fitted.encoder.name
+    return PurePath(name).name if needs_own_encoder(fitted) else name
+
+
+def _usage(fitted: Fitted, repository: str) -> str:
+    method, own = fitted.model.method, needs_own_encoder(fitted)
+    extras = {"models", *([method.extra] if method.extra else [])}
+    if fitted.encoder is not None and not method.saves_encoder:
+        extras.add(encoder_extra(fitted.encoder.name) or "models")
+    if "embedded" in extras:
+        extras.remove("models")  # it brings them
+    option, argument, where = "", "", ""
+    if own:
+        option, argument = " --encoder ENCODER", ', encoder="ENCODER"'
+        where = (
+            f"ENCODER is the encoder {_safe(_encoder_name(fitted), 100)}, which is not in this repository: "
+            "get it from whoever made the model, and name its folder, or where it is on the hub.\n\n"
+        )
     return f"""## Use
 
 ```
-pip install 'rada-vlm[models]=={__version__}'
-rada predict {repository} image.jpg
+pip install 'rada-vlm[{",".join(sorted(extras))}]=={__version__}'
+rada predict {repository} image.jpg{option}
 ```
 
 ```python
 from rada import Classifier
 
-classifier = Classifier.from_pretrained("{repository}")
+classifier = Classifier.from_pretrained("{repository}"{argument})
 print(classifier.predict(["image.jpg"], top_k=3))
 ```
 
-Loading executes nothing of this repository: the weights are safetensors, the configuration is JSON."""
+{where}Loading executes nothing of this repository: the weights are safetensors, the configuration is JSON."""
 
 
 def _classes(fitted: Fitted) -> str:

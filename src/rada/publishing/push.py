@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from rada.core.errors import CheckpointError, ConfigError, OutputError
 from rada.core.extras import needed_for
+from rada.core.warn import warn
 from rada.pretrained import (
     CONFIG_FILE,
     ENCODER_FOLDER,
@@ -16,15 +17,29 @@ from rada.pretrained import (
     is_saved_model,
     load_model,
 )
-from rada.publishing.card import MARK, model_card
+from rada.publishing.card import MARK, model_card, needs_own_encoder
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = ["Pushed", "check_repository", "push_folder"]
+__all__ = ["Prepared", "Pushed", "check_repository", "prepare", "push_folder"]
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _CARD = "README.md"
+
+
+class Prepared(NamedTuple):
+    """What would be sent.
+
+    Attributes:
+        repository: `owner/name`.
+        files: The files, with the card as the last.
+        card: The text of the card.
+    """
+
+    repository: str
+    files: tuple[str, ...]
+    card: str
 
 
 class Pushed(NamedTuple):
@@ -59,6 +74,41 @@ def check_repository(name: str) -> str:
     return name
 
 
+def prepare(
+    folder: str | Path,
+    repository: str,
+    *,
+    result: Mapping[str, Any] | None = None,
+    license: str | None = None,
+) -> Prepared:
+    """Check a saved model and write its card; nothing is sent.
+
+    Args:
+        folder: As for `push_folder`.
+        repository: `owner/name`.
+        result: An evaluation for the card; see `model_card`.
+        license: The license of the model, by the hub's name.
+
+    Raises:
+        RadaError: As for `push_folder`, but for what the hub may answer.
+    """
+    check_repository(repository)
+    place = Path(folder)
+    if not place.is_dir() or not is_saved_model(place):
+        raise CheckpointError(
+            f"{str(folder)!r} is not a folder with a saved model: push what save_pretrained or rada fit wrote"
+        )
+    fitted = load_model(place)  # whole, undamaged, and of one run
+    card = model_card(fitted, repository, result=result, license=license)
+    if fitted.encoder is not None and needs_own_encoder(fitted):
+        warn(
+            f"nobody else can load this model without its encoder {fitted.encoder.name!r}, which is on this "
+            "machine alone and is not sent: give it to them, too; they name it with --encoder",
+            stacklevel=3,
+        )
+    return Prepared(repository, (*_own_files(place), _CARD), card)
+
+
 def push_folder(
     folder: str | Path,
     repository: str,
@@ -86,25 +136,20 @@ def push_folder(
         DataError: If the result is of another model.
         OutputError: If the hub refuses or cannot be reached, or the repository holds what rada did not write.
     """
-    check_repository(repository)
-    place = Path(folder)
-    if not place.is_dir() or not is_saved_model(place):
-        raise CheckpointError(
-            f"{str(folder)!r} is not a folder with a saved model: push what save_pretrained or rada fit wrote"
-        )
-    fitted = load_model(place)  # whole, undamaged, and of one run
-    card = model_card(fitted, repository, result=result, license=license)
+    prepared = prepare(folder, repository, result=result, license=license)
+    place, files = Path(folder), list(prepared.files[:-1])
     with needed_for("rada push"):
         from huggingface_hub import HfApi
 
     api = HfApi(token=token)
-    files = _own_files(place)
     try:
         url = str(api.create_repo(repository, private=private, exist_ok=True))
         there = set(api.list_repo_files(repository))
         _check_theirs(api, repository, there)
         kept = _CARD in there and not _is_ours(api, repository)
-        sent = _commit(api, repository, place, files, there, None if kept else card, message)
+        sent = _commit(
+            api, repository, place, files, there, None if kept else prepared.card, message
+        )
     except (CheckpointError, OutputError):
         raise
     except Exception as error:  # the hub's client raises dozens of unrelated types

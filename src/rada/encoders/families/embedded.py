@@ -66,6 +66,7 @@ class EmbeddedEncoder(EncoderFamily):
 
     family = "embedded"
     spelling = "embedded"
+    extra = "embedded"
     summary = "EfficientNet-Lite0 and MiniLM from packages; works without a model hub"
     default_scale: ClassVar[float] = 50.0
     capabilities = frozenset(
