@@ -282,6 +282,21 @@ def test_the_command_refuses_an_open_door(monkeypatch, capsys):
     assert ended.value.code == 2 and "needs a password" in said and "Traceback" not in said
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("m1", "--model", "nonsense"), "not both 'm1' and 'nonsense'"),
+        (("--encoder", "nonsense"), "--encoder 'nonsense' belongs to a saved model"),
+    ],
+)
+def test_the_command_refuses_what_it_would_not_use(words, said, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["rada", "app", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and said in told and "Traceback" not in told
+
+
 def test_many_images_are_paged_and_looked_at_a_few_at_a_time(application, hall, monkeypatch):
     from rada.app.page import ALL, SHOWN, SLOTS, _Page
     from rada.app.session import ENCODED_AT_ONCE

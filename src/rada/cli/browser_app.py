@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rada.cli.options import EncoderOption, Model, configured
+from rada.cli.options import EncoderOption, configured
+from rada.core.errors import ConfigError
 from rada.core.terminal import echo
 
 
@@ -17,7 +18,12 @@ def app(
             metavar="[MODEL]", help="Folder of a saved model to begin with; zero-shot without one."
         ),
     ] = None,
-    model: Model = "embedded",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="The dual encoder to begin with; `rada models` lists them.  [default: embedded]"
+        ),
+    ] = None,
     encoder: EncoderOption = None,
     host: Annotated[
         str, typer.Option(help="Address to answer at; any but this machine's needs a password.")
@@ -41,6 +47,15 @@ def app(
     ] = None,
 ) -> None:
     """Teach a model in the browser: drop images, label a few, train, ask why, take the model away."""
+    if model_folder is not None and model is not None:
+        raise ConfigError(
+            f"name the folder of a model, or an encoder with --model, not both {model_folder!r} and {model!r}"
+        )
+    if model_folder is None and encoder is not None:
+        raise ConfigError(
+            f"--encoder {encoder!r} belongs to a saved model, and none is named: name its folder, or give "
+            "the encoder with --model"
+        )
     from rada.app.config import AppConfig
     from rada.app.server import check_binding
     from rada.core.extras import check_extra
@@ -58,7 +73,7 @@ def app(
     get_method(config.method)
     options: dict[str, Any] = {"cache": False, "workers": 0}
     if model_folder is None:
-        start = Classifier(model, **options)
+        start = Classifier(model or "embedded", **options)
     else:
         start = Classifier.from_pretrained(model_folder, encoder=encoder, **options)
     brain = Brain(start)
