@@ -220,7 +220,8 @@ def test_an_encoder_that_nobody_else_has(model: Path, encoder_folder: Path) -> N
     ("method", "encoder", "extras"),
     [
         ("rada", "embedded", "embedded"),
-        ("clip_lora", "embedded", "embedded,finetune"),
+        ("clip_lora", "embedded", "finetune,models"),  # with its encoder
+        ("maple", "embedded", "embedded"),
         ("rada", "hf:openai/clip-vit-base-patch16", "models"),
         ("rada", "open_clip:ViT-B-32/laion2b_s34b_b79k", "models"),
     ],
