@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import json
 import socket
@@ -11,7 +12,9 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 import httpx2
 import pytest
@@ -109,6 +112,10 @@ def test_a_path_is_no_image(client: httpx2.Client, images: list[Path]) -> None:
         (b'{"images": [{"base64": "QQ==", "path": "/etc/passwd"}]}', 422, "json"),
         (b'{"images": [{"base64": "QQ=="}], "top_k": 0}', 422, "json"),
         (b'{"images": [{"base64": "QQ=="}], "top_k": NaN}', 422, "json"),
+        (b'{"images": [{"base64": "QQ=="}], "top_k": true}', 422, "json"),
+        (b'{"images": [{"base64": "QQ=="}], "top_k": "2"}', 422, "json"),
+        (b'{"images": [{"base64": "QQ=="}], "top_k": 1000000000}', 422, "json"),
+        (b'{"images": [{"base64": "QQ=="}], "skip_bad": 1}', 422, "json"),
         (b'{"images": [{"url": "http://127.0.0.1/a.png"}]}', 422, "url"),
         (json.dumps({"images": [{"base64": "QQ=="}] * 9}).encode(), 422, "images"),
         (
@@ -135,6 +142,34 @@ def test_bad_json(body: bytes, status: int, kind: str, client: httpx2.Client) ->
     problem(answer, status, kind)
 
 
+@pytest.mark.parametrize(
+    ("classes", "cause", "fix"),
+    [
+        ([], "there are no class names", "give at least one"),
+        (["a", " "], "class name number 1 is ' '", "give every class a name"),
+        (["a", "A"], "which differ in spelling only", "give each class its own name"),
+    ],
+)
+def test_bad_classes(classes: list[str], cause: str, fix: str, client: httpx2.Client) -> None:
+    """What to do about them is of the cause; it was always to name each once."""
+    body = {"images": [{"base64": "QQ=="}], "classes": classes}
+    error = problem(client.post("/predict", json=body), 422, "classes")
+    assert cause in error["cause"] and error["fix"] == fix
+
+
+def test_a_form_that_stops(client: httpx2.Client, images: list[Path]) -> None:
+    """It was taken for one of fewer parts, or of none."""
+    form = {"Content-Type": "multipart/form-data; boundary=x"}
+    part = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n'
+    part += images[0].read_bytes() + b"\r\n"
+    for body in (b"", b"--x\r\n", part, part + part, part + b"--x", part + b"--x\r\n"):
+        answer = client.post("/predict", content=body, headers=form)
+        assert "before its last boundary" in problem(answer, 400, "multipart")["cause"]
+    for end in (b"--x--", b"--x--\r\n", b"--x--\r\nmore"):
+        answer = client.post("/predict", content=part + end, headers=form)
+        assert answer.status_code == 200, answer.text
+
+
 def test_bad_forms(client: httpx2.Client, images: list[Path]) -> None:
     good = images[0].read_bytes()
     form = {"Content-Type": "multipart/form-data; boundary=x"}
@@ -143,6 +178,10 @@ def test_bad_forms(client: httpx2.Client, images: list[Path]) -> None:
     no_boundary = {"Content-Type": "multipart/form-data"}
     problem(client.post("/predict", content=b"a", headers=no_boundary), 400, "multipart")
     problem(client.post("/predict", files={"files": good}, data={"top_k": "-1"}), 422, "top_k")
+    huge = {"top_k": "1000000000"}
+    problem(client.post("/predict", files={"files": good}, data=huge), 422, "top_k")
+    most = {"top_k": "999999999"}
+    assert client.post("/predict", files={"files": good}, data=most).status_code == 200
     problem(client.post("/predict", files={"files": good}, data={"skip_bad": "?"}), 422, "skip_bad")
     problem(client.post("/predict", files={"files": good}, data={"strenght": "1"}), 422, "field")
     problem(client.post("/predict", files=[("files", good)] * 9), 422, "images")
@@ -183,6 +222,35 @@ def test_huge_bodies(service: str) -> None:
     assert nonsense.startswith(b"HTTP/1.1 4")
 
 
+@pytest.mark.parametrize(
+    ("path", "kind", "status"),
+    [("predict", "image/png", 413), ("predict", "text/plain", 413), ("nowhere", "image/png", 413)],
+)
+def test_a_client_that_sends_all_before_it_reads(
+    path: str, kind: str, status: int, service: str
+) -> None:
+    """Python's own client got a reset connection where the answer was that the body is too large."""
+    request = Request(f"{service}/{path}", bytes(40 << 20), {"Content-Type": kind})
+    with pytest.raises(HTTPError) as caught:
+        urlopen(request, timeout=60)
+    assert (
+        caught.value.code == status and json.loads(caught.value.read())["error"]["type"] == "body"
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "status"), [("predict", "text/plain", 415), ("x", "", 404)]
+)
+def test_a_body_that_nobody_reads(path: str, kind: str, status: int, service: str) -> None:
+    place = urlsplit(service)
+    connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=60)
+    for _ in range(2):  # and the connection goes on
+        connection.request("POST", f"/{path}", bytes(1_000_000), {"Content-Type": kind})
+        answer = connection.getresponse()
+        assert answer.status == status and json.loads(answer.read())["error"]
+    connection.close()
+
+
 def test_a_client_that_goes_away(service: str, images: list[Path]) -> None:
     """One that ends in the middle of its body, or before its answer, harms nobody."""
     content, place = images[0].read_bytes(), urlsplit(service)
@@ -195,7 +263,8 @@ def test_a_client_that_goes_away(service: str, images: list[Path]) -> None:
 def test_other_hosts_are_refused(client: httpx2.Client) -> None:
     """A page of a stranger that leads to this machine by its own name (DNS rebinding) reads nothing."""
     problem(client.get("/models", headers={"Host": "evil.example"}), 400, "host")
-    assert client.get("/models", headers={"Host": "localhost:80"}).status_code == 200
+    for name in ("localhost:80", "LOCALHOST:8123", "LocalHost"):
+        assert client.get("/models", headers={"Host": name}).status_code == 200
 
 
 def test_token(models: dict[str, Classifier], images: list[Path]) -> None:

@@ -145,7 +145,14 @@ def test_killed_and_started_again_with_clients_that_ask_again(
         (("bad name=HEAD",), "gives no name"),
         (("HEAD", "--token-file", "none.txt"), "cannot be read"),
         (("no-such-folder/",), "no-such-folder"),
-        (("HEAD", "--timeout", "0"), "timeout"),
+        (("HEAD", "--timeout", "0"), "--timeout should be"),
+        (("HEAD", "--max-body-mb", "nan"), "--max-body-mb should be a finite number"),
+        (("HEAD", "--max-body-mb", "inf"), "--max-body-mb should be a finite number"),
+        (("HEAD", "--max-body-mb", "1e308"), "--max-body-mb should be a finite number"),
+        (("HEAD", "--max-body-mb", "1e300"), "--max-body-mb, in bytes, should be below"),
+        (("HEAD", "--max-body-mb", "0"), "--max-body-mb, in bytes, should be 1024 or more"),
+        (("HEAD", "--batch-wait-ms", "nan"), "--batch-wait-ms, in seconds, should be a finite"),
+        (("HEAD", "--max-images", "0"), "--max-images should be 1 or more"),
     ],
 )
 def test_bad_options_are_one_line(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -90,14 +91,12 @@ def serve(
     from rada.core.extras import check_extra
 
     check_extra("serve", "rada serve")
-    from rada.serving import ServeSettings
-
-    settings = ServeSettings(
+    settings = _settings(
         host=host,
         port=port,
         hosts=tuple(allow_host or ()),
         allow_urls=allow_urls,
-        max_body=round(max_body_mb * 2**20),
+        max_body=_bytes(max_body_mb),
         max_pixels=max_pixels,
         max_images=max_images,
         max_classes=max_classes,
@@ -124,6 +123,26 @@ def _run(opened: dict[str, Classifier], settings: ServeSettings, token: str | No
 
     serve(opened, settings, token, started=started)
     echo("stopped")
+
+
+def _settings(**values: Any) -> ServeSettings:
+    """Return settings whose errors name the options."""
+    from rada.serving import ServeSettings
+
+    names = {"max_body": "--max-body-mb, in bytes,", "batch_wait": "--batch-wait-ms, in seconds,"}
+    names["hosts"] = "--allow-host"
+
+    class Options(ServeSettings):
+        def label(self, field: str) -> str:
+            return names.get(field, f"--{field.replace('_', '-')}")
+
+    return Options(**values)
+
+
+def _bytes(megabytes: float) -> int:
+    if not math.isfinite(megabytes * 2**20):
+        raise ConfigError(f"--max-body-mb should be a finite number, such as 32, not {megabytes!r}")
+    return round(megabytes * 2**20)
 
 
 def _token(path: Path | None) -> str | None:

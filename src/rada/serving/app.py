@@ -12,7 +12,7 @@ from rada._version import __version__
 from rada.core.errors import FeatureError, RadaError
 from rada.core.extras import needed_for
 from rada.predictions import rank
-from rada.serving.asked import Asked, AskedImage, PredictBody, read_request
+from rada.serving.asked import MOST_TOP_K, Asked, AskedImage, PredictBody, read_request
 from rada.serving.gate import Gate, answer
 from rada.serving.metrics import Metrics
 from rada.serving.models import Models, Served, View
@@ -277,7 +277,7 @@ def _bodies() -> dict[str, Any]:
         "files": {"type": "array", "items": binary},
         "model": {"type": "string"},
         "classes": {"type": "array", "items": {"type": "string"}},
-        "top_k": {"type": "integer", "minimum": 1, "default": 1},
+        "top_k": {"type": "integer", "minimum": 1, "maximum": MOST_TOP_K, "default": 1},
         "skip_bad": {"type": "boolean", "default": False},
     }
     schema = PredictBody.model_json_schema(ref_template="#/$defs/{model}")

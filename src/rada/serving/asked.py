@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,20 +17,21 @@ from rada.serving.settings import ServeSettings
 with needed_for("rada serve"):
     from fastapi import Request
     from pydantic import BaseModel, ConfigDict, Field, ValidationError
-    from starlette.datastructures import UploadFile
+    from starlette.datastructures import Headers, UploadFile
     from starlette.formparsers import MultiPartException, MultiPartParser
 
-__all__ = ["Asked", "AskedImage", "PredictBody", "read_request"]
+__all__ = ["MOST_TOP_K", "Asked", "AskedImage", "PredictBody", "read_request"]
 
 _FORMS = ("multipart/form-data", "application/json", "image/*", "application/octet-stream")
 _FIELDS = frozenset({"model", "classes", "top_k", "skip_bad"})
+MOST_TOP_K = 10**9 - 1  # any number that people write for "all"
 _LONGEST_NAME = 1000  # characters of a class or a model
 
 
 class ImageBody(BaseModel):
     """One image: its bytes in base64, or where it is."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     base64: str | None = Field(None, description="The bytes of an image file, in base64.")
     url: str | None = Field(
         None, description="A public http or https URL, if the service reads URLs."
@@ -40,11 +42,13 @@ class ImageBody(BaseModel):
 class PredictBody(BaseModel):
     """A request in JSON."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     images: list[ImageBody]
     model: str | None = Field(None, description="Name of a model; the first one if there is none.")
     classes: list[str] | None = Field(None, description="Candidates instead of the model's own.")
-    top_k: int = Field(1, ge=1, description="Classes to name for each image, best first.")
+    top_k: int = Field(
+        1, ge=1, le=MOST_TOP_K, description="Classes to name for each image, best first."
+    )
     skip_bad: bool = Field(False, description="Answer for the other images if one cannot be read.")
 
 
@@ -100,9 +104,28 @@ async def read_request(request: Request, settings: ServeSettings) -> Asked:
     )
 
 
+class _WholeParser(MultiPartParser):
+    """Refuses a form that stops before its end, which starlette takes for one of fewer parts."""
+
+    def __init__(
+        self, headers: Headers, stream: AsyncGenerator[bytes, None], **limits: Any
+    ) -> None:
+        super().__init__(headers, self._to_the_end(stream), **limits)
+        self._ended = False
+
+    def on_end(self) -> None:
+        self._ended = True
+
+    async def _to_the_end(self, stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        async for chunk in stream:
+            yield chunk
+        if not self._ended:
+            raise MultiPartException("it stops before its last boundary")
+
+
 async def _multipart(request: Request, settings: ServeSettings) -> Asked:
     _refuse_fields(request.query_params.keys())
-    parser = MultiPartParser(
+    parser = _WholeParser(
         request.headers,
         request.stream(),
         max_files=settings.max_images + 1,  # one too many, which is then told in rada's own words
@@ -181,8 +204,9 @@ def _asked(
     _check_count(len(images), settings)
     flags = {"true": True, "1": True, "false": False, "0": False}
     top_k, skip = _last(fields["top_k"], "1"), _last(fields["skip_bad"], "false").lower()
-    if not (top_k.isascii() and top_k.isdecimal() and 1 <= int(top_k[:9]) == int(top_k[:10])):
-        raise RequestError(422, "top_k", top_k, "it is not a positive integer", "send top_k=5")
+    if not (top_k.isascii() and top_k.isdecimal() and 1 <= int(top_k[:20]) <= MOST_TOP_K):
+        cause = f"it is not an integer from 1 to {MOST_TOP_K}"
+        raise RequestError(422, "top_k", top_k, cause, "send top_k=5")
     if skip not in flags:
         raise RequestError(
             422, "skip_bad", skip, "it is neither true nor false", "send true or false"
@@ -214,9 +238,8 @@ def _classes(names: list[str] | None, settings: ServeSettings) -> tuple[str, ...
     try:
         return check_class_names(names)
     except RadaError as error:
-        raise RequestError(
-            422, "classes", "classes", shortened(str(error)), "name each class once"
-        ) from error
+        cause, _, fix = str(error).rpartition(": ")
+        raise RequestError(422, "classes", "classes", shortened(cause), fix) from error
 
 
 def _check_count(count: int, settings: ServeSettings) -> None:

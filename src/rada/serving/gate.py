@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import time
@@ -28,6 +29,8 @@ _OPEN = ("/health", "/ready", "/docs", "/openapi.json", "/static-offline-docs", 
 PATHS = frozenset(
     {"/predict", "/models", "/health", "/ready", "/metrics", "/docs", "/openapi.json"}
 )
+_MOST_DROPPED = 256 << 20  # bytes of a body that was refused, which are taken all the same, ...
+_DROP_SECONDS = 5.0  # ... and for how long
 _LOCAL = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -95,7 +98,8 @@ class Gate:
             # A page in the browser of this machine may name a host that leads here (DNS rebinding).
             host = headers.get("host", "")
             name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
-            if name not in (*_LOCAL, *settings.hosts, settings.host):
+            known = {one.lower() for one in (*_LOCAL, *settings.hosts, settings.host)}
+            if name.lower() not in known:
                 raise RequestError(
                     400, "host", host, "is not a name of this service", "use 127.0.0.1"
                 )
@@ -160,7 +164,27 @@ class _Call:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+        elif not message.get("more_body", False) and not self.whole:
+            # Many clients read an answer only when all of their body is sent, and would find the connection
+            # reset: the answer goes out, and ends when the rest of the body was dropped.
+            await self._send({**message, "more_body": True})
+            message = {"type": "http.response.body"}
+            try:
+                await self._drop()
+            finally:
+                await self._send(message)
+            return
         await self._send(message)
+
+    async def _drop(self) -> None:
+        """Take what still comes of the body, within bounds, and keep none of it."""
+        dropped = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DROP_SECONDS):
+                while not self.whole and dropped <= _MOST_DROPPED:
+                    message = await self._receive()
+                    dropped += len(message.get("body", b""))
+                    self.whole = not message.get("more_body", False)
 
 
 def failure() -> RequestError:
