@@ -220,11 +220,16 @@ def test_bad_options(saved, options, message):
         load_encoder(saved("clip"), **options)
 
 
-def test_a_device_that_is_not_there_is_no_moved_encoder(saved):
+@pytest.mark.parametrize(
+    ("device", "dtype", "message"),
+    [("cuda:99", None, r"device 'cuda:99'.*such as 'cpu'"), (None, "int8", "dtype should be")],
+)
+def test_a_device_that_is_not_there_is_no_moved_encoder(saved, device, dtype, message):
     """Of the encoder of a saved model, it was said to name its folder."""
-    with pytest.raises(EncoderError, match=r"device 'cuda:99'.*such as 'cpu'") as caught:
-        EncoderSlot(saved("clip"), "cuda:99", saved=True).get()
+    with pytest.raises(EncoderError, match=message) as caught:
+        EncoderSlot(saved("clip"), device, dtype, saved=True).get()
     assert "--encoder" not in str(caught.value)
+    assert EncoderSlot(saved("clip"), dtype="auto", saved=True).get()
     with pytest.raises(EncoderError, match=r"there is no such directory.*--encoder"):
         EncoderSlot("./gone", saved=True).get()
 

@@ -16,7 +16,7 @@ from rada.encoders.parsing import parse_spec
 from rada.encoders.registry import EncoderFamily, LoadOptions, ModelInfo, families, list_models
 from rada.encoders.spec import ModelSpec, model_type
 
-__all__ = ["check_device", "describe_model", "encoder_extra", "load_encoder"]
+__all__ = ["check_placing", "describe_model", "encoder_extra", "load_encoder"]
 
 
 def _find(spec: ModelSpec) -> type[EncoderFamily]:
@@ -108,7 +108,7 @@ def load_encoder(
         return model
     auto = dtype == "auto"
     chosen = None if auto else _dtype(dtype)
-    options = LoadOptions(check_device(device), chosen, scale, processor, tokenizer, name)
+    options = LoadOptions(_device(device), chosen, scale, processor, tokenizer, name)
     if isinstance(model, str | Path):
         spec = _resolve(parse_spec(str(model)))
         return _placed(_find(spec).load(spec, options), options, auto=auto)
@@ -145,12 +145,18 @@ def _half_suits(encoder: DualEncoder) -> bool:
     return not any(isinstance(part, _BatchNorm) for part in encoder.image_module.modules())
 
 
-def check_device(device: str | torch.device | None) -> torch.device | None:
-    """Return a device on which tensors can be.
+def check_placing(device: str | torch.device | None, dtype: str | torch.dtype | None) -> None:
+    """Check a device and a type, whatever the encoder.
 
     Raises:
-        EncoderError: If there is none of that name here.
+        EncoderError: If no encoder can be there, or compute in it.
     """
+    _device(device)
+    if dtype != "auto":
+        _dtype(dtype)
+
+
+def _device(device: str | torch.device | None) -> torch.device | None:
     if device is None:
         return None
     try:

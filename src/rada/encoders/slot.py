@@ -10,7 +10,7 @@ import torch
 
 from rada.core.errors import EncoderError, FeatureError
 from rada.encoders.base import DualEncoder
-from rada.encoders.loading import check_device, load_encoder
+from rada.encoders.loading import check_placing, load_encoder
 
 __all__ = ["EncoderSlot"]
 
@@ -83,7 +83,7 @@ class EncoderSlot:
         return self._loaded[0]
 
     def _load(self, encoder: str | Path | DualEncoder) -> DualEncoder:
-        check_device(self.device)  # its fault is none of where the encoder is
+        check_placing(self.device, self.dtype)  # what is wrong there, no other folder mends
         try:
             return load_encoder(encoder, device=self.device, dtype=self.dtype)
         except EncoderError as error:
