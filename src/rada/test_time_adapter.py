@@ -23,9 +23,9 @@ from rada.features.images import ImageItem
 from rada.inputs import Data, data_name
 from rada.methods import AdaptedModel
 from rada.predictions import NamesImages, StreamAnswer, stream_features, stream_predictions
-from rada.test_time import Explanation, TTTConfig, ViewConfig, explain, get_test_time_method
+from rada.test_time import Explanation, ViewConfig, explain, get_test_time_method
 from rada.test_time.base import TestTimeMethod, ViewPredictor, predict_data_set
-from rada.test_time.rada import RAdaTestTime
+from rada.test_time.rada import RAdaPredictor, RAdaTestTime
 from rada.test_time.registry import test_time_method_of
 from rada.test_time.views import pixels_of, view_transform
 
@@ -171,20 +171,22 @@ class TestTimeAdapter(NamesImages):
     def explain(self, image: Any) -> Explanation:
         """Tell for one image which views were kept, what changed and by how much (RAda alone).
 
-        The image is looked at on its own, also in the online mode.
+        Its probabilities are those that `predict_proba` would give now: in the online mode the image is
+        the next of the stream.
 
         Raises:
             ConfigError: If the method is another, or there is not one image.
         """
-        if not isinstance(self.method, RAdaTestTime) or not isinstance(self.config, TTTConfig):
+        if not isinstance(self.method, RAdaTestTime):
             raise ConfigError(f"{self.method.title} has no explanation: it exists for rada")
         features, classes = self._to_predict(image)
         count = 0 if features is None else len(features)
         if features is None or count != 1:
             raise ConfigError(f"explain takes one image, not {count}")
-        model = self._model(classes, features.dim, self.classifier.inputs.scale_for(features))
-        detail = self.method.in_detail(model, features.image_features, classes, self.config)
-        return explain(detail, classes.names)
+        views, scale = features.image_features, self.classifier.inputs.scale_for(features)
+        predictor = self._stream(classes, views.shape[-1], scale)
+        assert isinstance(predictor, RAdaPredictor)
+        return explain(predictor.in_detail(views), classes.names)
 
     def reset(self) -> None:
         """Forget the stream of a method that goes on from image to image."""
@@ -268,6 +270,14 @@ class TestTimeAdapter(NamesImages):
         first: int = 0,
     ) -> Tensor:
         """Return logits of views, those of the images `behind` from the number `first` on."""
+        predictor = self._stream(classes, views.shape[-1], scale)
+        pixels = self._pixels(behind, classes, scale)
+        if pixels is None:
+            return predictor(views)
+        return predictor(views, lambda image, numbers: pixels(first + image, numbers))
+
+    def _stream(self, classes: ClassSet, dim: int, scale: float) -> ViewPredictor:
+        """Return what predicts images: the one before, which may go on, as long as nothing else is asked."""
         clf, running = self.classifier, self._running
         key = (classes.names, scale, clf.model_, clf.strength_for(classes.names))
         if (
@@ -275,12 +285,9 @@ class TestTimeAdapter(NamesImages):
             or running[0] != key
             or not torch.equal(running[1], classes.text_features)
         ):
-            predictor = self._predictor(classes, views.shape[-1], scale)
+            predictor = self._predictor(classes, dim, scale)
             self._running = running = (key, classes.text_features, predictor)
-        pixels = self._pixels(behind, classes, scale)
-        if pixels is None:
-            return running[2](views)
-        return running[2](views, lambda image, numbers: pixels(first + image, numbers))
+        return running[2]
 
     def _pixels(
         self, behind: Features | Sequence[ImageItem], classes: ClassSet, scale: float

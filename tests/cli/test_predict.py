@@ -337,6 +337,21 @@ def test_every_test_time_method_predicts_a_stream(
         assert sum(chances) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("mode", [(), ("--online",)])
+def test_an_explanation_leaves_the_predictions_of_a_stream_alone(
+    predict: Run, tmp_path: Path, mode: tuple[str, ...]
+) -> None:
+    folder = tmp_path / "images"
+    write_images(folder, count=3)
+    chosen = ("--test-time", "rada", "--views", "10", "--test-time-set", "agreement=0.0", *mode)
+    plain = predict.answers(folder, *chosen)
+    told = predict.answers(folder, *chosen, "--explain")
+    for one, other in zip(plain, told, strict=True):
+        best, same = one["predictions"][0], other["predictions"][0]  # type: ignore[index]
+        assert best["name"] == same["name"] and "explanation" in other
+        assert best["probability"] == pytest.approx(same["probability"], abs=1e-4)
+
+
 def test_a_method_that_keeps_some_views_says_how_many_it_needs(
     predict: Run, tmp_path: Path
 ) -> None:

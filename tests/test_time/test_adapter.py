@@ -364,6 +364,19 @@ def test_an_explanation_says_what_changed(encoder, images):
         adapter(encoder, "mean_of_views").explain(images.path(2))
 
 
+def test_an_explanation_of_a_stream_is_its_next_image(encoder, images):
+    config = TTTConfig(views=10, num_heads=4, agreement=0.0, episodic=False)
+    expected = adapter(encoder, config).predict_proba(images)
+    tested = adapter(encoder, config)
+    for index in range(len(images)):
+        told = tested.explain(images.path(index))
+        found = {entry.name: entry.after for entry in told.classes}
+        close([found[name] for name in CLASSES], expected[index], rtol=0, atol=1e-3)
+        assert told.adapted and told.max_deviation > 0
+    alone = adapter(encoder, TTTConfig(views=10, num_heads=4, agreement=0.0)).predict_proba(images)
+    assert np.abs(alone[1:] - expected[1:]).max() > 0.01  # the stream matters
+
+
 def test_broken_encoder_and_features_are_named(encoder, images):
     features = Features(torch.eye(16)[:2], [0, 1], ("cat", "dog"))
     with pytest.raises(FeatureError, match="1 views are too few"):

@@ -87,7 +87,7 @@ def explain(detail: Adaptation, names: Sequence[str], index: int = 0) -> Explana
     """Put the explanation of one image of an `Adaptation` together.
 
     Args:
-        detail: What `adapt_in_detail` returned.
+        detail: What `adapt_in_detail` or `OnlineAdapter.step_in_detail` returned.
         names: K class names.
         index: Number of the image.
     """

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from rada.head import RAdaHead
+from rada.test_time.adapt import Adaptation
 from rada.test_time.base import check_views
 from rada.test_time.config import TTTConfig
 from rada.test_time.out_layers import OutLayers
@@ -107,6 +108,10 @@ class OnlineAdapter:
 
     def step(self, views: Tensor) -> Tensor:
         """Adapt to the next image of every stream, `(streams, V, D)`, and return `(streams, K)`."""
+        return self.step_in_detail(views).logits
+
+    def step_in_detail(self, views: Tensor) -> Adaptation:
+        """Do what `step` does and tell all about it."""
         config = self.start.config
         if config.online_restart and self.seen and self.seen % config.online_restart == 0:
             self.restores["restart"] += self.streams
@@ -117,10 +122,18 @@ class OnlineAdapter:
         rows = self.start.rows(chosen.views)
         self.heads.step(rows, chosen.active)
         self.heads.pull(config.online_decay)
-        logits, _ = self.heads.predict(rows)
+        logits, deviation = self.heads.predict(rows)
         answer = self.start.answer(logits)
-        lost = self._guard(answer, chosen.logits)
-        return torch.where((chosen.active & ~lost)[:, None], answer, chosen.logits)
+        adapted = chosen.active & ~self._guard(answer, chosen.logits)
+        return Adaptation(
+            torch.where(adapted[:, None], answer, chosen.logits),
+            chosen.logits,
+            chosen.kept,
+            chosen.entropies,
+            chosen.mean_entropy,
+            torch.where(adapted, deviation.amax(-1), 0),
+            adapted,
+        )
 
     def _guard(self, answer: Tensor, unadapted: Tensor) -> Tensor:
         """Update the running means, restore heads that are lost, and return which."""

@@ -16,13 +16,13 @@ from rada.methods import AdaptedModel
 from rada.methods.rada import SOURCE, HeadModel
 from rada.methods.rada_adapter import AdaptedHeadModel
 from rada.test_time.adapt import Adaptation, adapt_in_detail
-from rada.test_time.base import TestTimeMethod, ViewPredictor, check_views
+from rada.test_time.base import TestTimeMethod, check_views
 from rada.test_time.config import TTTConfig, ViewConfig
 from rada.test_time.online import OnlineAdapter
 from rada.test_time.pair_head import PairHead, pair
 from rada.test_time.registry import register_test_time_method
 
-__all__ = ["RAdaTestTime"]
+__all__ = ["RAdaPredictor", "RAdaTestTime"]
 
 
 @dataclass(frozen=True)
@@ -53,19 +53,39 @@ class RAdaTestTime(TestTimeMethod):
         *,
         batch_size: int | None = None,
         progress: bool | None = False,
-    ) -> ViewPredictor:
+    ) -> RAdaPredictor:
         """Return what adapts to each image; with `episodic=False` it goes on from image to image."""
-        start = _Start(model, classes, config)
-        if not config.episodic:
-            online = OnlineAdapter(start.text, start.scale, start.head, start.config)
-            return lambda views: start.finished(views, online.predict(start.views(views)))
-        return lambda views: start.adapt(views, batch_size, progress).logits
+        return RAdaPredictor(_Start(model, classes, config), batch_size, progress)
 
-    def in_detail(
-        self, model: AdaptedModel, views: Tensor, classes: ClassSet, config: TTTConfig
-    ) -> Adaptation:
-        """Adapt to images and tell all about it; every image starts anew."""
-        return _Start(model, classes, config).adapt(views, None, False)
+
+class RAdaPredictor:
+    """What adapts to images, and tells of one what it did if asked.
+
+    Args:
+        start: The head to start from.
+        batch_size: Images at once; None chooses.
+        progress: Show a bar.
+    """
+
+    def __init__(self, start: _Start, batch_size: int | None, progress: bool | None) -> None:
+        self._start, self._batch_size, self._progress = start, batch_size, progress
+        self._online: OnlineAdapter | None = None
+        if not start.config.episodic:
+            self._online = OnlineAdapter(start.text, start.scale, start.head, start.config)
+
+    def __call__(self, views: Tensor) -> Tensor:
+        """Return logits `(N, K)` of views `(N, V, D)`."""
+        if self._online is None:
+            return self._start.adapt(views, self._batch_size, self._progress).logits
+        return self._start.finished(views, self._online.predict(self._start.views(views)))
+
+    def in_detail(self, views: Tensor) -> Adaptation:
+        """Predict one image, `(1, V, D)`, and tell all about it; online it is the next of the stream."""
+        start, online = self._start, self._online
+        if online is None:
+            return start.adapt(views, None, False)
+        own = start.views(views).to(online.start.text.dtype)
+        return start.told(views, online.step_in_detail(own))
 
 
 class _Start:
@@ -116,6 +136,10 @@ class _Start:
             batch_size,
             progress=progress,
         )
+        return self.told(views, found)
+
+    def told(self, views: Tensor, found: Adaptation) -> Adaptation:
+        """Return what the head did with the model's logits in place of the head's."""
         return dataclasses.replace(
             found,
             logits=self.finished(views, found.logits),
