@@ -107,6 +107,18 @@ class TestTimeAdapter(NamesImages):
         """Return the names of the candidate classes."""
         return self.classifier.candidates()
 
+    def config_used(self) -> ViewConfig:
+        """Return the configuration, with the words of templates that the classifier was given.
+
+        Raises:
+            ConfigError: If the method cannot start from these templates.
+        """
+        clf = self.classifier
+        if clf.model_ is not None and clf.model_.method.learns:
+            return self.config
+        found: ViewConfig = self.method.from_templates(self.config, clf.inputs.templates)
+        return found
+
     def __repr__(self) -> str:
         return f"TestTimeAdapter({self.classifier!r}, method={self.method.name!r})"
 
@@ -224,7 +236,7 @@ class TestTimeAdapter(NamesImages):
             What `Classifier.evaluate` returns, with the row "test_time" and the configuration under
             "test_time_config".
         """
-        clf = self.classifier
+        clf, config = self.classifier, self.config_used()
         opened = open_to_evaluate(clf, data, split, class_names)
         whole = opened.whole()  # views of each image are far more than the plain features
         views = clf.inputs.features(whole, opened.templates, **self._views(whole))
@@ -244,7 +256,7 @@ class TestTimeAdapter(NamesImages):
         used: dict[str, Any] = {"method": self.method.name, "views": views.num_views}
         if getattr(self.config, "strength", 0) is None and clf.is_fitted:
             used["strength"] = clf.strength_for(classes.names)
-        told = self.config.to_dict() | used
+        told = config.to_dict() | used
         images = views.images if isinstance(whole, ImageSplit) else None  # without the bad ones
         names = found["row_names"] | {"test_time": f"{self.method.title} at test time"}
         result = found.result | {"test_time_config": told, "row_names": names}
@@ -279,7 +291,8 @@ class TestTimeAdapter(NamesImages):
     def _stream(self, classes: ClassSet, dim: int, scale: float) -> ViewPredictor:
         """Return what predicts images: the one before, which may go on, as long as nothing else is asked."""
         clf, running = self.classifier, self._running
-        key = (classes.names, scale, clf.model_, clf.strength_for(classes.names))
+        strength = clf.strength_for(classes.names)
+        key = (classes.names, scale, clf.model_, strength, clf.inputs.templates)
         if (
             running is None
             or running[0] != key
@@ -304,7 +317,7 @@ class TestTimeAdapter(NamesImages):
         return self.method.predictor(
             self._model(classes, dim, scale),
             classes,
-            self.config,
+            self.config_used(),
             batch_size=self.batch_size,
             progress=self.classifier.progress,
         )

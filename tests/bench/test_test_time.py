@@ -199,6 +199,16 @@ def test_bad_labels(changes, message):
         Plan.from_dict({"datasets": ("textiles",)} | changes)
 
 
+def test_zero_shot_tpt_starts_from_the_words_of_the_templates():
+    plan = {"methods": ("zero_shot+tpt", "coop+tpt"), "datasets": ("textiles",)}
+    found = {c.label: c for c in Plan.from_dict(plan | {"templates": ("a zzz {}.",)}).cells()}
+    assert dict(found["zero_shot+tpt"].test_time_options) == {"context": "a zzz"}
+    assert not found["coop+tpt"].test_time_options  # its prompts are learned
+    for templates in (("zzz {} qqq",), ("auto",)):
+        with pytest.raises(ConfigError, match="context="):
+            Plan.from_dict(plan | {"templates": templates})
+
+
 def test_on_the_command_line(viewed, tmp_path):
     words = ["bench", "--methods", "zero_shot,zero_shot+mean-of-views", "--datasets", str(viewed)]
     words += ["--set", f"zero_shot+mean-of-views.test_time.views={VIEWS}", "--json"]

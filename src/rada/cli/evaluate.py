@@ -64,7 +64,7 @@ def evaluate(
         split_arguments,
         test_time_adapter,
     )
-    from rada.core.errors import DataError
+    from rada.core.errors import ConfigError, DataError
     from rada.core.extras import check_extra
     from rada.core.output import claim
     from rada.evaluation import Timer, environment
@@ -76,6 +76,11 @@ def evaluate(
     if len(places) != 1:
         raise DataError("one folder, table or data set is evaluated: rada evaluate MODEL DATA")
     others = named_data(ood)
+    if others and test_time.test_time is not None:
+        raise ConfigError(
+            f"--ood {next(iter(others))!r} is not evaluated with --test-time: evaluate that data in a run of "
+            "its own, or leave one of them out"
+        )
     for spec in (places[0], *others.values(), *([] if train is None else [train])):
         check_named(spec)
     if report is not None:
@@ -90,7 +95,7 @@ def evaluate(
             templates=names.template,
             **reading.options(),
         )
-        adapter = test_time_adapter(test_time, classifier, strength)
+        adapter = test_time_adapter(test_time, classifier, strength, names.template)
         if adapter is not None:
             found = adapter.evaluate(
                 places[0], split=split, class_names=names.class_names, train=train

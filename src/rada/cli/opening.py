@@ -194,9 +194,18 @@ def _classes_of(data: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def test_time_adapter(
-    group: TestTime, classifier: Classifier, strength: float | None
+    group: TestTime,
+    classifier: Classifier,
+    strength: float | None,
+    templates: Sequence[str] | None = None,
 ) -> TestTimeAdapter | None:
     """Return the adapter that `--test-time` asks for, or None; set the strength.
+
+    Args:
+        group: The options.
+        classifier: The classifier to adapt.
+        strength: `--strength`.
+        templates: `--template`; without it those of a classifier are its data's.
 
     Raises:
         ConfigError: If an option is given without `--test-time`, or a value is out of range.
@@ -225,6 +234,8 @@ def test_time_adapter(
     if strength is not None and hasattr(method.config(), "strength"):
         settings.append(f"strength={strength}")
     config = configured(method.config, group.test_time_config, settings)
+    if not templates and not classifier.is_fitted:
+        config = method.from_templates(config, None)  # the words of the data are nobody's choice
     return TestTimeAdapter(classifier, method.name, config=config)
 
 

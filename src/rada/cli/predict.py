@@ -101,9 +101,11 @@ def predict(
         data=places[0] if len(places) == 1 else "-",
         **reading.options(),
     )
-    adapter = test_time_adapter(test_time, classifier, strength)
+    adapter = test_time_adapter(test_time, classifier, strength, names.template)
     if adapter is not None:
-        adapter.method.check_config(adapter.config)  # too few views: say so before the first line
+        adapter.method.check_config(
+            adapter.config_used()
+        )  # too few views: say so before the first line
     if features is None:
         classifier.inputs.slot.get()  # and whatever is wrong with the encoder
     asked = (

@@ -86,6 +86,20 @@ class TestTimeMethod(ABC):
         """
         config.kept(config.views)
 
+    def from_templates(self, config: Any, templates: Sequence[str] | None) -> Any:
+        """Return a configuration to start from zero-shot with, whose words are those of chosen templates.
+
+        A method that works on class features starts from theirs, whatever the templates.
+
+        Args:
+            config: The method's configuration.
+            templates: Templates that the user chose; None where nobody did.
+
+        Raises:
+            ConfigError: If the method has words of its own and cannot start from these.
+        """
+        return config
+
     @abstractmethod
     def predictor(
         self,

@@ -120,7 +120,8 @@ class OnlineAdapter:
         # By the start, as is the agreement of the views: a head that drifts has no part in either.
         chosen = self.start.choose(views)
         rows = self.start.rows(chosen.views)
-        self.heads.step(rows, chosen.active)
+        for _ in range(config.steps):
+            self.heads.step(rows, chosen.active)
         self.heads.pull(config.online_decay)
         logits, deviation = self.heads.predict(rows)
         answer = self.start.answer(logits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["TPT", "TPTConfig", "prompt_methods", "tpt_logits"]
 
 WORDS = "a photo of a"
-"""The context at zero-shot, unless the configuration says another one."""
+"""The context at zero-shot, unless the configuration or a template says another one."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,14 @@ class TPTConfig(ViewConfig):
         learning_rate: Its rate.
         weight_decay: Its decay.
         context: Words before the class name, whose token vectors are learned, where the start is
-            zero-shot; a model with learned prompts has its own.
+            zero-shot; None for those of the chosen template, or "a photo of a". A model with learned
+            prompts has its own.
     """
 
     steps: int = 1
     learning_rate: float = 5e-3
     weight_decay: float = 0.01
-    context: str = WORDS
+    context: str | None = None
 
     def validate(self) -> None:
         """Check that every field is in its range."""
@@ -51,7 +53,9 @@ class TPTConfig(ViewConfig):
         self.require(self.steps >= 1, "steps", "a positive integer")
         self.require(self.learning_rate > 0, "learning_rate", "above 0")
         self.require(self.weight_decay >= 0, "weight_decay", "0 or more")
-        self.require(bool(self.context.strip()), "context", "at least one word")
+        self.require(
+            self.context is None or bool(self.context.strip()), "context", "at least one word"
+        )
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,20 @@ class TPT(TestTimeMethod):
             )
         super().check(model)
 
+    def from_templates(self, config: TPTConfig, templates: Sequence[str] | None) -> TPTConfig:
+        """Return the configuration with the words in front of the class name, if those are all."""
+        if config.context is not None:
+            return config
+        words = WORDS if templates is None else _words_of(templates)
+        if words is None:
+            raise ConfigError(
+                f"{self.title} learns the words in front of the class name, so it starts from one template "
+                f"that ends with it, as '{WORDS} {{}}.', and not from {list(templates or ())}: leave the "
+                "templates out, or name the words themselves (--test-time-set context=WORDS, "
+                "TPTConfig(context=...))"
+            )
+        return dataclasses.replace(config, context=words)
+
     def predictor(
         self,
         model: AdaptedModel,
@@ -87,7 +105,7 @@ class TPT(TestTimeMethod):
         share, temperature = 1.0, 1.0
         contexts: Callable[[Tensor], Tensor]
         if isinstance(model, PromptModel):
-            if config.context != WORDS:
+            if config.context is not None:
                 raise ConfigError(
                     f"the context {config.context!r} is that of TPT from zero-shot: {model.method.title} has "
                     "its own, so leave it out"
@@ -106,6 +124,20 @@ class TPT(TestTimeMethod):
             return adapted / temperature
 
         return _Adapter(texts, contexts, model.facts.scale, config, mixed, progress).predict
+
+
+def _words_of(templates: Sequence[str]) -> str | None:
+    """Return the words in front of the class name; None where a template has more, or there are several.
+
+    The full stop behind the name is TPT's own.
+
+    Example:
+        >>> _words_of(["a sketch of a {}."]), _words_of(["a {} in a box"]), _words_of(["{}"])
+        ('a sketch of a', None, None)
+    """
+    words, name, behind = templates[0].partition("{}")
+    alone = len(templates) == 1 and name + behind.strip() in ("{}", "{}.")
+    return words.strip() or None if alone else None
 
 
 def prompt_methods() -> tuple[str, ...]:
@@ -171,7 +203,7 @@ def _from_words(
 ) -> tuple[PromptTexts, Callable[[Tensor], Tensor]]:
     """Return the class names behind the words of a configuration, and these words' token vectors."""
     encoder.require("token_embeddings")
-    context = context_vectors(encoder, config.context)
+    context = context_vectors(encoder, config.context or WORDS)
     return PromptTexts(encoder, names, len(context)), lambda _: context
 
 
