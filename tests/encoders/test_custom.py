@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from rada import Classifier
 from rada.core.errors import EncoderError
 from rada.encoders import CustomEncoder, load_encoder
 
@@ -75,12 +76,60 @@ def test_fingerprint():
         (torch.ones(1, 4), r"shape \(1, 4\), not \(1, 3\)"),
         (torch.full((1, 3), float("nan")), "NaN"),
         (torch.zeros(1, 3), "zeros"),
+        (None, r"image_fn returned NoneType, not features \(1, 3\)"),
+        ("red", "image_fn returned str"),
+        ([[1.0], [1.0, 2.0]], "image_fn returned list"),
     ],
 )
 def test_bad_features_are_refused(result, message):
     encoder = CustomEncoder(lambda pixels: result, text_fn, scale=1.0, dim=3)
     with pytest.raises(EncoderError, match=message):
         encoder.encode_images([Image.new("RGB", (8, 8))])
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.zeros((3, 8, 8), np.float32), "gave an image as ndarray, not as a tensor"),
+        (torch.zeros(3), r"pixels should be \(B, 3, H, W\), not \(1, 3\)"),
+    ],
+)
+def test_bad_preprocessing_is_refused(pixels, message):
+    encoder = make(preprocess=lambda image: pixels)
+    options = {"cache": False, "workers": 0, "progress": False}
+    image = Image.new("RGB", (8, 8))
+    with pytest.warns(UserWarning, match="image_fn .* cannot embed"):
+        assert encoder.fingerprint == encoder.fingerprint
+    with pytest.raises(EncoderError, match=message):
+        encoder.encode_images([image])
+    with pytest.raises(EncoderError, match=message):
+        Classifier(encoder, "zero_shot", ["red", "green"], **options).predict([image])
+
+
+def test_functions_that_know_their_own_input_alone(tmp_path):
+    def of_words(texts):
+        return torch.tensor([COLOURS[text] for text in texts]) / 255.0
+
+    def opened(**options):
+        return CustomEncoder(image_fn, of_words, scale=10.0, dim=3, **options)
+
+    encoder = opened()
+    options = {"templates": "{}", "workers": 0, "progress": False}
+    with pytest.warns(UserWarning, match=r"text_fn .* \(KeyError: .*fingerprint='"):
+        fingerprint = encoder.fingerprint
+    assert encoder.fingerprint == fingerprint
+    images = [Image.new("RGB", (40, 30), colour) for colour in COLOURS]
+    zero_shot = Classifier(encoder, "zero_shot", list(COLOURS), **options)
+    assert zero_shot.predict(images).tolist() == list(COLOURS)
+    learned = Classifier(encoder, "linear_probe", **options)
+    learned.fit((images * 4, list(COLOURS) * 4)).save_pretrained(tmp_path / "own")
+    assert learned.predict(images).tolist() == list(COLOURS)
+    with pytest.warns(UserWarning):  # another pair may have other words
+        assert opened().fingerprint != fingerprint
+    assert opened(fingerprint="1").fingerprint == opened(fingerprint="1").fingerprint
+    with pytest.raises(KeyError) as raised:
+        encoder.encode_texts(["owl"])
+    assert raised.value.__notes__ == ["in text_fn of the encoder 'custom'"]
 
 
 @pytest.mark.parametrize(

@@ -105,12 +105,18 @@ def stack_pixels(pixels: Sequence[Tensor]) -> Tensor:
     """Stack images of one size to `(B, 3, H, W)`; those that are channels last in memory stay so.
 
     Raises:
-        EncoderError: If the sizes differ: the model's preprocessing does not crop.
+        EncoderError: If they are no tensors, or the sizes differ: the model's preprocessing does not crop.
 
     Example:
         >>> stack_pixels([torch.zeros(8, 8, 3).permute(2, 0, 1)] * 2).stride()
         (192, 1, 24, 3)
     """
+    other = next((image for image in pixels if not isinstance(image, Tensor)), None)
+    if other is not None:
+        raise EncoderError(
+            f"the model's preprocessing gave an image as {type(other).__name__}, not as a tensor (3, H, W): "
+            "end it with torch.as_tensor(...) or torchvision's ToTensor()"
+        )
     sizes = sorted({tuple(image.shape) for image in pixels})
     if len(sizes) > 1:
         raise EncoderError(

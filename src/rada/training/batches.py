@@ -175,10 +175,8 @@ def _collate(items: list[Tensor | DataError]) -> tuple[Tensor | None, list[tuple
     good = [item for item in items if not isinstance(item, DataError)]
     if not good:
         return None, bad
-    if bad:
-        blank = torch.zeros_like(good[0])
-        items = [blank if isinstance(item, DataError) else item for item in items]
-    return stack_pixels([item for item in items if isinstance(item, torch.Tensor)]), bad
+    whole = [torch.zeros_like(good[0]) if isinstance(item, DataError) else item for item in items]
+    return stack_pixels(whole), bad
 
 
 class StepData:

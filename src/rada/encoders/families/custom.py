@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Never
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
 
-from rada.core.errors import EncoderError
+from rada.core.errors import EncoderError, MissingExtraError, one_line
 from rada.core.extras import needed_for
+from rada.core.warn import warn
 from rada.encoders.base import Transform, evaluating
 from rada.encoders.fingerprint import digest
 from rada.encoders.registry import EncoderFamily, LoadOptions, register_family
 from rada.encoders.spec import ModelSpec
 from rada.encoders.structure import describe_function
 from rada.encoders.tokens import Tokens
-from rada.encoders.transforms import EvalTransform, TrainTransform
+from rada.encoders.transforms import EvalTransform, TrainTransform, stack_pixels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,7 +51,9 @@ class CustomEncoder(EncoderFamily):
         name: What to call the pair.
         fingerprint: A text of your own that changes whenever the functions give other features. None
             hashes weights and settings of the modules and the code of their functions and, of a
-            function without a module, the features of a probe.
+            function without a module, the features of a probe. Where a function cannot embed the probe
+            (two images of random colours, "a photo of a dog.", "red"), the pair is known to this process
+            alone, with a warning.
 
     Raises:
         EncoderError: If an argument cannot be used; later, if a function returns something other
@@ -139,19 +144,21 @@ class CustomEncoder(EncoderFamily):
 
     def image_embeddings(self, pixels: Tensor) -> Tensor:
         """Call `image_fn`."""
-        return self._checked(self._image_fn(pixels), len(pixels), "image_fn")
+        with self._running("image_fn"):
+            found = self._image_fn(pixels)
+        return self._checked(found, len(pixels), "image_fn")
 
     def text_embeddings(self, tokens: Tokens) -> Tensor:
         """Call `text_fn`."""
-        if self._tokenize is not None:
-            count = len(next(iter(tokens.values())))
-            return self._checked(self._text_fn(tokens), count, "text_fn")
-        texts = _decode(tokens)
-        return self._checked(self._text_fn(texts), len(texts), "text_fn")
+        given = tokens if self._tokenize is not None else _decode(tokens)
+        with self._running("text_fn"):
+            found = self._text_fn(given)
+        return self._checked(found, len(next(iter(tokens.values()))), "text_fn")
 
     def tokenize_checked(self, prompts: list[str]) -> tuple[Tokens, list[int]]:
         """Call `tokenize`, or carry the texts along as bytes."""
-        return (self._tokenize or _encode)(prompts), []
+        with self._running("tokenize"):
+            return (self._tokenize or _encode)(prompts), []
 
     def tokenizer_key(self) -> str:
         """Return what identifies the functions: the user's word, or what a probe gives."""
@@ -160,21 +167,57 @@ class CustomEncoder(EncoderFamily):
         # A function without a module may hold weights that nothing here can see: its results are
         # probed. Before normalising: a function that only scales its result is another function.
         parts = [describe_function(self._tokenize)]
-        with torch.no_grad(), evaluating(self.model):
-            if _is_empty(self._image_module):
-                pixels = torch.stack([self.preprocess(image) for image in _probe_images()])
-                parts.append(_digest_of(self.image_embeddings(pixels.to(self.device))))
-            else:
-                parts.append(describe_function(self._image_fn))
-            if _is_empty(self._text_module):
-                texts = self._tokens(self.tokenize(["a photo of a dog.", "red"]))
-                parts.append(_digest_of(self.text_embeddings(texts)))
-            else:
-                parts.append(describe_function(self._text_fn))
+        for name, function, module, probe in (
+            ("image_fn", self._image_fn, self._image_module, self._probe_images),
+            ("text_fn", self._text_fn, self._text_module, self._probe_texts),
+        ):
+            known = not _is_empty(module)
+            parts.append(describe_function(function) if known else self._probed(name, probe))
         return digest(*parts)
 
+    def _probe_images(self) -> Tensor:
+        """Return the features of two images that are always the same."""
+        pixels = stack_pixels([self.preprocess(image) for image in _probe_images()])
+        return self.image_embeddings(self._pixels(pixels))
+
+    def _probe_texts(self) -> Tensor:
+        """Return the features of two texts."""
+        return self.text_embeddings(self._tokens(self.tokenize(["a photo of a dog.", "red"])))
+
+    def _probed(self, name: str, probe: Callable[[], Tensor]) -> str:
+        """Hash the features of a probe; where the function is for other input alone, nothing is the same."""
+        try:
+            with torch.no_grad(), evaluating(self.model):
+                return _digest_of(probe())
+        except MissingExtraError:
+            raise
+        except Exception as error:
+            warn(
+                f"{name} of the encoder {self.name!r} cannot embed what its fingerprint is made of "
+                f"({type(error).__name__}: {one_line(error, 200)}), so what is learned or kept with it is not "
+                "recognised by another process: give CustomEncoder a text of your own, fingerprint='...', "
+                "which changes whenever the functions do",
+                stacklevel=2,
+            )
+            return uuid4().hex
+
+    @contextmanager
+    def _running(self, function: str) -> Iterator[None]:
+        """Let an error of the user's own function say which one was running."""
+        try:
+            yield
+        except Exception as error:
+            error.add_note(f"in {function} of the encoder {self.name!r}")
+            raise
+
     def _checked(self, features: Any, count: int, function: str) -> Tensor:
-        found = torch.as_tensor(features, device=self.device)
+        try:
+            found = torch.as_tensor(features, device=self.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise EncoderError(
+                f"{function} returned {type(features).__name__}, not features {(count, self.dim)}, a tensor or "
+                f"an array of numbers ({one_line(error, 200)})"
+            ) from error
         if found.shape != (count, self.dim):
             raise EncoderError(
                 f"{function} returned features of shape {tuple(found.shape)}, not {(count, self.dim)}"
