@@ -226,6 +226,11 @@ def frame(root: Path, **more: Any) -> Any:
     )
 
 
+def of_pandas(values: list[Any], kind: str) -> Any:
+    """A column of a type that has a missing value of its own."""
+    return pytest.importorskip("pandas").array(values, dtype=kind)
+
+
 def hugging_face(root: Path) -> Any:
     datasets = pytest.importorskip("datasets")
     paths = sorted(root.rglob("*.png"))
@@ -318,7 +323,7 @@ def test_a_dict_of_hugging_face_has_splits(folder: Path) -> None:
     datasets = pytest.importorskip("datasets")
     both = datasets.DatasetDict(train=hugging_face(folder), test=hugging_face(folder))
     assert list(convert_data(both).splits) == ["train", "test"]
-    with pytest.raises(DataError, match="'train', 'test': name one"):
+    with pytest.raises(DataError, match=r"'train', 'test': give one .* data\['train'\]"):
         images_to_predict(both)
 
 
@@ -352,6 +357,22 @@ REFUSED = {
         lambda root: frame(root).assign(label=[None, float("nan"), *"abcd"]),
         "missing",
     ),
+    "label missing in a column of texts": (
+        lambda root: frame(root).assign(label=of_pandas(["cat"] * 5 + [None], "string")),
+        "row 5 of the DataFrame is missing",
+    ),
+    "label missing in a column of integers": (
+        lambda root: frame(root).assign(label=of_pandas([0, 1, 0, None, 1, 1], "Int64")),
+        "row 3 of the DataFrame is missing",
+    ),
+    "label missing beside paths": (
+        lambda root: (["a.png"] * 6, frame(root, y=of_pandas([0, 1, None] * 2, "Int64"))["y"]),
+        "item 2 is missing",
+    ),
+    "path missing": (
+        lambda root: frame(root).assign(path=of_pandas(["a.png"] * 5 + [None], "string")),
+        "the path of row 5 of the DataFrame is missing",
+    ),
     "labels mixed": (lambda root: [("a.png", "cat"), ("b.png", 1)], "texts .* numbers"),
     "labels of floats": (lambda root: (np.eye(3), [0.0, 1.0, 1.0]), r"label of item 0 is 0\.0"),
     "labels of truth": (lambda root: (np.eye(3), [True, False, True]), "item 0 is True"),
@@ -369,6 +390,20 @@ def test_the_rest_is_refused_with_what_to_give(folder: Path, name: str) -> None:
     for use in (clf.fit, clf.score, clf.evaluate):
         with pytest.raises(DataError, match=message):
             use(make(folder))
+
+
+def test_prediction_looks_at_images_alone(folder: Path) -> None:
+    clf = Classifier(TinyEncoder(), classes=NAMES, config=QUICK, cache=False, progress=False)
+    rows = frame(folder)[::-1].reset_index(drop=True)
+    expected = clf.predict_proba(rows["path"].tolist())
+    labels = of_pandas(["cat", None, "owl"] * 2, "string")
+    for split in (["train", "test"] * 3, ["left"] * 6):
+        told = rows.assign(label=labels, target=1, split=split)
+        assert np.allclose(clf.predict_proba(told), expected, atol=1e-6)
+    datasets = pytest.importorskip("datasets")
+    columns = {"image": rows["path"].tolist(), "label": [[0, 1]] * 6, "class": ["cat"] * 6}
+    several = datasets.Dataset.from_dict(columns)
+    assert np.allclose(clf.predict_proba(several), expected, atol=1e-6)
 
 
 def test_numbers_without_names_are_not_guessed() -> None:

@@ -29,6 +29,7 @@ from rada.data.hugging_face import (
     IMAGE_COLUMNS,
     LABEL_COLUMNS,
     hugging_face_columns,
+    hugging_face_images,
     named_columns,
     one_column,
     refuse_several_labels,
@@ -95,7 +96,7 @@ def convert_data(
             return Features(features, torch.from_numpy(labels), names)
         columns = _Columns("the images", {"all": inputs}, {"all": targets})
     else:
-        columns = _columns(data, ACCEPTED)
+        columns = _columns(data)
     dataset = without_missing(columns.dataset(classes), skip=skip_bad)
     check_splits(dataset, min_classes=1, allow_unseen=False)
     return dataset
@@ -132,26 +133,24 @@ class _Columns:
             splits[split] = ImageSplit(names, part, source)
         return ImageDataset(self.name, names, splits, keys=names)
 
-    def unlabelled(self) -> ImageSplit:
-        """Return all images, without labels."""
-        if len(self.images) > 1:
-            raise DataError(
-                f"the data has the splits {', '.join(map(repr, self.images))}: name one of them"
-            )
-        ((split, images),) = self.images.items()
-        source = _source(images, f"{self.name}/{split}")
-        return ImageSplit((), np.full(len(source.ids), -1), source)
 
-
-def _columns(data: Any, accepted: str) -> _Columns:
+def _columns(data: Any) -> _Columns:
     """Return the images and labels of a data set of another library."""
-    if _comes_from(data, "datasets") and hasattr(data, "column_names"):
+    if _is_hugging_face(data):
         return _hugging_face(data)
-    if hasattr(data, "columns") and hasattr(data, "iloc"):
+    if _is_data_frame(data):
         return _data_frame(data)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, dict):
-        return _items(data, accepted)
-    raise _refusal(data, accepted)
+        return _items(data)
+    raise _refusal(data, ACCEPTED)
+
+
+def _is_hugging_face(data: Any) -> bool:
+    return _comes_from(data, "datasets") and hasattr(data, "column_names")
+
+
+def _is_data_frame(data: Any) -> bool:
+    return hasattr(data, "columns") and hasattr(data, "iloc")
 
 
 def _refusal(data: Any, accepted: str) -> DataError:
@@ -186,6 +185,7 @@ def _labels(
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Return the labels as integers and the class names that they are places in."""
     found = _listed(values)
+    _refuse_missing(found, "item {}")
     for index, value in enumerate(found):
         if isinstance(value, list | tuple) and value:
             refuse_several_labels(f"item {index}, with the label {value!r},")
@@ -222,6 +222,24 @@ def _labels(
             f"{len(names) - 1}, or -1 for none"
         )
     return numbers, tuple(names) if own is None else tuple(map(display_name, own))
+
+
+def _refuse_missing(labels: Sequence[Any], where: str) -> None:
+    """Refuse what pandas and NumPy write for a value that is missing: NaN, NaT, NA."""
+    for index, value in enumerate(labels):
+        if _is_missing(value):
+            raise DataError(
+                f"the label of {where.format(index)} is missing ({value!r}): fill it or leave the row out"
+            )
+
+
+def _is_missing(value: Any) -> bool:
+    try:
+        return bool(value != value)
+    except TypeError:  # whether NA differs from itself is not known
+        return True
+    except (ValueError, RuntimeError):  # an array of several values
+        return False
 
 
 def _by_number(labels: NDArray[np.int64], names: Sequence[str]) -> NDArray[np.int64]:
@@ -324,6 +342,8 @@ def _is_pair_of_columns(data: Any) -> bool:
 
 def _plain(column: Any) -> Any:
     """Return an array or a list in place of a column of pandas, a list in place of objects."""
+    if hasattr(column, "iloc") and getattr(column, "ndim", 0) == 1:
+        return column.tolist()  # an array would make floats of integers where one is missing
     values = column.to_numpy() if hasattr(column, "to_numpy") else column
     if isinstance(values, np.ndarray) and values.dtype.kind in "OUS":
         return values.tolist()
@@ -334,12 +354,12 @@ def _comes_from(value: Any, package: str) -> bool:
     return any(kind.__module__.partition(".")[0] == package for kind in type(value).__mro__)
 
 
-def _items(data: Any, accepted: str) -> _Columns:
+def _items(data: Any) -> _Columns:
     """Read a data set whose items are `(image, label)`."""
     if not len(data):
         raise DataError("the data set has no items")
     if isinstance(data, Subset):
-        inner = _items(data.dataset, accepted)
+        inner = _items(data.dataset)
         rows = [int(row) for row in data.indices]
         labels = _listed(inner.labels["all"])
         return _Columns(
@@ -353,7 +373,7 @@ def _items(data: Any, accepted: str) -> _Columns:
     first = data[0]
     if not isinstance(first, tuple | list) or len(first) != 2:
         raise DataError(
-            f"{name} has items of the type {type(first).__name__}, not pairs (image, label); give {accepted}"
+            f"{name} has items of the type {type(first).__name__}, not pairs (image, label); give {ACCEPTED}"
         )
     if isinstance(data, list | tuple):
         _check_pairs(data)
@@ -402,18 +422,12 @@ def _hugging_face(data: Any) -> _Columns:
 
 def _data_frame(data: Any) -> _Columns:
     """Read a DataFrame with the columns path or image, label and, if wanted, split."""
-    columns = list(data.columns)
-    image = one_column(named_columns(columns, IMAGE_COLUMNS), columns, "image")
+    columns, images = list(data.columns), _images_of_frame(data)
     labelled = named_columns(columns, LABEL_COLUMNS)
     label = one_column(labelled, columns, "label") if labelled else None
     split = next(iter(named_columns(columns, ("split",))), None)
-    images = [_portable(value) for value in data[image].tolist()]
     labels = [None] * len(data) if label is None else data[label].tolist()
-    missing = [row for row, value in enumerate(labels) if value != value]
-    if missing:
-        raise DataError(
-            f"the label of row {missing[0]} of the DataFrame is missing ({labels[missing[0]]!r})"
-        )
+    _refuse_missing(labels, "row {} of the DataFrame")
     rows: dict[str, list[int]] = {"all": list(range(len(data)))}
     if split is not None:
         rows = _split_rows(data[split].tolist())
@@ -422,6 +436,20 @@ def _data_frame(data: Any) -> _Columns:
         {key: [images[row] for row in part] for key, part in rows.items()},
         {key: [labels[row] for row in part] for key, part in rows.items()},
     )
+
+
+def _images_of_frame(data: Any) -> list[Any]:
+    """Return the images of a DataFrame; no other column is looked at."""
+    columns = list(data.columns)
+    image = one_column(named_columns(columns, IMAGE_COLUMNS), columns, "image")
+    values = data[image].tolist()
+    for row, value in enumerate(values):
+        if value is None or _is_missing(value):
+            raise DataError(
+                f"the {image} of row {row} of the DataFrame is missing ({value!r}): fill it or leave the row "
+                "out"
+            )
+    return [_portable(value) for value in values]
 
 
 def _split_rows(values: Sequence[Any]) -> dict[str, list[int]]:
@@ -474,7 +502,7 @@ def images_to_predict(images: Any, classes: Sequence[str] = ()) -> ImageSplit | 
             split = open_images(entries)
         else:
             found = [each for entry in entries for each in _expanded(entry)]
-            split = ImageSplit((), np.full(len(found), -1), _source(found, "images"))
+            split = _unlabelled(found)
     return ImageSplit(tuple(classes), split.labels, split.source)
 
 
@@ -483,10 +511,22 @@ def _others(images: Any) -> ImageSplit | None:
     if isinstance(images, torch.utils.data.Dataset) or _comes_from(images, "torchvision"):
         if is_array(images):  # torchvision's own tensors
             return None
-        return ImageSplit((), np.full(len(images), -1), _source(images, "images"))
-    if _comes_from(images, "datasets") or (hasattr(images, "columns") and hasattr(images, "iloc")):
-        return _columns(images, ACCEPTED_IMAGES).unlabelled()
+        return _unlabelled(images)
+    if _is_hugging_face(images):
+        parts = hugging_face_images(images)
+        if len(parts) > 1:
+            raise DataError(
+                f"the data has the splits {', '.join(map(repr, parts))}: give one of them, such as "
+                f"data[{next(iter(images))!r}]"
+            )
+        return _unlabelled(next(iter(parts.values())))
+    if _is_data_frame(images):
+        return _unlabelled(_images_of_frame(images))
     return None
+
+
+def _unlabelled(images: Any) -> ImageSplit:
+    return ImageSplit((), np.full(len(images), -1), _source(images, "images"))
 
 
 def _sequence(images: Any) -> Iterable[Any]:

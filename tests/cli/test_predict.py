@@ -249,6 +249,37 @@ def test_inputs_are_checked_before_the_model_is_loaded(predict: Run, tmp_path: P
         assert done.stdout == "" and predict.loaded == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("t.csv", "path,label,split\nb.png,,test\na.png,cat,train\nb.png,dog,left\n"),
+        ("t.csv", "label,label,path\n,1.5,b.png\n,,a.png\n,,b.png\n"),
+        ("t.tsv", "file_name\nb.png\na.png\nb.png\n"),
+        ("t.jsonl", '{"path": "b.png"}\n{"path": "a.png", "label": null}\n{"path": "b.png"}\n'),
+    ],
+)
+def test_of_a_table_the_paths_are_enough(
+    predict: Run, tmp_path: Path, name: str, text: str
+) -> None:
+    draw(tmp_path / "a.png"), draw(tmp_path / "b.png")
+    table = tmp_path / name
+    table.write_text(text, encoding="utf-8")
+    assert [Path(row["path"]).name for row in predict.rows(table)] == ["b.png", "a.png", "b.png"]
+    (tmp_path / "a.png").unlink()
+    done = predict(table)
+    assert done.returncode == 2 and "a.png" in done.stderr and "--skip-bad" in done.stderr
+    skipped = predict(table, "--skip-bad")
+    assert skipped.returncode == 0 and "1 unreadable image left out" in skipped.stderr
+
+
+def test_a_table_without_paths_is_no_list_of_images(predict: Run, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("label\ncat\n", encoding="utf-8")
+    assert "should name the column path, but it is" in predict(table).stderr
+    table.write_text("path,label\na.png,cat\n,dog\n", encoding="utf-8")
+    assert "line 3: the path is None" in predict(table).stderr
+
+
 def test_no_heading_before_an_error(predict: Run, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no image")
     done = predict(tmp_path / "bad.png")

@@ -107,7 +107,9 @@ def explain(
             raise ConfigError("--strength belongs to a saved model: an encoder alone has none")
         classifier.strength = strength
     explainer = Explainer(classifier, config, train=train)
-    found = _explained(explainer, Places(places), target, against, reading.skip_bad)
+    found = _explained(
+        explainer, Places(places, skip_bad=reading.skip_bad), target, against, reading.skip_bad
+    )
     if not found:
         raise DataError("no image could be explained: all of them were left out")
     if out is not None:

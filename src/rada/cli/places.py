@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 from rada.core.errors import DataError
 
 if TYPE_CHECKING:
-    from rada.data import ImageDataset
+    from rada.data import ImageSplit
     from rada.data.images import ImageLike
     from rada.features import Features, FeatureStore
 
@@ -69,25 +69,30 @@ class Places:
 
     Args:
         names: Files, folders, URLs, tables, or - for standard input.
+        skip_bad: Leave it to the reader to say which files of a table do not exist.
 
     Raises:
         DataError: If one does not exist, holds no image, or cannot be used.
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
-        self._names = list(names)
-        self._tables: dict[str, ImageDataset] = {}
+    def __init__(self, names: Iterable[str], *, skip_bad: bool = False) -> None:
+        self._names, self._skip_bad = list(names), skip_bad
+        self._tables: dict[str, ImageSplit] = {}
         for name in self._names:
             if name != "-":
                 self._check(name)
 
     def _check(self, name: str) -> None:
         from rada.core.network import is_web_url
-        from rada.data import expand_images, open_dataset
+        from rada.data import ImageDataset, expand_images
+        from rada.data.checks import without_missing
+        from rada.data.kinds.table import table_images
         from rada.data.scan import has_images
 
         if Path(name).suffix.lower() in _TABLES:
-            self._tables[name] = open_dataset(name)
+            self._tables[name] = split = table_images(name)
+            if not self._skip_bad:
+                without_missing(ImageDataset(Path(name).stem, (), {"all": split}), skip=False)
         elif not is_web_url(name) and not (
             Path(name).expanduser().is_dir() and has_images(Path(name).expanduser())
         ):
@@ -109,10 +114,9 @@ class Places:
                 yield from expand_images(name)
 
 
-def _pictures_of(dataset: ImageDataset) -> Iterator[ImageLike]:
-    for split in dataset.splits.values():
-        for index in range(len(split)):
-            yield split.path(index) or split.load(index)
+def _pictures_of(split: ImageSplit) -> Iterator[ImageLike]:
+    for index in range(len(split)):
+        yield split.path(index) or split.load(index)
 
 
 def _standard_input() -> Iterator[ImageLike]:

@@ -91,7 +91,7 @@ def predict(
     if out is not None:
         check_file(out, overwrite=overwrite, inputs=places)
     features = features_of(places)
-    images = Places(places) if features is None else features
+    images = Places(places, skip_bad=reading.skip_bad) if features is None else features
     classifier = open_classifier(
         first,
         is_model=model is not None,

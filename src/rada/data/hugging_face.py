@@ -14,6 +14,7 @@ __all__ = [
     "LABEL_COLUMNS",
     "Columns",
     "hugging_face_columns",
+    "hugging_face_images",
     "named_columns",
     "one_column",
     "refuse_several_labels",
@@ -51,16 +52,11 @@ def hugging_face_columns(
         DataError: If there is no such column, or several could be meant, or an image has several labels.
     """
     parts = data if isinstance(data, Mapping) else {"all": data}
-    images: dict[str, Any] = {}
+    images = hugging_face_images(data, image=image)
     labels: dict[str, Any] = {}
     names: tuple[str, ...] | None = None
     for key, part in parts.items():
-        split = (split_name(key) or key) if len(parts) > 1 or key != "all" else "all"
-        kinds = {column: type(kind).__name__ for column, kind in part.features.items()}
-        pictures = [column for column, kind in kinds.items() if kind == "Image"]
-        found = _chosen(image, kinds) or pictures or named_columns(kinds, IMAGE_COLUMNS)
-        column = one_column(found, kinds, "image")
-        images[split] = _Column(part.select_columns([column]), column)
+        split, kinds = split_name(key) or key, _kinds(part)
         classes = [column for column, kind in kinds.items() if kind == "ClassLabel"]
         found = _chosen(label, kinds) or classes or named_columns(kinds, LABEL_COLUMNS)
         chosen = one_column(found, kinds, "label") if found else None
@@ -70,6 +66,25 @@ def hugging_face_columns(
         if chosen is not None and kinds[chosen] == "ClassLabel":
             names = tuple(part.features[chosen].names)
     return Columns(images, labels, names)
+
+
+def hugging_face_images(data: Any, *, image: str | None = None) -> dict[str, Any]:
+    """Return the images of each split of a `Dataset` or a `DatasetDict`; labels are not looked at.
+
+    Arguments and errors as `hugging_face_columns`.
+    """
+    images: dict[str, Any] = {}
+    for key, part in (data if isinstance(data, Mapping) else {"all": data}).items():
+        kinds = _kinds(part)
+        pictures = [column for column, kind in kinds.items() if kind == "Image"]
+        found = _chosen(image, kinds) or pictures or named_columns(kinds, IMAGE_COLUMNS)
+        column = one_column(found, kinds, "image")
+        images[split_name(key) or key] = _Column(part.select_columns([column]), column)
+    return images
+
+
+def _kinds(part: Any) -> dict[str, str]:
+    return {column: type(kind).__name__ for column, kind in part.features.items()}
 
 
 def refuse_several_labels(where: str) -> None:

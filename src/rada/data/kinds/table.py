@@ -6,7 +6,7 @@ import csv
 import functools
 import os
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from rada.data.registry import register_dataset
 from rada.data.scan import natural_key
 from rada.data.splits import SPLITS, split_name
 
-__all__ = ["load_table"]
+__all__ = ["load_table", "table_images"]
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _LINES = (".jsonl", ".ndjson")
@@ -66,6 +66,19 @@ def load_table(spec: str) -> ImageDataset:
     return ImageDataset(path.stem, classes, splits, keys=tuple(keys))
 
 
+def table_images(spec: str) -> ImageSplit:
+    """Return the images of a table in its order, without labels: no other column is looked at.
+
+    Raises:
+        DataError: If the table cannot be read, has no rows, or a path is missing; the message names the line.
+    """
+    path = Path(spec).expanduser()
+    found = [_image(_where(path, line), row) for line, row in _records(path, ("path",))]
+    if not found:
+        raise DataError(f"the table {spec!r} has no rows")
+    return ImageSplit.from_files(path.absolute().parent, found)
+
+
 def _splits(path: Path, rows: list[_Row]) -> list[str]:
     named = {row.split for row in rows}
     if named == {""}:
@@ -80,11 +93,9 @@ def _rows(path: Path) -> Iterator[_Row]:
     seen: dict[tuple[str, str], tuple[int, str]] = {}
     root = path.absolute().parent
     real = functools.cache(os.path.realpath)  # of folders, which are few
-    for line, record in _records(path):
-        where = f"{str(path)!r}, line {line}"
-        image = _cell(where, record, "path").replace("\\", "/")  # written on Windows
-        image = posixpath.normpath(image)
-        label = _label(where, record)
+    for line, record in _records(path, ("path", "label")):
+        where = _where(path, line)
+        image, label = _image(where, record), _label(where, record)
         written = str(record.get("split") or "").strip()
         split = split_name(written) if written else ""
         if split is None:
@@ -99,6 +110,15 @@ def _rows(path: Path) -> Iterator[_Row]:
                 refuse_several_labels(f"{told}, as {first[1]!r}: this")
             raise DataError(told)
         yield _Row(line, image, label, split)
+
+
+def _where(path: Path, line: int) -> str:
+    return f"{str(path)!r}, line {line}"
+
+
+def _image(where: str, record: dict[str, Any]) -> str:
+    written = _cell(where, record, "path").replace("\\", "/")  # written on Windows
+    return posixpath.normpath(written)
 
 
 def _label(where: str, record: dict[str, Any]) -> str:
@@ -129,8 +149,11 @@ def _cell(where: str, record: dict[str, Any], column: str) -> str:
     return text
 
 
-def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number and the columns of each row; numbers are lines, or items of a JSON list."""
+def _records(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number and the columns of each row; numbers are lines, or items of a JSON list.
+
+    A table whose first line names columns has to name the `needed` ones.
+    """
     suffix = path.suffix.lower()
     if suffix == ".json":
         yield from _items(path)
@@ -138,7 +161,7 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         with path.open(encoding=_encoding(path), newline="") as stream:
             if suffix in _SEPARATORS:
-                yield from _table_records(path, stream, _SEPARATORS[suffix])
+                yield from _table_records(path, stream, _SEPARATORS[suffix], needed)
             else:
                 yield from _line_records(path, stream)
     except FileNotFoundError as error:
@@ -155,13 +178,15 @@ def _encoding(path: Path) -> str:
         return "utf-16" if stream.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
 
 
-def _table_records(path: Path, stream: Any, separator: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _table_records(
+    path: Path, stream: Any, separator: str, needed: Sequence[str]
+) -> Iterator[tuple[int, dict[str, Any]]]:
     header = stream.readline()
     if "\0" in header:
         raise DataError(f"the table {str(path)!r} {not_utf8(None)}")
     if ";" in header and separator not in header:  # what Excel writes in half of Europe
         separator = ";"
-    columns = _columns(path, header, separator)
+    columns = _columns(path, header, separator, needed)
     # Strict: else a quotation mark without its partner swallows rows up to the next one.
     reader = csv.reader(stream, delimiter=separator, strict=True)
     line = 2
@@ -182,8 +207,8 @@ def _table_records(path: Path, stream: Any, separator: str) -> Iterator[tuple[in
         ) from error
 
 
-def _columns(path: Path, header: str, separator: str) -> list[str]:
-    """Return the names of the columns.
+def _columns(path: Path, header: str, separator: str, needed: Sequence[str]) -> list[str]:
+    """Return the names of the columns, among which the `needed` ones are.
 
     Raises:
         DataError: If one is missing, or one that is used is there twice.
@@ -192,15 +217,17 @@ def _columns(path: Path, header: str, separator: str) -> list[str]:
     names = [without_invisible(name).strip().lower() for name in written]
     if "path" not in names:
         names = [_OTHER_NAMES.get(name, name) for name in names]
-    missing = [name for name in ("path", "label") if name not in names]
+    missing = [name for name in needed if name not in names]
     if "class" in names:
         missing = [name for name in missing if name != "label"]
     if missing:
+        wanted = f"column{'s' if len(needed) > 1 else ''} {' and '.join(needed)}"
         raise DataError(
             f"the table {str(path)!r} lacks the column {missing[0]!r}: its first line should name the "
-            f"columns path and label, but it is {header.strip()[:80]!r}"
+            f"{wanted}, but it is {header.strip()[:80]!r}"
         )
-    doubled = [name for name in ("path", "label", "class", "split") if names.count(name) > 1]
+    read = (*needed, "class", "split") if "label" in needed else needed
+    doubled = [name for name in read if names.count(name) > 1]
     if doubled:
         raise DataError(
             f"the table {str(path)!r} has the column {doubled[0]!r} twice, and which one counts cannot be "

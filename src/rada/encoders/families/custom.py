@@ -194,9 +194,9 @@ class CustomEncoder(EncoderFamily):
         except Exception as error:
             warn(
                 f"{name} of the encoder {self.name!r} cannot embed what its fingerprint is made of "
-                f"({type(error).__name__}: {one_line(error, 200)}), so what is learned or kept with it is not "
-                "recognised by another process: give CustomEncoder a text of your own, fingerprint='...', "
-                "which changes whenever the functions do",
+                f"({type(error).__name__}: {one_line(error, 200)}), so what is learned or kept with it is "
+                "not recognised by another process: give CustomEncoder a text of your own, "
+                "fingerprint='...', which changes whenever the functions do",
                 stacklevel=2,
             )
             return uuid4().hex
@@ -215,8 +215,8 @@ class CustomEncoder(EncoderFamily):
             found = torch.as_tensor(features, device=self.device)
         except (TypeError, ValueError, RuntimeError) as error:
             raise EncoderError(
-                f"{function} returned {type(features).__name__}, not features {(count, self.dim)}, a tensor or "
-                f"an array of numbers ({one_line(error, 200)})"
+                f"{function} returned {type(features).__name__}, not features {(count, self.dim)}, a tensor "
+                f"or an array of numbers ({one_line(error, 200)})"
             ) from error
         if found.shape != (count, self.dim):
             raise EncoderError(
