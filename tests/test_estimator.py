@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from sklearn.base import clone, is_classifier
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from rada import Classifier, EFTConfig, get_method
+from rada.core.errors import FeatureError
+from rada.fitting import unit_rows
 from toy import toy
 
 EXCEPTED = {
@@ -69,3 +72,34 @@ def test_parameters_survive_a_clone(data):
 def test_the_constructor_loads_nothing():
     clf = Classifier("no-such-model-anywhere", "rada", ["cat", "dog"])
     assert "no-such-model-anywhere" in repr(clf)
+
+
+@pytest.mark.parametrize("factor", [1e-300, 1e-44, 1e-30, 1.5, 1e30, 1e300])
+def test_rows_of_any_size_are_normalised(factor):
+    rows = np.random.default_rng(0).normal(size=(9, 4))
+    expected = unit_rows(rows)
+    assert np.allclose(unit_rows(rows * factor), expected, rtol=0, atol=1e-6)
+    plain = torch.nn.functional.normalize(torch.from_numpy(rows.astype(np.float32)), dim=-1)
+    assert torch.equal(expected, plain)
+    if 1e-40 < factor < 1e38:
+        narrow = unit_rows((rows * factor).astype(np.float32))
+        assert np.allclose(narrow, expected, rtol=0, atol=1e-6)
+    found = Classifier(None, "linear_probe", progress=False).fit(rows * factor, [0, 1, 2] * 3)
+    assert len(found.predict(rows * factor)) == 9
+
+
+def test_a_row_of_zeros_is_named():
+    with pytest.raises(FeatureError, match="image_features is zero in row 2"):
+        Classifier(None, "linear_probe").fit(np.eye(4) * [[1], [1], [0], [1]], [0, 1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    "values", [[0, 1, None], ["a", "b", None], ["a", "b", float("nan")], ("Int64",), ("string",)]
+)
+def test_missing_labels_are_named(values):
+    if len(values) == 1:
+        pandas = pytest.importorskip("pandas")
+        given = [0, 1, None] if values == ("Int64",) else ["a", "b", None]
+        values = pandas.Series(given, dtype=values[0])
+    with pytest.raises(FeatureError, match="contains NaN: the label of row 2 is missing"):
+        Classifier(None, "linear_probe").fit(np.eye(3), values)

@@ -41,7 +41,7 @@ from rada.data.sources import FileSource, ImageSource, IndexedSource
 from rada.data.splits import SPLITS, split_name
 from rada.features import Features, FeatureStore
 
-__all__ = ["ACCEPTED", "ACCEPTED_IMAGES", "convert_data", "images_to_predict"]
+__all__ = ["ACCEPTED", "ACCEPTED_IMAGES", "convert_data", "images_to_predict", "is_missing"]
 
 ACCEPTED = (
     "a folder, table or name of a data set (`rada datasets`), a features file, Features, an ImageSplit "
@@ -225,15 +225,21 @@ def _labels(
 
 
 def _refuse_missing(labels: Sequence[Any], where: str) -> None:
-    """Refuse what pandas and NumPy write for a value that is missing: NaN, NaT, NA."""
+    """Refuse labels that are missing; None says that there is none."""
     for index, value in enumerate(labels):
-        if _is_missing(value):
+        if is_missing(value):
             raise DataError(
                 f"the label of {where.format(index)} is missing ({value!r}): fill it or leave the row out"
             )
 
 
-def _is_missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
+    """Whether a value is what pandas and NumPy write for one that is missing: NaN, NaT, NA.
+
+    Example:
+        >>> is_missing(float("nan")), is_missing(-1), is_missing("nan")
+        (True, False, False)
+    """
     try:
         return bool(value != value)
     except TypeError:  # whether NA differs from itself is not known
@@ -444,7 +450,7 @@ def _images_of_frame(data: Any) -> list[Any]:
     image = one_column(named_columns(columns, IMAGE_COLUMNS), columns, "image")
     values = data[image].tolist()
     for row, value in enumerate(values):
-        if value is None or _is_missing(value):
+        if value is None or is_missing(value):
             raise DataError(
                 f"the {image} of row {row} of the DataFrame is missing ({value!r}): fill it or leave the row "
                 "out"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from rada.convert import is_missing
 from rada.core.config import Config
 from rada.core.errors import CheckpointError, FeatureError
 from rada.core.hashing import fingerprint_tensors
@@ -252,12 +253,24 @@ def labelled_arrays(features: Any, labels: Any) -> tuple[Features, np.ndarray]:
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import check_X_y
 
+    _check_given(labels)
     with _refused():
         rows, given = check_X_y(_plain_array(features), _plain_array(labels))
         check_classification_targets(given)
     values, places = np.unique(given, return_inverse=True)
     names = tuple(map(str, values.tolist()))
     return Features(unit_rows(rows), torch.from_numpy(places), names), values
+
+
+def _check_given(labels: Any) -> None:
+    """Check that no label is missing: of objects scikit-learn sees it too late, or not at all."""
+    values = labels.tolist() if hasattr(labels, "tolist") else labels
+    for row, value in enumerate(values if isinstance(values, list | tuple) else ()):
+        if value is None or is_missing(value):
+            raise FeatureError(
+                f"Input y contains NaN: the label of row {row} is missing ({value!r}); fill it or leave "
+                "the row out"
+            )
 
 
 def unit_rows(rows: Any) -> torch.Tensor:
@@ -269,8 +282,10 @@ def unit_rows(rows: Any) -> torch.Tensor:
     from sklearn.utils.validation import check_array
 
     with _refused():
-        found = check_array(_plain_array(rows)).astype(np.float32, copy=True)
-    table = torch.from_numpy(found)
+        found = check_array(_plain_array(rows))
+    # Squares of large and of small numbers leave float32; powers of two leave the other bits alone.
+    _, exponents = np.frexp(np.abs(found).max(1, keepdims=True))
+    table = torch.from_numpy(np.ldexp(found, -exponents).astype(np.float32, copy=False))
     return torch.nn.functional.normalize(table, dim=-1)
 
 

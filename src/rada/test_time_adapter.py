@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rada.classifier import Classifier
 from rada.core.errors import ConfigError
+from rada.core.values import check_count
 from rada.data import ImageSplit
 from rada.data.prompts import ClassNamesSource
 from rada.encoders import DualEncoder
@@ -52,8 +53,8 @@ class TestTimeAdapter(NamesImages):
         config: The method's configuration where `method` is a name; its defaults when None.
         templates: Prompt templates, where `model` is an encoder.
         batch_size: Images that are adapted to at once; None chooses, 1 is the loop.
-        options: `cache`, `workers`, `skip_bad`, `scale`, `progress` and `device`, as for `Classifier`,
-            where `model` is an encoder.
+        options: `cache`, `workers`, `skip_bad`, `scale`, `progress`, `device`, `dtype`, `text_features` and
+            `exact_decoding`, as for `Classifier`, where `model` is an encoder.
 
     Attributes:
         classifier: The classifier that is adapted; it stays as it is.
@@ -87,6 +88,7 @@ class TestTimeAdapter(NamesImages):
         **options: Any,
     ) -> None:
         if not isinstance(model, Classifier):
+            _check_options(options)
             model = Classifier(model, "zero_shot", classes, templates=templates, **options)
         elif classes is not None or templates is not None or options:
             raise ConfigError(
@@ -95,7 +97,7 @@ class TestTimeAdapter(NamesImages):
             )
         self.classifier = model
         self.method, self.config = _resolved(method, config)
-        self.batch_size = batch_size
+        self.batch_size = None if batch_size is None else check_count(batch_size, "batch_size")
         self._running: tuple[tuple[Any, ...], Tensor, ViewPredictor] | None = None
 
     @property
@@ -336,6 +338,19 @@ class TestTimeAdapter(NamesImages):
     def _to_predict(self, images: Any) -> tuple[Features | None, ClassSet]:
         """Return views of what is to be predicted, None for nothing at all, and the candidates."""
         return self.classifier.inputs.to_predict(images, self.candidates(), self._view_options)
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Check that a zero-shot classifier has parameters of these names."""
+    own = ("encoder", "method", "classes", "config", "templates")
+    known = [name for name in Classifier(None).get_params() if name not in own]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ConfigError(
+            f"TestTimeAdapter has no option {unknown[0]!r}; beside model, method, classes, config, "
+            f"templates and batch_size it takes {', '.join(known)} (fields of the method's configuration go "
+            "into config)"
+        )
 
 
 def _resolved(

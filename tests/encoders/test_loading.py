@@ -209,7 +209,7 @@ def test_other_objects_are_refused():
     ("options", "message"),
     [
         ({"dtype": "int8"}, "dtype"),
-        ({"dtype": "nonsense"}, "dtype"),
+        ({"dtype": "nonsense"}, "dtype .*'float64' or 'auto'.* 'nonsense'"),
         ({"device": "nonsense"}, "device 'nonsense'"),
         ({"device": "cuda:99"}, "device 'cuda:99'"),
         ({"scale": float("nan")}, "scale"),

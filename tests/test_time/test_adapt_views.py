@@ -276,7 +276,7 @@ def test_broken_numbers_are_named():
     for scale in (0.0, -1.0, math.nan, math.inf, True):
         with pytest.raises(ConfigError, match="scale"):
             adapt_views(views, text, scale)
-    for size in (0, -1, True):
+    for size in (0, -1, True, "a"):
         with pytest.raises(ConfigError, match="batch_size"):
             adapt_views(views, text, SCALE, batch_size=size)
     with pytest.raises(FeatureError, match="head was built for 8"):

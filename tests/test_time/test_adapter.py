@@ -324,6 +324,11 @@ def test_methods_and_configurations_belong_together(encoder):
     assert adapter(encoder, CONFIG).method.name == "rada"
     with pytest.raises(ConfigError, match="name or a configuration"):
         adapter(encoder, 3)
+    for size in ("a", 0, True):
+        with pytest.raises(ConfigError, match="batch_size should be a positive integer"):
+            adapter(encoder, batch_size=size)
+    with pytest.raises(ConfigError, match=r"TestTimeAdapter has no option 'foo'.* scale, device, "):
+        adapter(encoder, foo=1)
     with pytest.raises(ConfigError, match="name the method"):
         adapter(encoder, get_test_time_config("mean_of_views"))
 

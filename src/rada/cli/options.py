@@ -107,8 +107,8 @@ class Extracting(Reading):
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="Type that the encoder computes in: float32, bfloat16, float16, or auto for bfloat16 where "
-            "it is faster. A model keeps the type that it was fitted with."
+            help="Type that the encoder computes in: float32, bfloat16, float16, float64, or auto for "
+            "bfloat16 where it is faster. A model keeps the type that it was fitted with."
         ),
     ] = None
     exact_decoding: Annotated[

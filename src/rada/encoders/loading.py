@@ -87,10 +87,10 @@ def load_encoder(
             directory, a model of open_clip or transformers, or a `DualEncoder`, which is returned
             as it is.
         device: "cpu", "cuda", ...; None for the CPU, or where a built model is.
-        dtype: "float32", "bfloat16", "float16", a `torch.dtype`, or "auto": bfloat16 where the processor
-            multiplies it faster and the image encoder has no batch norms, else float32. None for float32,
-            or what a built model has. Features are float32 always; the fingerprint says in which precision
-            they were made.
+        dtype: "float32", "bfloat16", "float16", "float64", a `torch.dtype`, or "auto": bfloat16 where the
+            processor multiplies it faster and the image encoder has no batch norms, else float32. None for
+            float32, or what a built model has. Features are float32 always; the fingerprint says in which
+            precision they were made.
         scale: Overrides the model's scale of the logits.
         processor: For a built model: its processor (transformers) or evaluation transform
             (open_clip).
@@ -175,6 +175,7 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
         return None
     if found not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         raise EncoderError(
-            f"dtype should be 'float32', 'bfloat16', 'float16' or 'auto', but the value passed is {dtype!r}"
+            f"dtype should be 'float32', 'bfloat16', 'float16', 'float64' or 'auto', but the value passed is "
+            f"{dtype!r}"
         )
     return found

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rada.core.errors import ConfigError, TrainingDivergedError
+from rada.core.errors import TrainingDivergedError
 from rada.core.finite import broken_rows
 from rada.core.progress import progress_bar
+from rada.core.values import check_count
 from rada.head import RAdaHead
 from rada.test_time.base import check_views
 from rada.test_time.config import TTTConfig
@@ -113,14 +114,13 @@ def adapt_in_detail(
     progress: bool | None = False,
 ) -> Adaptation:
     """Do what `adapt_views` does and tell all about it; every image starts anew."""
-    if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
-        raise ConfigError(f"batch_size should be a positive integer or None, not {batch_size!r}")
+    largest = _LARGEST_CHUNK if batch_size is None else check_count(batch_size, "batch_size")
     config = config or TTTConfig()
     views = check_views(view_features)
     start = make_start(text_features, scale, head, config, views.dtype)
     check_views(views, start.text.shape[1])
     each = bytes_of_image(start, config.kept(views.shape[1]) + 1)
-    size = max(1, min(config.memory_budget // each, batch_size or _LARGEST_CHUNK))
+    size = max(1, min(config.memory_budget // each, largest))
     parts = []
     with progress_bar("Adapting", len(views), enabled=progress, unit="images") as advance:
         for chunk in views.split(size):
