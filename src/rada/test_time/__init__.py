@@ -4,7 +4,7 @@
 features and on any adapted model.
 """
 
-from rada.test_time.adapt import Adaptation, adapt_in_detail, adapt_views
+from rada.test_time.adapt import adapt_in_detail, adapt_views
 from rada.test_time.base import TestTimeMethod
 from rada.test_time.config import TTTConfig, ViewConfig
 from rada.test_time.explanation import Explanation, explain
@@ -14,6 +14,7 @@ from rada.test_time.registry import (
     list_test_time_methods,
     register_test_time_method,
 )
+from rada.test_time.start import Adaptation
 
 __all__ = [
     "Adaptation",

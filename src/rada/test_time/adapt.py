@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,35 +15,12 @@ from rada.head import RAdaHead
 from rada.test_time.base import check_views
 from rada.test_time.config import TTTConfig
 from rada.test_time.out_layers import OutLayers, bytes_of_image
-from rada.test_time.start import Start, make_start
+from rada.test_time.start import Adaptation, Start, make_start
 
-__all__ = ["Adaptation", "adapt_in_detail", "adapt_views"]
+__all__ = ["adapt_in_detail", "adapt_views"]
 
 _LARGEST_CHUNK = 64
 """More images at once gain nothing and leave the caches."""
-
-
-@dataclass(frozen=True)
-class Adaptation:
-    """What adaptation did to N images.
-
-    Attributes:
-        logits: Adapted prediction, `(N, K)`.
-        before: The same before adaptation, `(N, K)`.
-        kept: Numbers of the kept views, lowest entropy first, `(N, m)`.
-        entropies: Entropy of each view's prediction before adaptation, in nats, `(N, V)`.
-        mean_entropy: Entropy of the kept views' mean prediction before adaptation, `(N,)`.
-        max_deviation: Largest `|M - 1|` of the adapted mask, `(N,)`; 0 where nothing was adapted.
-        adapted: Whether the image was adapted to, `(N,)`.
-    """
-
-    logits: Tensor
-    before: Tensor
-    kept: Tensor
-    entropies: Tensor
-    mean_entropy: Tensor
-    max_deviation: Tensor
-    adapted: Tensor
 
 
 def adapt_views(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rada.test_time.adapt import Adaptation
+from rada.test_time.start import Adaptation
 
 __all__ = ["ClassChange", "Explanation", "explain"]
 

@@ -21,12 +21,11 @@ import torch
 from torch import Tensor
 
 from rada.head import RAdaHead
-from rada.test_time.adapt import Adaptation
 from rada.test_time.base import check_views
 from rada.test_time.config import TTTConfig
 from rada.test_time.out_layers import OutLayers
 from rada.test_time.selection import entropy
-from rada.test_time.start import make_start
+from rada.test_time.start import Adaptation, make_start
 
 __all__ = ["OnlineAdapter"]
 

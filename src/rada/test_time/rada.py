@@ -15,12 +15,13 @@ from rada.head import RAdaHead
 from rada.methods import AdaptedModel
 from rada.methods.rada import SOURCE, HeadModel
 from rada.methods.rada_adapter import AdaptedHeadModel
-from rada.test_time.adapt import Adaptation, adapt_in_detail
+from rada.test_time.adapt import adapt_in_detail
 from rada.test_time.base import TestTimeMethod, check_views
 from rada.test_time.config import TTTConfig, ViewConfig
 from rada.test_time.online import OnlineAdapter
 from rada.test_time.pair_head import PairHead, pair
 from rada.test_time.registry import register_test_time_method
+from rada.test_time.start import Adaptation
 
 __all__ = ["RAdaPredictor", "RAdaTestTime"]
 

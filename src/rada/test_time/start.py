@@ -26,7 +26,7 @@ from rada.test_time.selection import (
     view_entropies,
 )
 
-__all__ = ["Chosen", "Rows", "Start", "make_start", "untrained_head"]
+__all__ = ["Adaptation", "Chosen", "Rows", "Start", "make_start", "untrained_head"]
 
 
 class Chosen(NamedTuple):
@@ -61,6 +61,29 @@ class Rows(NamedTuple):
     tokens: Tensor
     mixed: Tensor
     base: Tensor
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What adaptation did to N images.
+
+    Attributes:
+        logits: Adapted prediction, `(N, K)`.
+        before: The same before adaptation, `(N, K)`.
+        kept: Numbers of the kept views, lowest entropy first, `(N, m)`.
+        entropies: Entropy of each view's prediction before adaptation, in nats, `(N, V)`.
+        mean_entropy: Entropy of the kept views' mean prediction before adaptation, `(N,)`.
+        max_deviation: Largest `|M - 1|` of the adapted mask, `(N,)`; 0 where nothing was adapted.
+        adapted: Whether the image was adapted to, `(N,)`.
+    """
+
+    logits: Tensor
+    before: Tensor
+    kept: Tensor
+    entropies: Tensor
+    mean_entropy: Tensor
+    max_deviation: Tensor
+    adapted: Tensor
 
 
 @dataclass(frozen=True)
