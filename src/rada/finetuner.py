@@ -35,8 +35,8 @@ from rada.encoders import DualEncoder, load_encoder
 from rada.evaluation import Timer, environment
 from rada.evaluation.provenance import command_line
 from rada.evaluation.robustness import RobustnessEvaluator
-from rada.evaluation.seen import image_keys, remembered
 from rada.features import FeatureCache, Features, extract_features
+from rada.fitting import as_fitted, given_templates
 from rada.inputs import Data, data_name
 from rada.methods import AdaptedModel, Run, get_method
 from rada.methods.finetune.model import TunedModel
@@ -267,7 +267,7 @@ class FineTuner:
                 model = self.method.fit(data, self.config, options)
             tuned = evaluate(model)
             curve = _curve(model, evaluate, wise, zero_shot, tuned)
-        self.model, self._fitted = model, _fitted(self.encoder, model, data, run, skipped)
+        self.model, self._fitted = model, _fitted(self, model, data, sets.aliases, run, skipped)
         return (
             run
             | tuned
@@ -412,28 +412,20 @@ def _run_options(
 
 
 def _fitted(
-    encoder: DualEncoder,
+    tuner: FineTuner,
     model: AdaptedModel,
     data: Features,
+    aliases: Mapping[str, str],
     run: dict[str, Any],
     skipped: Sequence[tuple[str, str]],
 ) -> Fitted:
     """Return a model with all that is needed to use it."""
     assert data.images is not None
-    record = Record(
-        **{key: run[key] for key in ("seed", "shots", "data", "data_fingerprint")},
-        images=len(data),
-        skipped=tuple((escape(str(name)), escape(reason)) for name, reason in skipped),
-        image_keys=tuple(remembered(image_keys(data.images))),
-    )
-    return Fitted(
-        model,
-        data.classes,
-        data.templates,
-        class_features=data.text_features,
-        encoder=EncoderId.of(encoder),
-        record=record,
-    )
+    if tuner.templates is not None:
+        model.record["template_choice"] = given_templates(tuner.templates)
+    record = Record(**{key: run[key] for key in ("seed", "shots", "data", "data_fingerprint")})
+    encoder = EncoderId.of(tuner.encoder)
+    return as_fitted(model, data, data.images, aliases, encoder, record, skipped)
 
 
 def _warn_of_bad(skipped: Sequence[tuple[str, str]], evaluated: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from rada.evaluation.seen import image_keys, remembered
 from rada.features import Features
 from rada.features.template_choice import choose_templates
 from rada.inputs import TRAIN_SPLITS, Data, Inputs, data_name, open_labelled
-from rada.methods import Method, Run
+from rada.methods import AdaptedModel, Method, Run
 from rada.pretrained import CONFIG_FILE, EncoderId, Fitted, Record, load_model, write_model
 from rada.training.checkpoints import RUN_FILE
 from rada.training.probe import quick_weights
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 MOST_COMPARED = 8192
 """More training images are not compared with each other."""
 
-__all__ = ["FitPlan", "fit_model", "labelled_arrays", "unit_rows"]
+__all__ = ["FitPlan", "as_fitted", "fit_model", "given_templates", "labelled_arrays", "unit_rows"]
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def fit_model(
     elif inputs.templates is None:
         features = method.with_templates(features, encoder)
     else:
-        choice = {"how": "given", "templates": list(inputs.templates)}
+        choice = given_templates(inputs.templates)
     skipped = [*opened.skipped, *skipped, *features.skipped]
     if inputs.skip_bad:
         warn_of_bad(skipped, "training images", stacklevel=4)
@@ -117,32 +117,65 @@ def fit_model(
         model.record["template_choice"] = choice
     # Bad images are not remembered: they were never seen.
     learned = features.images if isinstance(found, ImageSplit) and features.images else found
-    fitted = Fitted(
-        model,
-        features.classes,
-        # A features file may not say what its class features were made of.
-        features.templates,
-        opened.aliases,
-        None if method.train_encoder else features.class_set().text_features,
-        _encoder_of(features, inputs),
-        Record(
-            seed=seed,
-            shots=plan.shots,
-            images=len(features),
-            data=data_name(data),
-            data_fingerprint=features.fingerprint,
-            skipped=tuple((escape(str(name)), escape(reason)) for name, reason in skipped),
-            image_keys=tuple(remembered(image_keys(learned))),
-            details=model.record,
-            key=key,
-        ),
-        _baseline(method, features, seed),
+    record = Record(
+        seed=seed,
+        shots=plan.shots,
+        data=data_name(data),
+        data_fingerprint=features.fingerprint,
+        key=key,
     )
+    encoder_id = _encoder_of(features, inputs)
+    fitted = as_fitted(model, features, learned, opened.aliases, encoder_id, record, skipped)
     if out is not None:
         with out.saving() as stage:
             write_model(stage, fitted)
         out.clear_training()
     return fitted, features, opened.others
+
+
+def as_fitted(
+    model: AdaptedModel,
+    features: Features,
+    seen: ImageSplit | Features,
+    aliases: Mapping[str, str],
+    encoder: EncoderId | None,
+    record: Record,
+    skipped: Sequence[tuple[str, str]],
+) -> Fitted:
+    """Return a model that has just learned with all that is needed to use it.
+
+    Args:
+        model: The model.
+        features: What it learned from, by the encoder before any training.
+        seen: The same images, or their features, as an evaluation will look for them.
+        aliases: Class names by what the data calls the classes.
+        encoder: The encoder of the features.
+        record: The run; what model, images and `skipped` tell is filled in.
+        skipped: `(id, reason)` of each image that was left out.
+    """
+    method = model.method
+    return Fitted(
+        model,
+        features.classes,
+        # A features file may not say what its class features were made of.
+        features.templates,
+        aliases,
+        None if method.train_encoder else features.class_set().text_features,
+        encoder,
+        dataclasses.replace(
+            record,
+            images=len(features),
+            skipped=tuple((escape(str(name)), escape(reason)) for name, reason in skipped),
+            image_keys=tuple(remembered(image_keys(seen))),
+            details=model.record,
+        ),
+        _baseline(method, features, record.seed),
+    )
+
+
+def given_templates(templates: Sequence[str]) -> dict[str, Any]:
+    """Return what a record says of templates that the user named, which a saved model keeps."""
+    return {"how": "given", "templates": list(templates)}
 
 
 def _baseline(

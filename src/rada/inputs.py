@@ -383,12 +383,11 @@ def open_labelled(
         if isinstance(data, ImageDataset):
             data = name_classes(data, naming)
     if isinstance(data, ImageDataset):
-        aliases = dict(zip(data.keys or data.classes, data.classes, strict=True))
         found = data.split(*splits)
         part = next(name for name in splits if name in data.splits)
         announce(data.name, part, found)
         others = tuple(name for name in data.splits if name != part)
-        return Opened(found, aliases, data.templates, data.skipped_of(part), others)
+        return Opened(found, data.aliases, data.templates, data.skipped_of(part), others)
     of_features = isinstance(data, Features | FeatureStore)
     templates = (data.templates or None) if of_features else None
     if not naming.wanted:

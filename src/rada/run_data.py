@@ -38,6 +38,7 @@ class RunData:
         tests: Test sets, the one in distribution first if there is one.
         validation: Images that select the epoch, which are in none of the test sets; or None.
         templates: The data's prompt templates.
+        aliases: Class names by what the data calls the classes.
         skipped: `(id, reason)` of each training image that was left out.
     """
 
@@ -45,6 +46,7 @@ class RunData:
     tests: list[TestSet]
     validation: TestSet | None
     templates: tuple[str, ...]
+    aliases: Mapping[str, str]
     skipped: tuple[tuple[str, str], ...] = ()
 
 
@@ -77,7 +79,7 @@ def open_sets(
         ConfigError: If a test set's name is taken.
     """
     naming = Naming.of(names)
-    found = _opened(data, skip_bad, naming)
+    found, aliases = _opened(data, skip_bad, naming)
     splits = found.splits if isinstance(found, ImageDataset) else {"train": found}
     train = splits.get("train", splits.get("all"))
     if train is None:
@@ -105,7 +107,7 @@ def open_sets(
     for name, spec in ood.items():
         if name in ("mean", IN_DISTRIBUTION):
             raise ConfigError(f"a test set cannot be called {name!r}: the result uses the word")
-        other = _opened(spec, skip_bad, shifted)
+        other, _ = _opened(spec, skip_bad, shifted)
         if isinstance(other, ImageDataset):
             split = other.split(*TEST_SPLITS)
             missing += other.skipped_of(next(name for name in TEST_SPLITS if name in other.splits))
@@ -133,21 +135,30 @@ def open_sets(
         tests,
         None if validation is None else matched("val", validation),
         found.templates if isinstance(found, ImageDataset) else (DEFAULT_TEMPLATE,),
+        aliases,
         skipped,
     )
 
 
-def _opened(data: Data, skip_bad: bool, naming: Naming) -> ImageDataset | ImageSplit:
+def _opened(
+    data: Data, skip_bad: bool, naming: Naming
+) -> tuple[ImageDataset | ImageSplit, Mapping[str, str]]:
+    """Return images under the names that are wanted, and these names by what the data calls them."""
     if isinstance(data, str | Path):
-        return open_dataset(data, class_names=naming, skip_bad=skip_bad)
+        data = open_dataset(data, class_names=naming, skip_bad=skip_bad)
+        return data, data.aliases
     data = convert_data(data, naming.classes, skip_bad=skip_bad)
     if isinstance(data, Features):
         raise DataError(
             "this run opens images to learn and to test, not features of them: give images, or use Classifier"
         )
     if isinstance(data, ImageDataset):
-        return name_classes(data, naming)
-    return place_labels(data, naming.match(data.classes)) if naming.wanted else data
+        data = name_classes(data, naming)
+        return data, data.aliases
+    if not naming.wanted:
+        return data, dict(zip(data.classes, data.classes, strict=True))
+    matched = naming.match(data.classes)
+    return place_labels(data, matched), matched.aliases
 
 
 def _for_other_data(naming: Naming) -> Naming:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from rada import Classifier, EFTConfig, FFTConfig, FineTuner
 from rada.cli.tables import comparison_table
+from rada.data import open_dataset
 from rada.encoders import load_encoder
 from rada.features import FeatureCache
 from rada.methods import get_method
@@ -17,12 +19,12 @@ from rada.methods import get_method
 QUICK = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "evaluate_every": 0}
 
 
-def tuned(method, encoder, data, **options):
+def tuned(method, encoder, data, output_dir=None, **options):
     given = QUICK if get_method(method).train_encoder else {}
     given = given | ({"head_epochs": 1, "strength": 0.5} if method == "rada-ft" else {})
     config = get_method(method).config(**given)
     tuner = FineTuner(encoder, method, config, progress=False, **options)
-    tuner.fit(data, seed=1)
+    tuner.fit(data, seed=1, output_dir=output_dir)
     return tuner
 
 
@@ -44,6 +46,61 @@ def test_what_was_tuned_is_saved_by_the_classifier_and_again_after_loading(
     names = [sorted(p.name for p in (tmp_path / n).iterdir()) for n in ("one", "two")]
     assert names[0] == names[1]
     assert ("encoder" in names[0]) == get_method(method).train_encoder
+
+
+@pytest.mark.parametrize("method", ["ft", "flyp", "rada", "linear-probe"])
+def test_a_classifier_knows_the_names_that_its_data_was_given(method, encoder, data, tmp_path):
+    """As after `Classifier.fit`: the classes of data are called as in training."""
+    names = {"red": "dog", "green": "cat", "white": "black"}
+    tuner = tuned(method, encoder, data, workers=0, classes=names, output_dir=tmp_path / "out")
+    inside = tuner.result["tuned"]["in_distribution"]
+    again = FineTuner(encoder, method, tuner.config, classes=names, progress=False, workers=0)
+    again.fit(data, seed=1, output_dir=tmp_path / "out")  # is finished already
+    loaded = Classifier.from_pretrained(tmp_path / "out", workers=0, progress=False)
+    for clf in (tuner.classifier(), again.classifier(), loaded):
+        assert clf.fitted_.aliases == names | {"blue": "blue"}
+        found = clf.evaluate(data)
+        assert found.classes == ("blue", "cat", "dog", "black")
+        assert (found["trained_classes"], found["new_classes"]) == (4, [])
+        assert found["adapted"]["accuracy"] == clf.score(data) == inside["accuracy"]
+        before = tuner.result["zero_shot"]["in_distribution"]["accuracy"]
+        assert found["zero_shot"]["accuracy"] == clf.zero_shot_score(data) == before
+
+
+@pytest.mark.filterwarnings("ignore:the data has no test split")
+def test_a_list_of_names_stands_for_numbers_after_training_too(encoder, data, tmp_path):
+    root = tmp_path / "numbered"
+    for split in ("train", "test"):
+        for number, colour in enumerate(("red", "blue")):
+            shutil.copytree(data / split / colour, root / split / str(number))
+    clf = tuned("ft", encoder, root, workers=0, classes=["dog", "cat"]).classifier()
+    assert clf.evaluate(root)["new_classes"] == []
+    split = open_dataset(data).split("train")
+    tuner = tuned("ft", encoder, split, workers=0, classes=["red", "white", "blue", "Green"])
+    assert tuner.fitted.aliases["green"] == "Green"
+
+
+@pytest.mark.parametrize("method", ["ft", "rada", "linear-probe"])
+@pytest.mark.parametrize("templates", [None, "the red {}."])
+def test_a_fine_tuner_keeps_with_a_model_what_a_classifier_keeps(method, templates, encoder, data):
+    tuner = tuned(method, encoder, data, workers=0, templates=templates)
+    options = {"config": tuner.config, "templates": templates, "workers": 0, "progress": False}
+    fitted = Classifier(encoder, method, **options).fit(data, seed=1).fitted_
+    for field in dataclasses.fields(fitted):
+        one, other = getattr(tuner.fitted, field.name), getattr(fitted, field.name)
+        if field.name in ("class_features", "baseline"):
+            torch.testing.assert_close(one, other)
+        elif field.name == "record":
+            assert one.history == other.history and one.image_keys == other.image_keys
+            assert one.details.keys() == other.details.keys()
+            assert one.details.get("template_choice") == other.details.get("template_choice")
+        elif field.name != "model":
+            assert one == other
+    found = tuner.classifier().evaluate(data)
+    assert ("linear_probe" in found["rows"]) == (method == "rada")
+    assert found["templates"] == list(tuner.fitted.templates)
+    inside = tuner.result["zero_shot"]["in_distribution"]
+    assert found["zero_shot"]["ece"] == pytest.approx(inside["ece"])
 
 
 def test_the_configuration_is_that_of_the_fine_tuning(encoder, data, tmp_path):

@@ -264,6 +264,11 @@ class ImageDataset:
     skipped: tuple[Skipped, ...] = ()
     unnamed: str = ""
 
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Class names by what the data calls the classes."""
+        return dict(zip(self.keys or self.classes, self.classes, strict=True))
+
     def split(self, *preferred: str) -> ImageSplit:
         """Return the first of the preferred splits that exists.
 
