@@ -17,7 +17,7 @@ from rada.core.config import Config
 from rada.core.errors import ConfigError, DataError, FeatureError
 from rada.core.estimator import Estimator
 from rada.core.values import DEFAULT_METHOD
-from rada.data.prompts import check_class_names, load_templates
+from rada.data.prompts import DEFAULT_TEMPLATE, check_class_names, load_templates
 from rada.data.templates import asks_for_choice
 from rada.encoders.slot import EncoderSlot
 from rada.features import ClassSet, Features
@@ -243,7 +243,7 @@ class ClassifierBase(Estimator, NamesImages):
                 f"encoder with {list(learned)}; leave the templates out, or fit again with others"
             )
         changes: dict[str, Any] = {"choose": False}
-        if fresh.templates is None and "template_choice" in fitted.record.details:
+        if fresh.templates is None and _keeps_templates(fitted):
             changes["templates"] = fitted.templates or None
         if self.scale is None:
             changes["scale"] = fitted.model.facts.scale
@@ -252,6 +252,7 @@ class ClassifierBase(Estimator, NamesImages):
         tuned = fitted.model.encoder if fitted.model.method.train_encoder else None
         if tuned is not None:
             changes |= {"slot": EncoderSlot(tuned), "origin": (tuned.name, tuned.fingerprint)}
+            changes["embedded"] = fitted.model.embedded
         else:
             changes["slot"] = self.checked_slot
         if tuned is None and fitted.class_features is not None:
@@ -263,8 +264,9 @@ class ClassifierBase(Estimator, NamesImages):
         """Reads data into features of the encoder before a method tuned it; None without one."""
         if not self.slot:
             return None
+        slot = self.checked_slot
         return dataclasses.replace(
-            self.inputs, slot=self.checked_slot, origin=None, known=None, scale=self.scale
+            self.inputs, slot=slot, origin=None, known=None, scale=self.scale, embedded=None
         )
 
     def adopt(self, fitted: Fitted, slot: EncoderSlot | None = None) -> None:
@@ -405,6 +407,14 @@ def _are_rows(images: Any) -> bool:
 def _named(templates: str | Sequence[str] | None) -> tuple[str, ...] | None:
     known = templates is not None and not asks_for_choice(templates)
     return load_templates(templates) if known else None
+
+
+def _keeps_templates(fitted: Fitted) -> bool:
+    """Whether a model has templates of its own, from its user or its method, and takes none of the data."""
+    plain = (DEFAULT_TEMPLATE,)
+    return (
+        "template_choice" in fitted.record.details or fitted.model.method.templates(plain) != plain
+    )
 
 
 def _class_set(

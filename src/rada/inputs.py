@@ -101,6 +101,7 @@ class Inputs:
         progress: Show bars.
         exact_decoding: Decode large JPEGs whole, as for `iter_features`.
         choose: Choose the templates on the labelled images of a fit.
+        embedded: `AdaptedModel.embedded` of a model with an encoder of its own, which is asked before it.
 
     Raises:
         ConfigError: If there is nothing to choose templates with, or no use in it.
@@ -117,6 +118,7 @@ class Inputs:
     progress: bool | None = None
     exact_decoding: bool = False
     choose: bool = False
+    embedded: Callable[[tuple[str, ...], tuple[str, ...]], torch.Tensor | None] | None = None
     _text: dict[tuple[tuple[str, ...], tuple[str, ...]], torch.Tensor] = dataclasses.field(
         default_factory=dict
     )
@@ -276,9 +278,11 @@ class Inputs:
             )
         key = (names, tuple(wanted or (DEFAULT_TEMPLATE,)))
         if key not in self._text:
-            self._text[key] = kept_classes(
-                self.slot.get(), *key, keep=self.cache is not False, progress=self.progress
-            )
+            found = None if self.embedded is None else self.embedded(*key)
+            if found is None:
+                keep = self.cache is not False
+                found = kept_classes(self.slot.get(), *key, keep=keep, progress=self.progress)
+            self._text[key] = found
         return ClassSet(names, self._text[key], key[1])
 
     def _may_use(self, source: ClassSet, wanted: tuple[str, ...] | None) -> bool:

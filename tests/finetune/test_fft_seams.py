@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from encoders.test_kept_texts import counted
 from rada import Classifier, EFTConfig, FFTConfig, FineTuner
 from rada.cli.tables import comparison_table
 from rada.data import open_dataset
@@ -101,6 +102,34 @@ def test_a_fine_tuner_keeps_with_a_model_what_a_classifier_keeps(method, templat
     assert found["templates"] == list(tuner.fitted.templates)
     inside = tuner.result["zero_shot"]["in_distribution"]
     assert found["zero_shot"]["ece"] == pytest.approx(inside["ece"])
+
+
+@pytest.mark.parametrize("parts", ["both", "image"])
+def test_flyp_is_evaluated_with_its_80_templates_before_and_after(parts, encoder, data, tmp_path):
+    config = get_method("flyp").config(**QUICK, train=parts)
+    tuner = FineTuner(encoder, "flyp", config, workers=0, progress=False)
+    result = tuner.fit(data, seed=1, output_dir=tmp_path / "out")
+    fitted = Classifier(encoder, "flyp", config=config, workers=0, progress=False)
+    loaded = Classifier.from_pretrained(tmp_path / "out", workers=0, progress=False)
+    for clf in (tuner.classifier(), fitted.fit(data, seed=1), loaded):
+        found = clf.evaluate(data)
+        assert found["templates"] == result["templates"] and len(found["templates"]) == 80
+        for row, part in (("zero_shot", "zero_shot"), ("adapted", "tuned")):
+            assert found[row]["ece"] == pytest.approx(result[part]["in_distribution"]["ece"])
+        torch.testing.assert_close(
+            torch.from_numpy(clf.predict_proba(data / "test")),
+            (found.logits["adapted"] / clf.model_.strength.temperature).softmax(1),
+        )
+
+
+def test_a_tuned_encoder_embeds_the_classes_once_for_many_predictions(encoder, data, monkeypatch):
+    config = get_method("flyp").config(**QUICK)
+    clf = Classifier(encoder, "flyp", config=config, cache=False, workers=0, progress=False)
+    clf.fit(data, seed=1)
+    runs = counted(clf.encoder_, monkeypatch)
+    for split in ("test", "val", "test"):
+        clf.predict(data / split / "red")
+    assert sum(runs) == 4 * 80
 
 
 def test_the_configuration_is_that_of_the_fine_tuning(encoder, data, tmp_path):

@@ -231,6 +231,10 @@ class AdaptedModel(nn.Module):
         text = classes.text_features.to(wanted)
         return images.to(wanted), dataclasses.replace(classes, text_features=text)
 
+    def embedded(self, names: tuple[str, ...], templates: tuple[str, ...]) -> Tensor | None:
+        """Return class features `(K, D)` that it makes and keeps for its own logits; None if it does not."""
+        return None
+
     @torch.no_grad()
     def logits(
         self,

@@ -253,6 +253,10 @@ class PromptedModel(InsertedModel):
         vectors = self.inserts.text_vectors()
         return deep_prompted_text(self.encoder, names, self.config.context, vectors)
 
+    def embedded(self, names: tuple[str, ...], templates: tuple[str, ...]) -> Tensor | None:
+        """Return None: the learned prompts take the place of the templates."""
+        return None
+
     @torch.no_grad()
     def _encoded(self, classes: ClassSet) -> ClassSet:
         """Return the class set with the features of the learned prompts; encoded once for many calls."""

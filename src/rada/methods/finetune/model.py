@@ -225,16 +225,25 @@ class TunedModel(AdaptedModel):
         rows = [row for row in classes.rows_among(self.facts.classes) if row is not None]
         return torch.tensor(rows, device=self.text.device)
 
-    @torch.no_grad()
+    def embedded(self, names: tuple[str, ...], templates: tuple[str, ...]) -> Tensor | None:
+        """Return the tuned text encoder's features `(K, D)` under the model's own templates."""
+        asks = self.class_weights is None and "text" in self.config.parts
+        return self._texts(names) if asks and templates == self.facts.templates else None
+
     def _encoded(self, classes: ClassSet) -> ClassSet:
-        """Return the class set with the tuned text encoder's features; encoded once for many calls."""
+        """Return the class set with the tuned text encoder's features."""
         if "text" not in self.config.parts:
             return classes
-        templates = self.facts.templates
-        key = (self.encoder.version, classes.names)
+        text = self._texts(classes.names)
+        return dataclasses.replace(classes, text_features=text, templates=self.facts.templates)
+
+    @torch.no_grad()
+    def _texts(self, names: tuple[str, ...]) -> Tensor:
+        """Return the features of names, encoded once for many calls."""
+        key = (self.encoder.version, names)
         if self._tuned_text is None or self._tuned_text[0] != key:
-            self._tuned_text = (key, self.encoder.encode_classes(classes.names, templates))
-        return dataclasses.replace(classes, text_features=self._tuned_text[1], templates=templates)
+            self._tuned_text = (key, self.encoder.encode_classes(names, self.facts.templates))
+        return self._tuned_text[1]
 
     def score(self, images: Tensor, classes: ClassSet) -> Tensor:
         """Return logits of features of the tuned encoder, on their device."""
