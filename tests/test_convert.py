@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from rada.convert import convert_data, images_to_predict
 from rada.core.errors import DataError, FeatureError
 from rada.data import ImageDataset, open_image
 from rada.features import Features
+from rada.run_data import open_sets
 from rada.test_time_adapter import TestTimeAdapter
 from test_time.tiny_views import TinyEncoder
 
@@ -333,6 +335,35 @@ def test_fine_tuning_takes_the_same_data(folder: Path) -> None:
     assert tuner.fitted.record.images == 6
     with pytest.raises(DataError, match="give images, or use Classifier"):
         tuner.fit((np.eye(4)[:2], ["cat", "dog"]))
+
+
+@pytest.mark.filterwarnings("ignore:the data has no test split")
+def test_shifted_sets_have_the_numbers_of_training(folder: Path) -> None:
+    labels = frame(folder).label.map(NAMES.index)
+    numbered = frame(folder).assign(label=labels)
+    paths = numbered.path.tolist()
+    shifted = {
+        "frame": numbered,
+        "lists": (paths, labels.tolist()),
+        "pairs": list(zip(paths, labels, strict=True)),
+        "folder": folder,
+    }
+    for data, given in ((numbered, NAMES), (folder, NAMES), (folder, None)):
+        for test in open_sets(data, shifted, given).tests:
+            called = [test.classes[label] for label in test.split.labels]
+            assert called == [Path(path).parent.name for path in paths]
+    with pytest.raises(DataError, match="label 2 is out of range: there are 2 class names"):
+        open_sets(folder, {"a": (paths, [0, 1, 2, 0, 1, 2])})
+
+
+@pytest.mark.filterwarnings("ignore:the data has no test split", "ignore:the classes of")
+def test_numbers_that_are_names_in_a_list_are_no_places(folder: Path, tmp_path: Path) -> None:
+    for number, name in enumerate(NAMES):
+        shutil.copytree(folder / name, tmp_path / "two" / str(number))
+    opened = open_sets(tmp_path / "two", {"a": tmp_path / "two"}, ["1", "0"])
+    for split in (opened.train, opened.tests[0].split):
+        found = {Path(split.ids[row]).parts[0]: split.labels[row] for row in range(len(split))}
+        assert found == {"0": 1, "1": 0}
 
 
 class Stream(IterableDataset):

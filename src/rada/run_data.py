@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,7 +107,7 @@ def open_sets(
     for name, spec in ood.items():
         if name in ("mean", IN_DISTRIBUTION):
             raise ConfigError(f"a test set cannot be called {name!r}: the result uses the word")
-        other, _ = _opened(spec, skip_bad, shifted)
+        other, _ = _opened(spec, skip_bad, shifted, classes)
         if isinstance(other, ImageDataset):
             split = other.split(*TEST_SPLITS)
             missing += other.skipped_of(next(name for name in TEST_SPLITS if name in other.splits))
@@ -141,13 +141,16 @@ def open_sets(
 
 
 def _opened(
-    data: Data, skip_bad: bool, naming: Naming
+    data: Data, skip_bad: bool, naming: Naming, known: Sequence[str] | None = None
 ) -> tuple[ImageDataset | ImageSplit, Mapping[str, str]]:
-    """Return images under the names that are wanted, and these names by what the data calls them."""
+    """Return images under the names that are wanted, and these names by what the data calls them.
+
+    Integer labels are places in `known` where neither `naming` nor the data has class names.
+    """
     if isinstance(data, str | Path):
         data = open_dataset(data, class_names=naming, skip_bad=skip_bad)
         return data, data.aliases
-    data = convert_data(data, naming.classes, skip_bad=skip_bad)
+    data = convert_data(data, naming.classes or known, skip_bad=skip_bad)
     if isinstance(data, Features):
         raise DataError(
             "this run opens images to learn and to test, not features of them: give images, or use Classifier"
@@ -164,7 +167,9 @@ def _opened(
 def _for_other_data(naming: Naming) -> Naming:
     """Return the names for a test set that may have other classes than were trained.
 
-    A list has its meaning for numbers only; `shared_classes` matches names.
+    A list has its meaning for numbers only, and not for those that are names in it; `shared_classes`
+    matches names.
     """
-    places = {str(place): name for place, name in enumerate(naming.classes or ())}
+    names = naming.classes or ()
+    places = {str(place): name for place, name in enumerate(names) if str(place) not in names}
     return Naming(aliases=naming.aliases or places, lenient=True)
