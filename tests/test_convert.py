@@ -15,12 +15,15 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 from torchvision.datasets import FakeData, ImageFolder
 from torchvision.transforms import v2
+from typer.testing import CliRunner
 
 from rada import Classifier, EFTConfig, FineTuner
+from rada.cli.app import app
 from rada.convert import convert_data, images_to_predict
 from rada.core.errors import DataError, FeatureError
 from rada.data import ImageDataset, open_image
 from rada.features import Features
+from rada.features.store_writing import save_store
 from rada.run_data import open_sets
 from rada.test_time_adapter import TestTimeAdapter
 from test_time.tiny_views import TinyEncoder
@@ -333,8 +336,34 @@ def test_fine_tuning_takes_the_same_data(folder: Path) -> None:
     tuner = FineTuner(TinyEncoder(), "linear_probe", cache=False, workers=0, progress=False)
     tuner.fit(ImageFolder(folder))
     assert tuner.fitted.record.images == 6
-    with pytest.raises(DataError, match="give images, or use Classifier"):
-        tuner.fit((np.eye(4)[:2], ["cat", "dog"]))
+
+
+@pytest.mark.filterwarnings("ignore:the data has no test split")
+def test_fine_tuning_and_encoding_refuse_features_by_name(folder: Path, tmp_path: Path) -> None:
+    file, store = tmp_path / "f.safetensors", tmp_path / "store"
+    found = Features(torch.eye(4), [0, 1, 0, 1], NAMES, text_features=torch.eye(4)[:2], scale=10.0)
+    found.save(file)
+    stored = save_store([found], store)
+    tuner = FineTuner(TinyEncoder(), "linear_probe", cache=False, workers=0, progress=False)
+    given = {
+        "f.safetensors": file,
+        "store": str(store),
+        "FeatureStore": stored,
+        "type Features": found,
+    }
+    for name, data in (given | {"the type Features": (np.eye(4)[:2], ["cat", "dog"])}).items():
+        message = (
+            f"opens images, but .*{name}'? holds features of them: give images, or use Classifier"
+        )
+        with pytest.raises(DataError, match=message):
+            tuner.fit(data)
+        with pytest.raises(DataError, match=message):
+            tuner.fit(folder, {"a": data})
+    for command in ("finetune", "encode"):
+        for place in (file, store):  # before the encoder is loaded
+            words = [command, str(place), "--out", str(tmp_path / "out"), "--model", "nowhere"]
+            refusal = CliRunner().invoke(app, words).exception
+            assert isinstance(refusal, DataError) and "holds features of them" in str(refusal)
 
 
 @pytest.mark.filterwarnings("ignore:the data has no test split")

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from rada.convert import convert_data, images_to_predict
-from rada.core.errors import ConfigError, FeatureError
+from rada.core.errors import ConfigError, DataError, FeatureError
 from rada.core.printable import escape
 from rada.core.values import check_scale
 from rada.data import (
@@ -51,6 +51,7 @@ __all__ = [
     "check_named",
     "data_name",
     "open_labelled",
+    "refuse_features",
 ]
 
 Data = Any
@@ -415,6 +416,21 @@ def check_named(data: str) -> None:
         FeatureStore.open(data)
     elif not Path(data).is_file():
         Features.load(data)  # says what is wrong
+
+
+def refuse_features(data: Data, purpose: str) -> None:
+    """Refuse features, a features file or a store where the images themselves are needed.
+
+    Raises:
+        DataError: If it is one; the message says what to give.
+    """
+    named = isinstance(data, str | Path) and names_features(data)
+    if named or isinstance(data, Features | FeatureStore):
+        what = repr(str(data)) if named else f"data of the type {type(data).__name__}"
+        raise DataError(
+            f"{purpose} opens images, but {what} holds features of them: give images, or use Classifier "
+            "(rada fit), which learns from features"
+        )
 
 
 def data_name(data: Data) -> str | None:

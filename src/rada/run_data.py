@@ -23,10 +23,12 @@ from rada.data.bad import warn_of_bad
 from rada.data.checks import check_labelled, name_classes, place_labels
 from rada.data.prompts import DEFAULT_TEMPLATE, ClassNamesSource, check_class_names
 from rada.evaluation.sets import IN_DISTRIBUTION, TestSet, shared_classes
-from rada.features import Features
-from rada.inputs import TEST_SPLITS, Data, data_name
+from rada.inputs import TEST_SPLITS, Data, data_name, refuse_features
 
-__all__ = ["Data", "RunData", "open_sets"]
+__all__ = ["PURPOSE", "Data", "RunData", "open_sets"]
+
+PURPOSE = "fine-tuning"
+"""What the images are for, in messages."""
 
 
 @dataclass(frozen=True)
@@ -147,14 +149,12 @@ def _opened(
 
     Integer labels are places in `known` where neither `naming` nor the data has class names.
     """
+    refuse_features(data, PURPOSE)
     if isinstance(data, str | Path):
         data = open_dataset(data, class_names=naming, skip_bad=skip_bad)
         return data, data.aliases
     data = convert_data(data, naming.classes or known, skip_bad=skip_bad)
-    if isinstance(data, Features):
-        raise DataError(
-            "this run opens images to learn and to test, not features of them: give images, or use Classifier"
-        )
+    refuse_features(data, PURPOSE)  # a pair of arrays
     if isinstance(data, ImageDataset):
         data = name_classes(data, naming)
         return data, data.aliases

@@ -85,7 +85,7 @@ def test_folders_without_images_beside_the_splits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ({}, "nothing but no sub-folders"),
+        ({}, "has no sub-folders and no images"),
         ({"": 3}, "3 images but no sub-folders"),
         ({"a": 1, "b": 0}, "class folder '.*b' holds no image"),
         ({"train/a": 1, "train/b": 0, "test/a": 0}, "class folder '.*train/b' holds no image"),

@@ -66,11 +66,13 @@ def encode(
     from rada.encoders import load_encoder
     from rada.features.processes import OtherProcessError, ProcessGroup
     from rada.features.store_writing import SHARD_ROWS, StorePlan, write_store
+    from rada.inputs import refuse_features
 
     check_seed(seed)  # before anything is loaded
     group = ProcessGroup()
     try:
         with group.main_first():
+            refuse_features(data, "rada encode")
             as_store = _as_store(out, overwrite, data, half or shard_rows is not None)
             dataset = open_dataset(
                 data,

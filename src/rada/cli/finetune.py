@@ -64,13 +64,15 @@ def finetune(
     from rada.core.values import check_seed
     from rada.data import load_class_names
     from rada.finetuner import FineTuner
-    from rada.inputs import check_named
+    from rada.inputs import check_named, refuse_features
     from rada.methods import get_method
+    from rada.run_data import PURPOSE
 
     check_seed(training.seed)  # before anything is loaded
     others = named_data(ood)
     for spec in (data, *others.values()):
         check_named(spec)
+        refuse_features(spec, PURPOSE)
     tuner = FineTuner(
         model,
         method,

@@ -137,9 +137,9 @@ def _images(folder: Path, split: str) -> dict[str, list[str]]:
                 f"{str(folder)!r} has no class folders but a table: open {str(table)!r} itself"
             )
         loose = len(list_images(folder, recursive=False))
-        found = f"{loose} images" if loose else "nothing"
+        found = f"{loose} images but no sub-folders" if loose else "no sub-folders and no images"
         raise DataError(
-            f"{str(folder)!r} has {found} but no sub-folders: put the images of each class into a "
+            f"{str(folder)!r} has {found}: put the images of each class into a "
             "folder named like the class"
         )
     for name, images in classes.items():
