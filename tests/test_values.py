@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,6 +101,25 @@ def test_fine_tuning_and_views(encoder, data: Path) -> None:  # type: ignore[no-
             tuner.fit(data, seed=seed)
     with pytest.raises(DataError, match="shots"):
         tuner.fit(data, shots=True)
+    for points in (
+        ["a"],
+        [0.5, 2.0],
+        [-1],
+        [math.nan],
+        [True],
+        ["0.5"],
+        [None],
+        [10**400],
+        torch.eye(2),
+        "all",
+        0.5,
+        None,
+    ):
+        with pytest.raises(ConfigError, match=r"wise .*numbers in \[0, 1\], not "):
+            tuner.fit("nowhere", wise=points)  # type: ignore[arg-type]  # before data is opened
+    points = iter([np.float32(0.5), torch.tensor(1.0), 0.5])
+    probe = FineTuner(encoder, "linear_probe", progress=False, workers=0)
+    assert [point["alpha"] for point in probe.fit(data, wise=points)["wise"]] == [0.5, 1.0]  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="seed"):
         extract_features(encoder, IMAGES, views=2, seed=-1)
 

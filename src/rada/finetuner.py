@@ -46,6 +46,7 @@ from rada.run_data import RunData, open_sets
 from rada.training.checkpoints import Checkpoints, differences
 from rada.training.distributed import make_accelerator
 from rada.training.tracking import check_trackers
+from rada.training.wise_ft import check_alphas
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -162,7 +163,7 @@ class FineTuner:
             all that is needed to run it again. The tuned numbers stand at the top level, too.
 
         Raises:
-            ConfigError: If the seed is out of range.
+            ConfigError: If the seed or a point of `wise` is out of range.
             DataError: If images, classes or the number of shots cannot be used.
             CheckpointError: If `output_dir` holds another run, or a damaged checkpoint.
             OutputError: If `output_dir` holds what rada did not write, lies in the data or around it, or
@@ -173,6 +174,7 @@ class FineTuner:
         """
         seed = check_seed(seed)
         shots = None if shots is None else check_count(shots, "shots", error=DataError)
+        wise = check_alphas(wise)
         out = None if output_dir is None else Path(output_dir)
         if out is not None and ood:
             check_extra("report", "the figure of robustness")
@@ -450,7 +452,7 @@ def _curve(
 ) -> list[dict[str, Any]]:
     """Evaluate points between the pretrained and the adapted model."""
     curve = []
-    for alpha in sorted(set(points)):
+    for alpha in points:
         if alpha == 0:
             found = zero_shot
         elif not isinstance(model, TunedModel):
@@ -564,7 +566,7 @@ def _described(
         "data": data_name(data),
         "images": len(sets.train),
         "templates": list(templates),
-        "wise_alphas": sorted(set(wise)),
+        "wise_alphas": list(wise),
         "out_of_distribution_data": {k: data_name(v) for k, v in ood.items()},
     }
     return dict(json.loads(json.dumps(run)))

@@ -69,6 +69,7 @@ def finetune(
     from rada.run_data import PURPOSE
 
     check_seed(training.seed)  # before anything is loaded
+    points = _alphas(wise)
     others = named_data(ood)
     for spec in (data, *others.values()):
         check_named(spec)
@@ -88,7 +89,7 @@ def finetune(
         training.shots,
         training.seed,
         allow_fewer=training.allow_fewer,
-        wise=_alphas(wise),
+        wise=points,
         output_dir=out,
         overwrite=training.overwrite,
     )
@@ -103,20 +104,17 @@ def finetune(
 def _alphas(text: str | None) -> tuple[float, ...]:
     """Read `--wise`."""
     from rada.core.errors import ConfigError
-    from rada.training.wise_ft import ALPHAS
+    from rada.training.wise_ft import ALPHAS, check_alphas
 
     if text is None:
         return ()
     if text.strip() == "all":
         return ALPHAS
     try:
-        found = tuple(float(part) for part in text.split(","))
+        found = [float(part) for part in text.split(",")]
     except ValueError as error:
         raise ConfigError(f"--wise takes numbers such as 0,0.5,1, or all, not {text!r}") from error
-    wrong = [value for value in found if not 0 <= value <= 1]
-    if wrong:
-        raise ConfigError(f"--wise takes numbers in [0, 1], not {wrong[0]!r}")
-    return found
+    return check_alphas(found)
 
 
 def _print_summary(result: dict[str, Any], out: Path) -> None:

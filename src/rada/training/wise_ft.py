@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 
 from rada.core.errors import ConfigError
 
-__all__ = ["ALPHAS", "interpolate"]
+__all__ = ["ALPHAS", "check_alphas", "interpolate"]
 
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """The weights of the published curve."""
+
+
+def check_alphas(values: Any) -> tuple[float, ...]:
+    """Return points between the pretrained model (0) and the tuned one (1), each once, in order.
+
+    Raises:
+        ConfigError: If they are no list of numbers in [0, 1].
+
+    Example:
+        >>> check_alphas([1, 0.5, 0.5])
+        (0.5, 1.0)
+    """
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ConfigError(f"wise should be a list of numbers in [0, 1], not {values!r}")
+    found = set()
+    for value in values:
+        try:
+            number = math.nan if isinstance(value, bool | str) else float(value)
+        except (TypeError, ValueError, OverflowError, RuntimeError):
+            number = math.nan
+        if not 0 <= number <= 1:
+            raise ConfigError(f"wise takes numbers in [0, 1], not {value!r}")
+        found.add(number)
+    return tuple(sorted(found))
 
 
 def interpolate(
