@@ -18,6 +18,7 @@ from features.tiny import TinyEncoder, write_images
 from rada import Classifier, EFTConfig, Features
 from rada.core.errors import DataError, FeatureError, OutputError
 from rada.features import FeatureStore, extract_features
+from rada.features.files import file_key, save_features
 from rada.features.processes import ProcessGroup
 from rada.features.store_rows import StoreRows
 from rada.features.store_writing import StorePlan, save_store, write_store
@@ -246,6 +247,45 @@ def test_encoding_to_a_store_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     calls += [0] * 10
     write_store(ProcessGroup(1), encoder, plan, tmp_path / "store", **options)
     assert sum(calls) == 0
+
+
+@pytest.mark.parametrize("damage", ["cut off", "empty", "half a header", "other bits", "few bits"])
+def test_damaged_shards_are_written_again(tmp_path: Path, damage: str) -> None:
+    split = write_images(tmp_path / "images", count=12)
+    plan = StorePlan(split, ("{}",), batch_size=4, shard_rows=4)
+    out, options = tmp_path / "store", {"workers": 0, "cache": False}
+    write_store(ProcessGroup(1), TinyEncoder(), plan, out, **options)
+    before = {path.name: path.read_bytes() for path in out.glob("[!.]*")}
+    shard = out / "shard-00001.safetensors"
+    content = bytearray(shard.read_bytes())
+    rows = Features.load(shard).image_features
+    place = content.index(rows.numpy().tobytes())
+    if damage == "other bits":
+        content[place : place + 4] = b"\x7f" * 4
+    elif damage == "few bits":
+        content[place] ^= 1
+    else:
+        del content[{"cut off": len(content) - 10, "empty": 0, "half a header": 40}[damage] :]
+    shard.write_bytes(content)
+    first, third = ((out / f"shard-0000{n}.safetensors").stat().st_mtime_ns for n in (0, 2))
+    write_store(ProcessGroup(1), TinyEncoder(), plan, out, **options)
+    assert before == {path.name: path.read_bytes() for path in out.glob("[!.]*")}
+    now = [(out / f"shard-0000{n}.safetensors").stat().st_mtime_ns for n in (0, 2)]
+    assert now == [first, third]  # the others are kept
+
+
+def test_shards_of_an_earlier_rada_are_kept(tmp_path: Path) -> None:
+    split = write_images(tmp_path / "images", count=4)
+    plan = StorePlan(split, ("{}",), batch_size=4, shard_rows=4)
+    out, options = tmp_path / "store", {"workers": 0, "cache": False}
+    write_store(ProcessGroup(1), TinyEncoder(), plan, out, **options)
+    shard = out / "shard-00000.safetensors"
+    found = Features.load(shard)
+    fields = {name: getattr(found, name) for name in ("image_features", "labels", "ids", "classes")}
+    save_features(fields, shard, extra={"key": file_key(shard) or ""})  # without a checksum
+    before = shard.read_bytes()
+    write_store(ProcessGroup(1), TinyEncoder(), plan, out, **options)
+    assert shard.read_bytes() == before
 
 
 def test_shards_of_something_else_are_not_replaced(tmp_path: Path) -> None:

@@ -22,5 +22,7 @@ def fingerprint_tensors(*tensors: Tensor, extra: object = None) -> str:
     digest.update(json.dumps(extra, sort_keys=True).encode())
     for tensor in tensors:
         digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        if tensor.numel():  # torch gives no bytes of an empty one
+            flat = tensor.detach().cpu().contiguous().view(-1)
+            digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from rada.core.errors import FeatureError, OutputError
+from rada.core.hashing import fingerprint_tensors
 from rada.core.storage import atomic_path
 
-__all__ = ["SUFFIXES", "file_key", "load_features", "save_features"]
+__all__ = ["SUFFIXES", "checksum", "file_key", "is_whole", "load_features", "save_features"]
 
 FORMAT = "rada-features-1"
 SUFFIXES = (".safetensors", ".npz")
@@ -69,7 +70,7 @@ def save_features(
     known = {key: value for key, value in fields.items() if value not in (None, ())}
     known |= dict(extra or {})
     path = Path(path)
-    if overwrite is None and path.exists() and _METADATA not in _metadata(path):
+    if overwrite is None and path.exists() and _METADATA not in (_metadata(path) or {}):
         raise OutputError(
             f"{str(path)!r} is there already and no features file: choose another name, or replace it with "
             "overwrite=True"
@@ -79,27 +80,54 @@ def save_features(
     return path
 
 
-def _metadata(path: Path) -> dict[str, str]:
-    """Return the metadata of a safetensors file; none of anything else."""
+def _metadata(path: Path) -> dict[str, str] | None:
+    """Return the metadata of a safetensors file; None of anything else, or where it is cut off."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
     except (SafetensorError, OSError):
-        return {}
+        return None
 
 
 def file_key(path: Path) -> str | None:
-    """Return the key that a file was saved with (`extra`); "" where it has none, None without a file."""
-    if not path.exists():
+    """Return the key that a file was saved with (`extra`); "" for none, None where there is no sound file."""
+    known = _metadata(path)
+    if known is None:
         return None
-    try:
-        found = json.loads(_metadata(path).get(_METADATA, "{}"))
-    except ValueError:
-        return ""
-    key = found.get("key", "") if isinstance(found, dict) else ""
+    key = _fields_of(known).get("key", "")
     return key if isinstance(key, str) else ""
+
+
+def checksum(values: Mapping[str, Any]) -> str:
+    """Return a hash of rows, labels and ids of features, by which damage on the disk is seen."""
+    rows, labels = values["image_features"], values["labels"]
+    return fingerprint_tensors(rows, labels, extra=list(values["ids"]))
+
+
+def is_whole(path: Path) -> bool:
+    """Whether the rows of a file are those that it was saved with, if it was saved with their `checksum`."""
+    from safetensors.torch import load_file
+
+    wanted = _fields_of(_metadata(path) or {}).get("checksum")
+    if wanted is None:
+        return True  # of a rada that wrote none
+    try:
+        found: dict[str, Any] = load_file(path)
+        found["ids"] = json.loads(found["ids"].numpy().tobytes())
+        return bool(checksum(found) == wanted)
+    except Exception:  # whatever safetensors and torch say of a damaged file
+        return False
+
+
+def _fields_of(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return what rada wrote into metadata."""
+    try:
+        found = json.loads(metadata.get(_METADATA, "{}"))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def load_features(path: str | Path, make: Callable[..., Made]) -> Made:

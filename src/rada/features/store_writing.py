@@ -22,7 +22,7 @@ from rada.data.sources import id_bytes
 from rada.encoders.kept_texts import kept_classes
 from rada.features.extract import BadImage, fill, iter_features
 from rada.features.features import Features
-from rada.features.files import file_key, save_features
+from rada.features.files import checksum, file_key, is_whole, save_features
 from rada.features.processes import OtherProcessError, ProcessGroup, part_of
 from rada.features.store import CLASSES, INDEX, STORE_FORMAT, FeatureStore
 
@@ -136,7 +136,7 @@ def write_store(
     """Encode the images of a split into a store, each process some of the shards.
 
     Shards that are there already, of the same images, encoder and configuration, are kept: the same call
-    goes on where a killed one stopped.
+    goes on where a killed one stopped, and writes damaged ones again.
 
     Args:
         group: The processes; all must call this with the same arguments.
@@ -172,7 +172,11 @@ def write_store(
             if folder is not None:
                 _check_replaced(out, dict(zip(names, known, strict=True)), keys, overwrite)
         first, last = part_of(len(places), group.rank, group.count, 1)
-        todo = [number for number in range(first, last) if known[number] != keys[number]]
+        todo = [
+            number
+            for number in range(first, last)
+            if known[number] != keys[number] or not is_whole(out / names[number])
+        ]
         with _told(group, out):
             _write_shards(encoder, plan, out, {n: keys[n] for n in todo}, progress, options)
         with group.together():
@@ -225,7 +229,8 @@ def save_store(parts: Iterable[Features], out: str | Path, *, half: bool = False
                 "ids": part.ids,
                 "skipped": part.skipped,
             }
-            save_features(values, out / _name(number), extra={"key": part.fingerprint})
+            extra = {"key": part.fingerprint, "checksum": checksum(values)}
+            save_features(values, out / _name(number), extra=extra)
             shards.append({"file": _name(number), "rows": len(part), "key": part.fingerprint})
         if first is None:
             raise FeatureError("there are no features to write")
@@ -332,7 +337,8 @@ def _save(
         "skipped": tuple((image.name, image.reason) for image in bad),
         "decoding": plan.decoding,
     }
-    save_features(values, path, extra={"key": key})
+    # That rada wrote what is there, damaged or not, is known of the folder.
+    save_features(values, path, overwrite=True, extra={"key": key, "checksum": checksum(values)})
 
 
 def _shards(out: Path, keys: list[str]) -> list[dict[str, Any]]:
