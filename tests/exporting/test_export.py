@@ -319,6 +319,18 @@ def test_encoders_that_cannot_be_exported_say_so(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_an_encoder_of_ones_own_is_written(tmp_path: Path) -> None:
+    net = torch.nn.Sequential(
+        torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 3)
+    )
+    own = CustomEncoder(net, lambda t: torch.eye(3)[: len(t)], 20.0, 3, image_module=net)
+    clf = Classifier(own, "zero_shot", ("red", "dog"), **OPTIONS)
+    for form in ("onnx", "torch"):
+        assert (
+            export_model(clf, tmp_path / form, ExportSettings(format=form))["max_difference"] < 1e-5
+        )
+
+
 # -- what is written -------------------------------------------------------------------------------
 
 

@@ -146,7 +146,7 @@ class CustomEncoder(EncoderFamily):
         """Call `image_fn`."""
         with self._running("image_fn"):
             found = self._image_fn(pixels)
-        return self._checked(found, len(pixels), "image_fn")
+        return self._checked(found, pixels.shape[0], "image_fn")  # len() would fix it in a graph
 
     def text_embeddings(self, tokens: Tokens) -> Tensor:
         """Call `text_fn`."""
@@ -222,6 +222,8 @@ class CustomEncoder(EncoderFamily):
             raise EncoderError(
                 f"{function} returned features of shape {tuple(found.shape)}, not {(count, self.dim)}"
             )
+        if torch.compiler.is_compiling():  # a graph has no numbers yet
+            return found
         if not found.isfinite().all() or not found.any(dim=-1).all():
             raise EncoderError(f"{function} returned NaN, Inf or a row of zeros")
         return found
