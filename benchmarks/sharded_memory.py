@@ -1,4 +1,4 @@
-"""What each process of full fine-tuning holds: in one piece, and in shards (FSDP2) of two and four processes.
+"""What each process of full fine-tuning holds: one process, and shards (FSDP2) of two and four.
 
     OMP_NUM_THREADS=1 python benchmarks/sharded_memory.py [--model ViT-B-32] [--out results/sharded_memory.json]
 
@@ -10,6 +10,7 @@ what learns, its gradients and moments, and what is gathered to write a checkpoi
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import subprocess
@@ -30,21 +31,22 @@ def made(place: Path, name: str) -> tuple[Path, Path, int]:
     """Write a model with random weights and images of two classes; return both and the model's parameters."""
     import open_clip
     import torch
-
-    from rada import load_encoder
+    from safetensors.torch import save_file
 
     torch.manual_seed(0)
-    model, tokenizer = open_clip.create_model(name), open_clip.get_tokenizer(name)
-    encoder = load_encoder(model, tokenizer=tokenizer)
-    encoder.save(place / "model")
+    model = open_clip.create_model(name)
+    folder = place / "model"
+    folder.mkdir()
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    config = {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
     random = np.random.default_rng(0)
     for number in range(STEPS * BATCH):
-        folder = place / "images" / ("cat", "dog")[number % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(random.integers(0, 256, (64, 64, 3), np.uint8)).save(
-            folder / f"{number}.png"
-        )
-    return place / "model", place / "images", encoder.parameter_count
+        named = place / "images" / ("cat", "dog")[number % 2]
+        named.mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 256, (64, 64, 3), np.uint8)
+        Image.fromarray(pixels).save(named / f"{number}.png")
+    return folder, place / "images", sum(weight.numel() for weight in model.parameters())
 
 
 def private(process: psutil.Process) -> int:
@@ -93,17 +95,8 @@ def main() -> None:
         model, images, parameters = made(Path(place), options.model)
         result["parameters"], result["rows"] = parameters, []
         print(f"{options.model}: {parameters / 1e6:.0f} million parameters")
-        for count, sharded in [
-            (1, False),
-            *((n, cut) for n in options.processes for cut in (False, True)),
-        ]:
-            launcher = [
-                "-m",
-                "torch.distributed.run",
-                "--nproc_per_node",
-                str(count),
-                "--standalone",
-            ]
+        for count, sharded in [(1, False), *((count, True) for count in options.processes)]:
+            launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
             words = ["finetune", str(images), "--model", str(model), "--method", "flyp"]
             words += ["--set", "epochs=1", "--set", f"batch_size={BATCH}"]
             words += ["--out", f"{place}/out-{count}-{sharded}"]
@@ -112,7 +105,7 @@ def main() -> None:
             found = measured(command, variables, count)
             result["rows"].append({"processes": count, "sharded": sharded, "bytes": found})
             print(
-                f"{count} processes, {'in shards' if sharded else 'in one piece'}: "
+                f"{count} process{'es, in shards' if sharded else ''}: "
                 + ", ".join(f"{size / 2**20:,.0f}" for size in found)
                 + " MiB",
                 flush=True,
