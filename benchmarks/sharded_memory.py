@@ -1,10 +1,10 @@
-"""What each process of full fine-tuning holds: one process, and shards (FSDP2) of two and four.
+"""What each process of full fine-tuning holds at its peak: one process, and shards (FSDP2) of two and four.
 
     OMP_NUM_THREADS=1 python benchmarks/sharded_memory.py [--model ViT-B-32] [--out results/sharded_memory.json]
 
-FLYP trains both encoders of a model of open_clip with random weights, float32 and AdamW, two steps of 16 images, on the CPU. A process's
-memory is its largest private one (RssAnon), read fifty times a second from its start to its end: the libraries, the model,
-what learns, its gradients and moments, and what is gathered to write a checkpoint.
+FLYP trains both encoders of a model of open_clip with random weights, in float32 with AdamW, two steps of 16 images on the CPU. Counted are
+the tensors that are alive at once from the loading of the model to the end (torch's profiler notes every allocation): the encoder, the copy that
+learns, its start for WiSE-FT, gradients and moments, activations, and what is gathered to evaluate and to write a checkpoint.
 """
 
 from __future__ import annotations
@@ -12,23 +12,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from PIL import Image
 
 STEPS, BATCH = 2, 16
 
 
-def made(place: Path, name: str) -> tuple[Path, Path, int]:
-    """Write a model with random weights and images of two classes; return both and the model's parameters."""
+def made(place: Path, name: str) -> int:
+    """Write a model with random weights, and images of two classes; return the model's parameters."""
     import open_clip
     import torch
     from safetensors.torch import save_file
@@ -46,37 +43,23 @@ def made(place: Path, name: str) -> tuple[Path, Path, int]:
         named.mkdir(parents=True, exist_ok=True)
         pixels = random.integers(0, 256, (64, 64, 3), np.uint8)
         Image.fromarray(pixels).save(named / f"{number}.png")
-    return folder, place / "images", sum(weight.numel() for weight in model.parameters())
+    return sum(weight.numel() for weight in model.parameters())
 
 
-def private(process: psutil.Process) -> int:
-    """Return the bytes that a process alone holds, 0 where it has ended."""
-    try:
-        status = Path(f"/proc/{process.pid}/status").read_text()
-    except OSError:
-        return 0
-    found = re.search(r"RssAnon:\s+(\d+)", status)
-    return int(found[1]) << 10 if found else 0
+def train(place: Path, out: str) -> None:
+    """Be one of the processes, and write what was alive at once."""
+    from rada import FineTuner, load_encoder
+    from rada.bench.memory import peak_allocated
+    from rada.methods import get_method
 
+    config = get_method("flyp").config(epochs=1, batch_size=BATCH)
 
-def measured(command: list[str], variables: dict[str, str], count: int) -> list[int]:
-    """Run a command; return the largest private memory of its `count` largest processes, in bytes."""
-    largest: dict[int, int] = {}
-    with tempfile.TemporaryFile() as told:
-        process = subprocess.Popen(command, env=os.environ | variables, stdout=told, stderr=told)
-        while process.poll() is None:
-            try:
-                running = [psutil.Process(process.pid)]
-                running += running[0].children(recursive=True)
-            except psutil.Error:
-                break
-            for one in running:
-                largest[one.pid] = max(largest.get(one.pid, 0), private(one))
-            time.sleep(0.02)
-        if process.wait():
-            told.seek(0)
-            raise SystemExit(told.read().decode())
-    return sorted(largest.values(), reverse=True)[:count]
+    def work() -> None:
+        tuner = FineTuner(load_encoder(place / "model"), "flyp", config, workers=0, progress=False)
+        tuner.fit(place / "images", output_dir=place / out)
+
+    peak = peak_allocated(work)
+    (place / f"{out}-{os.environ.get('RANK', '0')}.peak").write_text(str(peak))
 
 
 def main() -> None:
@@ -84,7 +67,11 @@ def main() -> None:
     parser.add_argument("--model", default="ViT-B-32")
     parser.add_argument("--processes", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--train", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.train:
+        train(Path(options.train[0]), options.train[1])
+        return
     from rada.core.storage import write_json
     from rada.evaluation import environment
     from rada.evaluation.provenance import command_line
@@ -92,24 +79,24 @@ def main() -> None:
     result: dict[str, Any] = {"model": options.model, "environment": environment()}
     result["command"] = command_line()
     with tempfile.TemporaryDirectory() as place:
-        model, images, parameters = made(Path(place), options.model)
-        result["parameters"], result["rows"] = parameters, []
-        print(f"{options.model}: {parameters / 1e6:.0f} million parameters")
-        for count, sharded in [(1, False), *((count, True) for count in options.processes)]:
+        result["parameters"], result["rows"] = made(Path(place), options.model), []
+        print(f"{options.model}: {result['parameters'] * 4 / 2**20:,.0f} MiB of weights")
+        for count in (1, *options.processes):
             launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
-            words = ["finetune", str(images), "--model", str(model), "--method", "flyp"]
-            words += ["--set", "epochs=1", "--set", f"batch_size={BATCH}"]
-            words += ["--out", f"{place}/out-{count}-{sharded}"]
-            variables = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"} if sharded else {}
-            command = [sys.executable, *(launcher if count > 1 else []), "-m", "rada", *words]
-            found = measured(command, variables, count)
-            result["rows"].append({"processes": count, "sharded": sharded, "bytes": found})
-            print(
-                f"{count} process{'es, in shards' if sharded else ''}: "
-                + ", ".join(f"{size / 2**20:,.0f}" for size in found)
-                + " MiB",
-                flush=True,
+            sharded = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+            subprocess.run(
+                [sys.executable, *(launcher if count > 1 else [])]
+                + [__file__, "--train", place, f"out-{count}"],
+                env=os.environ | (sharded if count > 1 else {}),
+                check=True,
+                capture_output=True,
             )
+            files = sorted(Path(place).glob(f"out-{count}-*.peak"))
+            peaks = [int(file.read_text()) for file in files]
+            assert len(peaks) == count
+            result["rows"].append({"processes": count, "bytes": peaks})
+            each = ", ".join(f"{peak / 2**20:,.0f}" for peak in peaks)
+            print(f"{count} {'processes' if count > 1 else 'process'}: {each} MiB", flush=True)
     if options.out:
         write_json(options.out, result)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -9,11 +11,14 @@ import torch
 from data.images import draw_folder
 from encoders.tiny_models import MAKERS
 from rada import Classifier
-from rada.core.errors import CheckpointError, ConfigError
+from rada.core.errors import CheckpointError, ConfigError, FeatureError
+from rada.data import open_dataset
 from rada.encoders import load_encoder
+from rada.features import extract_features
 from rada.methods import get_method
 
 QUIET = {"progress": False, "cache": False, "workers": 0}
+CACHELESS = {"cache": False, "workers": 0}
 SHORT = {"epochs": 1, "batch_size": 4}
 
 
@@ -89,7 +94,7 @@ def test_another_precision_is_taken_by_the_next_fit(place):
 
 
 FROZEN = ["zero_shot", "rada", "rada_probe", "coop", "prolip"]
-TUNED = ["ft", "flyp", "clip_lora"]
+TUNED = ["rada_ft", "flyp", "clip_lora"]
 TEMPLATES = ["red image of the {}", "blue {} ."]
 
 
@@ -98,7 +103,6 @@ TEMPLATES = ["red image of the {}", "blue {} ."]
 def test_what_is_saved_is_what_predicts(place, tmp_path, method, what):
     classifier = fitted(place, method)
     before = classifier.predict_proba(images(place))
-    new = () if method == "ft" else ("car",)  # FT knows its training classes alone
     classifier.templates = TEMPLATES
     if method in TUNED:  # both encoders learned with the templates
         for ask in (classifier.predict, lambda _: classifier.save_pretrained(tmp_path / "m")):
@@ -106,7 +110,7 @@ def test_what_is_saved_is_what_predicts(place, tmp_path, method, what):
                 ask(images(place))
         classifier.templates = None
     if what == "both" or method in TUNED:
-        classifier.classes = ["dog", *new, "cat"]
+        classifier.classes = ["dog", "car", "cat"]
     wanted = classifier.predict_proba(images(place))
     moved = before.shape != wanted.shape or not np.array_equal(before, wanted)
     assert moved or (method == "coop" and what == "templates")  # its context is the template
@@ -114,10 +118,10 @@ def test_what_is_saved_is_what_predicts(place, tmp_path, method, what):
     again = Classifier.from_pretrained(tmp_path / "model", **QUIET)
     assert again.candidates() == classifier.candidates()
     assert np.array_equal(again.predict_proba(images(place)), wanted)
-    if new:  # others than the saved ones are made of the same templates
-        classifier.classes = again.classes = ["cat", "dog", "image", "car"]
-        wanted = classifier.predict_proba(images(place))
-        assert np.array_equal(again.predict_proba(images(place)), wanted)
+    # Others than the saved ones are made of the same templates.
+    classifier.classes = again.classes = ["cat", "dog", "image", "car"]
+    wanted = classifier.predict_proba(images(place))
+    assert np.array_equal(again.predict_proba(images(place)), wanted)
 
 
 def test_class_features_name_the_templates_that_they_are_made_of(place, tmp_path):
@@ -127,6 +131,32 @@ def test_class_features_name_the_templates_that_they_are_made_of(place, tmp_path
     again = Classifier.from_pretrained(tmp_path / "model", **QUIET)
     made = load_encoder(place / "one").encode_classes(["car", "dog"], TEMPLATES)
     assert torch.equal(again.class_set().text_features, made)
+    assert again.fitted_.record.details["template_choice"]["templates"] == TEMPLATES
     again.templates = ["a photo of a {}."]
     made = load_encoder(place / "one").encode_classes(["car", "dog"])
     assert torch.allclose(again.class_set().text_features, made, atol=1e-6)
+
+
+def test_templates_are_not_saved_without_an_encoder_to_use_them(place, tmp_path):
+    found = extract_features(
+        load_encoder(place / "one"), open_dataset(place / "data").splits["all"], **CACHELESS
+    )
+    text = load_encoder(place / "one").encode_classes(found.classes)
+    found = dataclasses.replace(
+        found, text_features=text, templates=("a photo of a {}.",), scale=20.0
+    )
+    classifier = Classifier(None, "prior_probe", progress=False).fit(found)
+    classifier.templates = TEMPLATES
+    with pytest.raises(FeatureError, match="red image of"):
+        classifier.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(("method", "changes"), [("ft", {}), ("flyp", {"train": "image"})])
+def test_templates_count_where_the_text_encoder_did_not_learn(place, method, changes):
+    config = get_method(method).config(**SHORT, **changes)
+    classifier = Classifier(str(place / "one"), method, config=config, **QUIET)
+    classifier.fit(place / "data", seed=1)
+    before = classifier.evaluate(place / "data")["zero_shot"]["ece"]
+    classifier.templates = TEMPLATES
+    assert classifier.evaluate(place / "data")["zero_shot"]["ece"] != before

@@ -20,7 +20,7 @@ from rada.data.prompts import ClassNamesSource
 from rada.encoders.slot import EncoderSlot
 from rada.evaluating import accuracy, evaluate, share_right
 from rada.evaluation import Evaluation
-from rada.fitting import FitPlan, fit_model
+from rada.fitting import FitPlan, fit_model, given_templates
 from rada.inputs import Data
 from rada.methods import Run
 from rada.pretrained import Fitted, load_model, resolve_directory, save_model
@@ -208,6 +208,7 @@ class Classifier(ClassifierAnswers):
         Raises:
             ConfigError: If nothing is fitted yet.
             EncoderError: If the tuned encoder's family cannot be written.
+            FeatureError: If other templates were set than those of the fit, and there is no encoder.
             OutputError: If the folder holds what rada did not write, or another process writes to it.
             StorageError: If the place cannot be written.
         """
@@ -221,9 +222,11 @@ class Classifier(ClassifierAnswers):
             return fitted
         details, features = dict(fitted.record.details), None
         if templates != fitted.templates:
-            details["template_choice"] = {"how": "given", "templates": list(templates)}
+            details["template_choice"] = given_templates(templates)
         if not fitted.model.method.train_encoder:
-            with contextlib.suppress(FeatureError):  # names without an encoder to embed them
+            # New names are saved without an encoder to embed them; new templates would leave nothing to use.
+            same = templates == fitted.templates
+            with contextlib.suppress(FeatureError) if same else contextlib.nullcontext():
                 known = self.class_set()
                 features, templates = known.text_features, known.templates
         return dataclasses.replace(

@@ -231,16 +231,18 @@ class ClassifierBase(Estimator, NamesImages):
         """Reads data into features of the encoder in use.
 
         Raises:
-            ConfigError: If other templates are wanted than those that both encoders were tuned with.
+            ConfigError: If other templates are wanted than those that the text encoder learned with.
         """
         fresh, fitted = self.fresh_inputs, self._fitted
         if fitted is None:
             return fresh.for_use()
-        method, learned = fitted.model.method, fitted.model.facts.templates
-        if method.cost == "image encoder" and fresh.templates not in (None, learned):
+        learned = fitted.model.facts.templates
+        if fitted.model.embeds_classes and fresh.templates not in (None, learned):
+            more = f" and {len(learned) - 1} more" if len(learned) > 1 else ""
             raise ConfigError(
-                f"the templates {list(fresh.templates)} cannot be used: {method.name!r} has tuned the "
-                f"encoder with {list(learned)}; leave the templates out, or fit again with others"
+                f"the templates {list(fresh.templates)} cannot be used: the text encoder of "
+                f"{fitted.model.method.name!r} has learned with {learned[0]!r}{more}; leave the templates "
+                "out, or fit again with others"
             )
         changes: dict[str, Any] = {"choose": False}
         if fresh.templates is None and _keeps_templates(fitted):

@@ -240,6 +240,10 @@ def is_missing(value: Any) -> bool:
         >>> is_missing(float("nan")), is_missing(-1), is_missing("nan")
         (True, False, False)
     """
+    kind = type(value)
+    arrays = hasattr(kind, "__array__") or hasattr(kind, "__array_interface__")
+    if arrays and not issubclass(kind, np.generic):  # comparing a picture would decode it
+        return False
     try:
         return bool(value != value)
     except TypeError:  # whether NA differs from itself is not known

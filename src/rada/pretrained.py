@@ -233,7 +233,7 @@ def write_model(folder: Path, fitted: Fitted) -> None:
         strength=model.strength.to_dict(),
         encoder=None if fitted.encoder is None else fitted.encoder.to_dict(),
         training=(
-            dataclasses.replace(fitted.record, details=fitted.record.details | model.record)
+            dataclasses.replace(fitted.record, details=model.record | fitted.record.details)
         ).to_dict(),
         weights_hash=_hash(state),
         tuned=None if tuned is None else tuned.fingerprint,

@@ -17,6 +17,7 @@ from rada.encoders import load_encoder, packing
 from rada.encoders.packing import packed_weights
 
 HALF, CPU = torch.bfloat16, torch.device("cpu")
+PACKS = pytest.mark.skipif(not packing._is_possible(), reason="a processor without bfloat16")
 
 
 def in_block(run, *inputs):
@@ -40,6 +41,7 @@ def test_products_are_the_same_to_the_bit(rows, width, out, bias):
     assert torch.equal(in_block(layer, inputs), plain)  # now from what is kept
 
 
+@PACKS
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("first", [False, True])
 def test_attention_is_that_of_float64(masked, first):
@@ -111,6 +113,7 @@ def test_a_weight_that_changes_is_laid_out_again():
     assert in_block(layer, rows).count_nonzero() == 0
 
 
+@PACKS
 def test_what_is_kept_is_freed_with_the_weight():
     layer, rows = nn.Linear(8, 4).to(HALF), torch.randn(2, 8).to(HALF)
     count = len(packing._kept)
@@ -133,6 +136,19 @@ def test_other_precisions_and_devices_are_left_alone(dtype, device):
     assert len(packing._kept) == count
 
 
+def test_processors_that_do_not_multiply_in_bfloat16_are_left_alone(monkeypatch):
+    monkeypatch.setattr(packing, "_is_possible", lambda: False)
+    layer, rows = nn.Linear(8, 4).to(HALF), torch.randn(2, 8).to(HALF)
+    count = len(packing._kept)
+    assert torch.equal(in_block(layer, rows), layer(rows).detach())
+    assert len(packing._kept) == count
+
+
+def test_the_processor_is_asked():
+    packing._is_possible.cache_clear()
+    assert packing._is_possible() == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def test_gradients_and_mixed_types_pass():
     layer, rows = nn.Linear(8, 4).to(HALF), torch.randn(2, 8).to(HALF)
     with packed_weights(HALF, CPU):
@@ -146,6 +162,7 @@ def test_gradients_and_mixed_types_pass():
         in_block(exact, rows)
 
 
+@PACKS
 @pytest.mark.parametrize("family", sorted(MAKERS))
 def test_encoders_in_bfloat16_keep_their_features(saved, family):
     exact, half = load_encoder(saved(family)), load_encoder(saved(family), dtype="bfloat16")

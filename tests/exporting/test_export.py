@@ -326,9 +326,25 @@ def test_an_encoder_of_ones_own_is_written(tmp_path: Path) -> None:
     own = CustomEncoder(net, lambda t: torch.eye(3)[: len(t)], 20.0, 3, image_module=net)
     clf = Classifier(own, "zero_shot", ("red", "dog"), **OPTIONS)
     for form in ("onnx", "torch"):
-        assert (
-            export_model(clf, tmp_path / form, ExportSettings(format=form))["max_difference"] < 1e-5
-        )
+        facts = export_model(clf, tmp_path / form, ExportSettings(format=form))
+        assert facts["max_difference"] < 1e-5
+    with pytest.raises(EncoderError, match="in the float32 of their module, not in float16"):
+        export_model(clf, tmp_path / "half", ExportSettings(dtype="float16"))
+
+
+def test_a_graph_that_cannot_be_run_is_told(
+    fitted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rada.exporting import export as module
+
+    def broken(program: Any, names: Any, folder: Path, facts: Any) -> str:
+        (folder / "model.onnx").write_bytes(b"no graph")
+        return "model.onnx"
+
+    monkeypatch.setitem(module.FORMATS, "onnx", (broken, module.FORMATS["onnx"][1]))
+    with pytest.raises(EncoderError, match="cannot be run"):
+        export_model(fitted("linear_probe"), tmp_path / "out", ExportSettings(source="features"))
+    assert not (tmp_path / "out").exists()
 
 
 # -- what is written -------------------------------------------------------------------------------

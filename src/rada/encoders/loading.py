@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -58,10 +58,14 @@ def encoder_extra(name: str) -> str | None:
     Example:
         >>> encoder_extra("embedded"), encoder_extra("hf:kakaobrain/align-base"), encoder_extra("/my/clip")
         ('embedded', 'models', None)
+        >>> encoder_extra("open_clip:ViT-B-32/openai"), encoder_extra("open_clip:ViT-B-32/mine.pt")
+        ('models', None)
     """
     try:
-        if parse_spec(name).directory is not None:
-            return None
+        spec = parse_spec(name)
+        weights = spec.target.partition("/")[2] if spec.scheme == "open_clip" else ""
+        if spec.directory is not None or "/" in weights or PurePath(weights).suffix:
+            return None  # a folder, or a file of weights: MODEL/PATH
         family = describe_model(name).family
     except EncoderError:  # a folder that is gone, or a pair of functions
         return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,9 +29,9 @@ _kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 def packed_weights(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
     """Run a block in which linear layers in bfloat16 on a CPU use weights that are laid out once.
 
-    Does nothing for another precision or device, where gradients are on, or without oneDNN. The copies
-    take as much memory as the weights and are freed with them. A weight that changes is laid out again,
-    as `weights_version` sees it.
+    Does nothing for another precision or device, where gradients are on, or where oneDNN does not
+    multiply in bfloat16. The copies take as much memory as the weights and are freed with them. A weight
+    that changes is laid out again, as `weights_version` sees it.
 
     Args:
         dtype: Precision of the weights.
@@ -43,14 +44,19 @@ def packed_weights(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
         >>> torch.equal(found, layer(rows))
         True
     """
-    suits = (
-        dtype == torch.bfloat16 and device.type == "cpu" and torch.backends.mkldnn.is_available()
-    )
+    suits = dtype == torch.bfloat16 and device.type == "cpu" and _is_possible()
     if not suits or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         yield
         return
     with _Packing():
         yield
+
+
+@cache
+def _is_possible() -> bool:
+    """Whether oneDNN is there and multiplies in bfloat16 on this processor."""
+    known = torch.backends.mkldnn.is_available()
+    return known and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class _Packing(TorchFunctionMode):

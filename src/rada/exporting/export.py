@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from rada._version import __version__
 from rada.core.config import Config
-from rada.core.errors import ConfigError, EncoderError
+from rada.core.errors import ConfigError, EncoderError, RadaError, one_line
 from rada.core.extras import check_extra
 from rada.core.output import claim
 from rada.core.storage import write_json
@@ -96,12 +97,12 @@ def export_model(
         check_extra("onnx", "an export to ONNX")
     part = _Part.of(classifier, settings)
     with claim(directory, "export") as folder, folder.saving() as stage:
-        write, run = FORMATS[settings.format]
+        write, load = FORMATS[settings.format]
         facts = part.facts()
         inputs = part.examples(2, seed=0)
         program = trace(part.graph(), inputs)
         name = write(program, tuple(inputs), stage, facts)
-        facts |= {"file": name, "max_difference": _check(part, run(stage / name))}
+        facts |= {"file": name, "max_difference": _check(part, load, stage / name)}
         write_json(stage / "export.json", facts)
     return facts
 
@@ -159,6 +160,12 @@ class _Part:
         if self.encoder is None or self.preprocessing is None:
             return scores
         encoder, wanted = self.encoder, getattr(torch, self.settings.dtype)
+        if encoder.dtype is not wanted and encoder.family == "custom":
+            kinds = [str(one).removeprefix("torch.") for one in (encoder.dtype, wanted)]
+            raise EncoderError(
+                f"functions of your own compute in the {kinds[0]} of their module, not in {kinds[1]}: give "
+                f"CustomEncoder a module in {kinds[1]}, or export the model from features"
+            )
         if encoder.dtype is not wanted:
             encoder = copy.copy(encoder)
             encoder.model = copy.deepcopy(encoder.model)
@@ -225,20 +232,32 @@ def _pictures(count: int, size: tuple[int, ...], generator: torch.Generator) -> 
     return (found * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def _check(part: _Part, run: Any) -> float:
+def _check(part: _Part, load: Callable[[Path], Any], path: Path) -> float:
     """Return the largest difference of a probability between a file and rada.
 
     Raises:
-        EncoderError: If it is more than rounding explains.
+        EncoderError: If it is more than rounding explains, or the file cannot be run.
     """
+
+    def run(inputs: dict[str, Tensor]) -> Tensor:
+        try:
+            found: Tensor = load(path)(tuple(inputs.values()))[0]
+        except RadaError:
+            raise
+        except Exception as error:  # of onnxruntime and of torch, without a common base
+            raise EncoderError(
+                f"the graph was written and cannot be run: {one_line(error, 300)}; please report this "
+                "encoder and method"
+            ) from error
+        return found
+
     largest = 0.0
     rounds = part.settings.dtype == "float16"
     rounds |= part.encoder is not None and part.encoder.dtype in (torch.float16, torch.bfloat16)
     tolerance = _ROUNDED if rounds else _EXACT
     for count in _CHECKED:
         inputs = part.examples(count, seed=count)
-        found = run(tuple(inputs.values()))[0]
-        difference = float((found - part.expected(inputs)).abs().max())
+        difference = float((run(inputs) - part.expected(inputs)).abs().max())
         if not difference <= tolerance:  # nor NaN
             advice = (
                 "its encoder needs more than half precision: export it, or fit it, in float32"

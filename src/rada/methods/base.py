@@ -231,6 +231,11 @@ class AdaptedModel(nn.Module):
         text = classes.text_features.to(wanted)
         return images.to(wanted), dataclasses.replace(classes, text_features=text)
 
+    @property
+    def embeds_classes(self) -> bool:
+        """Whether its text encoder learned, which embeds names under the templates that it learned with."""
+        return False
+
     def embedded(self, names: tuple[str, ...], templates: tuple[str, ...]) -> Tensor | None:
         """Return class features `(K, D)` that it makes and keeps for its own logits; None if it does not."""
         return None

@@ -204,7 +204,8 @@ def _asked(
     _check_count(len(images), settings)
     flags = {"true": True, "1": True, "false": False, "0": False}
     top_k, skip = _last(fields["top_k"], "1"), _last(fields["skip_bad"], "false").lower()
-    if not (top_k.isascii() and top_k.isdecimal() and 1 <= int(top_k[:20]) <= MOST_TOP_K):
+    plain = len(top_k) <= 20 and top_k.isascii() and top_k.isdecimal()
+    if not (plain and 1 <= int(top_k) <= MOST_TOP_K):
         cause = f"it is not an integer from 1 to {MOST_TOP_K}"
         raise RequestError(422, "top_k", top_k, cause, "send top_k=5")
     if skip not in flags:

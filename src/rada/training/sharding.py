@@ -141,13 +141,13 @@ class ShardedLearner:
                 grad.mul_(limit / (norm + 1e-6))
         return norm
 
+    @torch.no_grad()
     def give(self) -> None:
-        """Give the weights to the whole model; every process must call it."""
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-        options = StateDictOptions(full_state_dict=True)
-        state: dict[str, Any] = get_model_state_dict(self.module, options=options)
-        self.whole.load_tuned({name: state[name] for name in self.whole.changing})
+        """Give the weights to the whole model, one after another; every process must call it."""
+        state = self.module.state_dict()
+        for name in sorted(self.whole.changing):  # all processes in the same order
+            value = state[name]
+            self.whole.load_tuned({name: value.full_tensor() if _is_sharded(value) else value})
 
 
 def _layers(encoder: DualEncoder) -> list[nn.Module]:

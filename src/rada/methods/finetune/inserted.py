@@ -253,17 +253,18 @@ class PromptedModel(InsertedModel):
         vectors = self.inserts.text_vectors()
         return deep_prompted_text(self.encoder, names, self.config.context, vectors)
 
-    def embedded(self, names: tuple[str, ...], templates: tuple[str, ...]) -> Tensor | None:
-        """Return None: the learned prompts take the place of the templates."""
-        return None
+    @property
+    def embeds_classes(self) -> bool:
+        """False: the learned prompts take the place of the templates."""
+        return False
 
-    @torch.no_grad()
     def _encoded(self, classes: ClassSet) -> ClassSet:
-        """Return the class set with the features of the learned prompts; encoded once for many calls."""
-        key = (self.encoder.version, classes.names)
-        if self._tuned_text is None or self._tuned_text[0] != key:
-            self._tuned_text = (key, self.prompted(classes.names))
-        return dataclasses.replace(classes, text_features=self._tuned_text[1])
+        """Return the class set with the features of the learned prompts."""
+        return dataclasses.replace(classes, text_features=self._texts(classes.names))
+
+    def _embed(self, names: tuple[str, ...]) -> Tensor:
+        """Embed names by the learned prompts."""
+        return self.prompted(names)
 
 
 @dataclass(frozen=True)

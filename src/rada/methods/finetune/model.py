@@ -225,10 +225,15 @@ class TunedModel(AdaptedModel):
         rows = [row for row in classes.rows_among(self.facts.classes) if row is not None]
         return torch.tensor(rows, device=self.text.device)
 
+    @property
+    def embeds_classes(self) -> bool:
+        """Whether the text encoder learned, and no class weights did."""
+        return self.class_weights is None and "text" in self.config.parts
+
     def embedded(self, names: tuple[str, ...], templates: tuple[str, ...]) -> Tensor | None:
         """Return the tuned text encoder's features `(K, D)` under the model's own templates."""
-        asks = self.class_weights is None and "text" in self.config.parts
-        return self._texts(names) if asks and templates == self.facts.templates else None
+        known = self.embeds_classes and templates == self.facts.templates
+        return self._texts(names) if known else None
 
     def _encoded(self, classes: ClassSet) -> ClassSet:
         """Return the class set with the tuned text encoder's features."""
@@ -240,10 +245,14 @@ class TunedModel(AdaptedModel):
     @torch.no_grad()
     def _texts(self, names: tuple[str, ...]) -> Tensor:
         """Return the features of names, encoded once for many calls."""
-        key = (self.encoder.version, names)
-        if self._tuned_text is None or self._tuned_text[0] != key:
-            self._tuned_text = (key, self.encoder.encode_classes(names, self.facts.templates))
-        return self._tuned_text[1]
+        key, known = (self.encoder.version, names), self._tuned_text
+        if known is None or known[0] != key:
+            known = self._tuned_text = (key, self._embed(names))
+        return known[1]
+
+    def _embed(self, names: tuple[str, ...]) -> Tensor:
+        """Embed names."""
+        return self.encoder.encode_classes(names, self.facts.templates)
 
     def score(self, images: Tensor, classes: ClassSet) -> Tensor:
         """Return logits of features of the tuned encoder, on their device."""
