@@ -85,8 +85,14 @@ def main() -> None:
             launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
             sharded = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
             subprocess.run(
-                [sys.executable, *(launcher if count > 1 else [])]
-                + [__file__, "--train", place, f"out-{count}"],
+                [
+                    sys.executable,
+                    *(launcher if count > 1 else []),
+                    __file__,
+                    "--train",
+                    place,
+                    f"out-{count}",
+                ],
                 env=os.environ | (sharded if count > 1 else {}),
                 check=True,
                 capture_output=True,

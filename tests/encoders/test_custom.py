@@ -11,6 +11,7 @@ from torch import nn
 from rada import Classifier
 from rada.core.errors import EncoderError
 from rada.encoders import CustomEncoder, load_encoder
+from rada.features import FeatureCache
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -114,7 +115,8 @@ def test_functions_that_know_their_own_input_alone(tmp_path):
         return CustomEncoder(image_fn, of_words, scale=10.0, dim=3, **options)
 
     encoder = opened()
-    options = {"templates": "{}", "workers": 0, "progress": False}
+    cache = FeatureCache(tmp_path / "cache")
+    options = {"templates": "{}", "workers": 0, "progress": False, "cache": cache}
     with pytest.warns(UserWarning, match=r"text_fn .* \(KeyError: .*fingerprint='"):
         fingerprint = encoder.fingerprint
     assert encoder.fingerprint == fingerprint
@@ -124,6 +126,7 @@ def test_functions_that_know_their_own_input_alone(tmp_path):
     learned = Classifier(encoder, "linear_probe", **options)
     learned.fit((images * 4, list(COLOURS) * 4)).save_pretrained(tmp_path / "own")
     assert learned.predict(images).tolist() == list(COLOURS)
+    assert not encoder.lasting and not cache.list()  # no later process would find it
     with pytest.warns(UserWarning):  # another pair may have other words
         assert opened().fingerprint != fingerprint
     assert opened(fingerprint="1").fingerprint == opened(fingerprint="1").fingerprint

@@ -17,6 +17,7 @@ from rada.core.output import claim, training_folder
 from rada.core.records import BenchRecord, CellRecord, FailureRecord, check_record
 from rada.core.storage import read_json, write_json
 from rada.methods import get_method
+from rada.test_time import get_test_time_method
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -267,6 +268,8 @@ class Folder:
                 )
             try:
                 get_method(found["cell"]["method"])
+                if found["cell"].get("test_time"):
+                    get_test_time_method(found["cell"]["test_time"])
             except ConfigError as error:
                 raise CheckpointError(
                     f"{str(path)!r} cannot be shown: {error}; import what registers the method, or take the "

@@ -47,7 +47,10 @@ def kept_classes(
     if not keep:
         return made()
     # A digest of each list: a name that moved from one into the other gives another file.
-    key = digest(encoder.fingerprint, digest(*classes), digest(*templates))
+    fingerprint = encoder.fingerprint
+    if not encoder.lasting:
+        return made()
+    key = digest(fingerprint, digest(*classes), digest(*templates))
     return kept_texts(f"classes-{key}", (len(classes), encoder.dim), made)
 
 

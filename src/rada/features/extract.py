@@ -109,6 +109,9 @@ def iter_features(
     """
     views, batch_size = check_count(views, "views"), check_count(batch_size, "batch_size")
     seed = check_seed(seed)
+    kept = FeatureCache() if cache is None else (cache or None)
+    if kept is not None and encoder.fingerprint and not encoder.lasting:
+        kept = None  # no later process would find it
     total, reader = _reader(images, limit=2 * batch_size if workers is None else 0)
     work = BatchWork(
         encoder,
@@ -116,7 +119,7 @@ def iter_features(
         views=view_transform
         or ViewTransform(encoder.train_transform, encoder.transform_key("train_transform")),
         seed=seed,
-        cache=FeatureCache() if cache is None else (cache or None),
+        cache=kept,
         keep=views > 1,
         exact_decoding=exact_decoding,
     )
