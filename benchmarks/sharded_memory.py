@@ -1,4 +1,4 @@
-"""What each process of full fine-tuning holds at its peak: one process, and shards (FSDP2) of two and four.
+"""What each process of full fine-tuning holds at its peak: one process, and shards (FSDP2) of two.
 
     OMP_NUM_THREADS=1 python benchmarks/sharded_memory.py [--model ViT-B-32] [--out results/sharded_memory.json]
 
@@ -65,7 +65,7 @@ def train(place: Path, out: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="ViT-B-32")
-    parser.add_argument("--processes", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--processes", type=int, nargs="+", default=[2])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--train", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
