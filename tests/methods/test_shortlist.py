@@ -102,7 +102,7 @@ def test_test_time_training_names_the_shortlist() -> None:
     data, model = data_of(), fitted("rada")
     method = get_test_time_method("rada")
     with pytest.raises(ConfigError, match="shortlist"):
-        method.in_detail(model, data.image_features[:2], data.class_set(), method.config())
+        method.predictor(model, data.class_set(), method.config())
 
 
 def test_hard_classes_are_those_of_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
