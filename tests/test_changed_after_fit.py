@@ -18,7 +18,6 @@ from rada.features import extract_features
 from rada.methods import get_method
 
 QUIET = {"progress": False, "cache": False, "workers": 0}
-CACHELESS = {"cache": False, "workers": 0}
 SHORT = {"epochs": 1, "batch_size": 4}
 
 
@@ -139,7 +138,7 @@ def test_class_features_name_the_templates_that_they_are_made_of(place, tmp_path
 
 def test_templates_are_not_saved_without_an_encoder_to_use_them(place, tmp_path):
     found = extract_features(
-        load_encoder(place / "one"), open_dataset(place / "data").splits["all"], **CACHELESS
+        load_encoder(place / "one"), open_dataset(place / "data").splits["all"], **QUIET
     )
     text = load_encoder(place / "one").encode_classes(found.classes)
     found = dataclasses.replace(

@@ -84,20 +84,7 @@ class ClassifierBase(Estimator, NamesImages):
         )
 
     def _repr_html_(self) -> str:
-        method = self.resolved()[0]
-        known = self._fitted is not None or self.classes is not None
-        said = {
-            "encoder": getattr(self.encoder, "name", self.encoder),
-            "method": f"{method.title} ({method.name})",
-            "classes": _some_of(self.candidates()) if known else "not known yet",
-        }
-        if self._fitted is None:
-            said["state"] = "zero-shot: nothing is learned yet"
-        else:
-            record = self._fitted.record
-            said["state"] = f"learned from {record.images:,} images, seed {record.seed}"
-            said["strength"] = f"{self.strength_for(self.candidates()):g}"
-        rows = [(notebook.text(name), notebook.text(value)) for name, value in said.items()]
+        rows = [tuple(map(notebook.text, entry)) for entry in _summary(self).items()]
         return notebook.fragment(type(self).__name__, notebook.table(("", ""), rows))
 
     # -- what it is made of ----------------------------------------------------------------------
@@ -236,14 +223,7 @@ class ClassifierBase(Estimator, NamesImages):
         fresh, fitted = self.fresh_inputs, self._fitted
         if fitted is None:
             return fresh.for_use()
-        learned = fitted.model.facts.templates
-        if fitted.model.embeds_classes and fresh.templates not in (None, learned):
-            more = f" and {len(learned) - 1} more" if len(learned) > 1 else ""
-            raise ConfigError(
-                f"the templates {list(fresh.templates)} cannot be used: the text encoder of "
-                f"{fitted.model.method.name!r} has learned with {learned[0]!r}{more}; leave the templates "
-                "out, or fit again with others"
-            )
+        _refuse_templates(fitted.model, fresh.templates)
         changes: dict[str, Any] = {"choose": False}
         if fresh.templates is None and _keeps_templates(fitted):
             changes["templates"] = fitted.templates or None
@@ -257,8 +237,8 @@ class ClassifierBase(Estimator, NamesImages):
             changes["embedded"] = fitted.model.embedded
         else:
             changes["slot"] = self.checked_slot
-        if tuned is None and fitted.class_features is not None:
-            changes["known"] = ClassSet(fitted.classes, fitted.class_features, fitted.templates)
+            if (text := fitted.class_features) is not None:
+                changes["known"] = ClassSet(fitted.classes, text, fitted.templates)
         return dataclasses.replace(fresh, **changes)
 
     @property
@@ -382,6 +362,23 @@ class ClassifierBase(Estimator, NamesImages):
         return method.build(Facts(dim, scale, classes), method.config(), {}, asked)
 
 
+def _summary(classifier: ClassifierBase) -> dict[str, Any]:
+    """Return what a notebook shows of a classifier."""
+    method, fitted = classifier.resolved()[0], classifier._fitted
+    known = fitted is not None or classifier.classes is not None
+    said = {
+        "encoder": getattr(classifier.encoder, "name", classifier.encoder),
+        "method": f"{method.title} ({method.name})",
+        "classes": _some_of(classifier.candidates()) if known else "not known yet",
+    }
+    if fitted is None:
+        return said | {"state": "zero-shot: nothing is learned yet"}
+    return said | {
+        "state": f"learned from {fitted.record.images:,} images, seed {fitted.record.seed}",
+        "strength": f"{classifier.strength_for(classifier.candidates()):g}",
+    }
+
+
 def _some_of(names: Sequence[str]) -> str:
     """Return the first names, and how many more there are."""
     more = len(names) - _MOST_NAMES
@@ -409,6 +406,18 @@ def _are_rows(images: Any) -> bool:
 def _named(templates: str | Sequence[str] | None) -> tuple[str, ...] | None:
     known = templates is not None and not asks_for_choice(templates)
     return load_templates(templates) if known else None
+
+
+def _refuse_templates(model: AdaptedModel, templates: tuple[str, ...] | None) -> None:
+    """Refuse other templates than those that the text encoder of a model learned with."""
+    learned = model.facts.templates
+    if not model.embeds_classes or templates in (None, learned):
+        return
+    more = f" and {len(learned) - 1} more" if len(learned) > 1 else ""
+    raise ConfigError(
+        f"the templates {list(templates or ())} cannot be used: the text encoder of {model.method.name!r} "
+        f"has learned with {learned[0]!r}{more}; leave the templates out, or fit again with others"
+    )
 
 
 def _keeps_templates(fitted: Fitted) -> bool:

@@ -41,7 +41,7 @@ from rada.data.sources import FileSource, ImageSource, IndexedSource
 from rada.data.splits import SPLITS, split_name
 from rada.features import Features, FeatureStore
 
-__all__ = ["ACCEPTED", "ACCEPTED_IMAGES", "convert_data", "images_to_predict", "is_missing"]
+__all__ = ["ACCEPTED", "ACCEPTED_IMAGES", "convert_data", "first_missing", "images_to_predict"]
 
 ACCEPTED = (
     "a folder, table or name of a data set (`rada datasets`), a features file, Features, an ImageSplit "
@@ -226,20 +226,26 @@ def _labels(
 
 def _refuse_missing(labels: Sequence[Any], where: str) -> None:
     """Refuse labels that are missing; None says that there is none."""
-    for index, value in enumerate(labels):
-        if is_missing(value):
-            raise DataError(
-                f"the label of {where.format(index)} is missing ({value!r}): fill it or leave the row out"
-            )
+    index = first_missing(labels)
+    if index is not None:
+        raise DataError(
+            f"the label of {where.format(index)} is missing ({labels[index]!r}): fill it or leave the row out"
+        )
 
 
-def is_missing(value: Any) -> bool:
-    """Whether a value is what pandas and NumPy write for one that is missing: NaN, NaT, NA.
+def first_missing(values: Sequence[Any], *, or_none: bool = False) -> int | None:
+    """Return the place of the first value that is missing, or is None if that is asked; None for none.
 
     Example:
-        >>> is_missing(float("nan")), is_missing(-1), is_missing("nan")
-        (True, False, False)
+        >>> first_missing(["nan", -1, None, float("nan")]), first_missing(["cat", None], or_none=True)
+        (3, 1)
     """
+    found = (i for i, one in enumerate(values) if _is_missing(one) or (or_none and one is None))
+    return next(found, None)
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a value is what pandas and NumPy write for one that is missing: NaN, NaT, NA."""
     kind = type(value)
     arrays = hasattr(kind, "__array__") or hasattr(kind, "__array_interface__")
     if arrays and not issubclass(kind, np.generic):  # comparing a picture would decode it
@@ -453,12 +459,12 @@ def _images_of_frame(data: Any) -> list[Any]:
     columns = list(data.columns)
     image = one_column(named_columns(columns, IMAGE_COLUMNS), columns, "image")
     values = data[image].tolist()
-    for row, value in enumerate(values):
-        if value is None or is_missing(value):
-            raise DataError(
-                f"the {image} of row {row} of the DataFrame is missing ({value!r}): fill it or leave the row "
-                "out"
-            )
+    row = first_missing(values, or_none=True)
+    if row is not None:
+        raise DataError(
+            f"the {image} of row {row} of the DataFrame is missing ({values[row]!r}): fill it or leave the "
+            "row out"
+        )
     return [_portable(value) for value in values]
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from rada.convert import is_missing
+from rada.convert import first_missing
 from rada.core.config import Config
 from rada.core.errors import CheckpointError, FeatureError
 from rada.core.hashing import fingerprint_tensors
@@ -298,12 +298,14 @@ def labelled_arrays(features: Any, labels: Any) -> tuple[Features, np.ndarray]:
 def _check_given(labels: Any) -> None:
     """Check that no label is missing: of objects scikit-learn sees it too late, or not at all."""
     values = labels.tolist() if hasattr(labels, "tolist") else labels
-    for row, value in enumerate(values if isinstance(values, list | tuple) else ()):
-        if value is None or is_missing(value):
-            raise FeatureError(
-                f"Input y contains NaN: the label of row {row} is missing ({value!r}); fill it or leave "
-                "the row out"
-            )
+    if not isinstance(values, list | tuple):
+        return
+    row = first_missing(values, or_none=True)
+    if row is not None:
+        raise FeatureError(
+            f"Input y contains NaN: the label of row {row} is missing ({values[row]!r}); fill it or leave "
+            "the row out"
+        )
 
 
 def unit_rows(rows: Any) -> torch.Tensor:

@@ -82,7 +82,6 @@ def predict(
     from rada.core.errors import DataError
     from rada.core.output import check_file
     from rada.core.storage import atomic_path
-    from rada.features import Features, FeatureStore
 
     check_test_time(test_time)
     first, places = split_arguments(model_folder, paths or [], model)
@@ -103,14 +102,11 @@ def predict(
     )
     adapter = test_time_adapter(test_time, classifier, strength, names.template)
     if adapter is not None:
-        adapter.method.check_config(
-            adapter.config_used()
-        )  # too few views: say so before the first line
+        # Too few views: say so before the first line.
+        adapter.method.check_config(adapter.config_used())
     if features is None:
         classifier.inputs.slot.get()  # and whatever is wrong with the encoder
-    asked = (
-        images if out is None or isinstance(images, Features | FeatureStore) else _kept(images, out)
-    )
+    asked = _kept(images, out) if out is not None and isinstance(images, Places) else images
     if explain:
         answers = _explained(_explainer(adapter, classifier), asked, top_k, reading.skip_bad)
     else:

@@ -8,7 +8,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-__all__ = ["digest", "module_digest", "weights_version"]
+__all__ = ["digest", "module_digest", "tensor_version", "weights_version"]
 
 
 def digest(*parts: str) -> str:
@@ -54,5 +54,9 @@ def weights_version(module: nn.Module) -> tuple[tuple[int, int], ...]:
     Reading it is far cheaper than hashing. Writing through `.data` in place is the one way round it,
     as it is for autograd.
     """
-    tensors = chain(module.parameters(), module.buffers())
-    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
+    return tuple(map(tensor_version, chain(module.parameters(), module.buffers())))
+
+
+def tensor_version(tensor: Tensor) -> tuple[int, int]:
+    """Return the same of one tensor."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version

@@ -44,13 +44,10 @@ def kept_classes(
     def made() -> Tensor:
         return encoder.encode_classes(classes, templates, progress=progress)
 
-    if not keep:
+    if not keep or not encoder.lasting:
         return made()
     # A digest of each list: a name that moved from one into the other gives another file.
-    fingerprint = encoder.fingerprint
-    if not encoder.lasting:
-        return made()
-    key = digest(fingerprint, digest(*classes), digest(*templates))
+    key = digest(encoder.fingerprint, digest(*classes), digest(*templates))
     return kept_texts(f"classes-{key}", (len(classes), encoder.dim), made)
 
 

@@ -19,6 +19,8 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from rada.encoders.fingerprint import tensor_version
+
 __all__ = ["packed_weights"]
 
 _kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -138,8 +140,7 @@ def _attention(
 
 
 def _packed(weight: Tensor) -> Tensor:
-    version = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
-    known = _kept.get(weight)
+    version, known = tensor_version(weight), _kept.get(weight)
     if known is None or known[0] != version:
         known = version, torch.ops.mkldnn._reorder_linear_weight(weight.detach())
         _kept[weight] = known

@@ -84,11 +84,7 @@ class EncoderProtocol(ABC):
         capabilities: What it can do beyond the protocol; the keys of `CAPABILITIES`.
         default_scale: Scale where the model learns none.
         inserts: What a method put into the encoder without changing its weights; None for nothing.
-        lasting: Whether another process knows it by its fingerprint; if not, nothing is cached. It is known
-            as soon as the fingerprint is.
     """
-
-    lasting: bool = True
 
     inserts: nn.Module | None = None  # of the class `rada.encoders.inserts.Inserts`
     family: ClassVar[str] = ""
@@ -291,6 +287,11 @@ class EncoderProtocol(ABC):
         self._dim = value
 
     # The model ----------------------------------------------------------------------------
+
+    @property
+    def lasting(self) -> bool:
+        """Whether another process knows it by its fingerprint; if not, nothing of it is cached."""
+        return True
 
     @property
     def device(self) -> torch.device:

@@ -238,26 +238,23 @@ def _check(part: _Part, load: Callable[[Path], Any], path: Path) -> float:
     Raises:
         EncoderError: If it is more than rounding explains, or the file cannot be run.
     """
-
-    def run(inputs: dict[str, Tensor]) -> Tensor:
-        try:
-            found: Tensor = load(path)(tuple(inputs.values()))[0]
-        except RadaError:
-            raise
-        except Exception as error:  # of onnxruntime and of torch, without a common base
-            raise EncoderError(
-                f"the graph was written and cannot be run: {one_line(error, 300)}; please report this "
-                "encoder and method"
-            ) from error
-        return found
-
+    examples = [part.examples(count, seed=count) for count in _CHECKED]
+    try:
+        run = load(path)
+        answers = [run(tuple(inputs.values()))[0] for inputs in examples]
+    except RadaError:
+        raise
+    except Exception as error:  # of onnxruntime and of torch, without a common base
+        raise EncoderError(
+            f"the graph was written and cannot be run: {one_line(error, 300)}; please report this "
+            "encoder and method"
+        ) from error
     largest = 0.0
     rounds = part.settings.dtype == "float16"
     rounds |= part.encoder is not None and part.encoder.dtype in (torch.float16, torch.bfloat16)
     tolerance = _ROUNDED if rounds else _EXACT
-    for count in _CHECKED:
-        inputs = part.examples(count, seed=count)
-        difference = float((run(inputs) - part.expected(inputs)).abs().max())
+    for inputs, found in zip(examples, answers, strict=True):
+        difference = float((found - part.expected(inputs)).abs().max())
         if not difference <= tolerance:  # nor NaN
             advice = (
                 "its encoder needs more than half precision: export it, or fit it, in float32"

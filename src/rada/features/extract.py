@@ -110,7 +110,7 @@ def iter_features(
     views, batch_size = check_count(views, "views"), check_count(batch_size, "batch_size")
     seed = check_seed(seed)
     kept = FeatureCache() if cache is None else (cache or None)
-    if kept is not None and encoder.fingerprint and not encoder.lasting:
+    if kept is not None and not encoder.lasting:
         kept = None  # no later process would find it
     total, reader = _reader(images, limit=2 * batch_size if workers is None else 0)
     work = BatchWork(

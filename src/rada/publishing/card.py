@@ -129,10 +129,8 @@ def _summary(fitted: Fitted) -> str:
 
 def needs_own_encoder(fitted: Fitted) -> bool:
     """Whether a model needs an encoder that only the machine has where it was made."""
-    if (
-        fitted.encoder is None or fitted.model.method.saves_encoder
-    ):  # none, or one of the model's files
-        return False
+    if fitted.encoder is None or fitted.model.method.saves_encoder:
+        return False  # there is none, or it is one of the model's files
     return encoder_extra(fitted.encoder.name) is None
 
 

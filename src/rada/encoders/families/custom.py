@@ -103,7 +103,7 @@ class CustomEncoder(EncoderFamily):
         self._image_fn, self._text_fn, self._tokenize = image_fn, text_fn, tokenize
         self._image_module = image_module or nn.Module()
         self._text_module = text_module or nn.Module()
-        self._own_fingerprint = fingerprint
+        self._own_fingerprint, self._lasting = fingerprint, True
         usual = TrainTransform((224, 224), _HALF, _HALF)
         super().__init__(
             nn.ModuleDict({"image": self._image_module, "text": self._text_module}),
@@ -175,6 +175,11 @@ class CustomEncoder(EncoderFamily):
             parts.append(describe_function(function) if known else self._probed(name, probe))
         return digest(*parts)
 
+    @property
+    def lasting(self) -> bool:
+        """Whether the functions could be probed, or have a fingerprint of the user's."""
+        return bool(self.fingerprint) and self._lasting  # which probes them
+
     def _probe_images(self) -> Tensor:
         """Return the features of two images that are always the same."""
         pixels = stack_pixels([self.preprocess(image) for image in _probe_images()])
@@ -199,7 +204,7 @@ class CustomEncoder(EncoderFamily):
                 "fingerprint='...', which changes whenever the functions do",
                 stacklevel=2,
             )
-            self.lasting = False
+            self._lasting = False
             return uuid4().hex
 
     @contextmanager
